@@ -1,0 +1,138 @@
+// This file is the node's configuration: what the command line gives to New.
+
+package node
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"time"
+
+	"github.com/rootless-ovl/rootless-ovl/lease"
+)
+
+// Defaults of a Config.
+const (
+	// DefaultEtcdPrefix is flannel's.
+	DefaultEtcdPrefix = "/coreos.com/network"
+	// DefaultListenEtcd is where the embedded store listens when nothing else is said: this host only.
+	DefaultListenEtcd = "127.0.0.1:2379"
+	// DefaultLeaseTTL is the life of a host's lease while it is not renewed: flannel's 24 hours, so that a reboot or a
+	// long outage of the store gives the same subnet back.
+	DefaultLeaseTTL = 24 * time.Hour
+	// DefaultEphemeralTTL is the life of an ephemeral node's lease: long enough to ride out a slow store, short enough
+	// that the subnet of a runner that was cut off is free again within the minute.
+	DefaultEphemeralTTL = 30 * time.Second
+)
+
+// DefaultNetwork is created when the store has no network config and the user names none. It is in the space for
+// carrier-grade NAT (RFC 6598), which home and office networks do not use, so it overlaps with few hosts.
+var DefaultNetwork = netip.MustParsePrefix("100.96.0.0/12")
+
+// Values of Config.Port that are not port numbers.
+const (
+	PortFromConfig = -1 // the port of the network config (flannel's way; 8285 if the config is silent)
+	PortAny        = 0  // any free port, published in our lease
+)
+
+// Config is everything that a node is told. The zero value of a field is its default unless said otherwise.
+type Config struct {
+	// StateDir outlives the daemon and the machine's uptime: node id, previous subnet, attachments, last known leases,
+	// the embedded store's data. It is created with mode 0700. One daemon per StateDir. Required.
+	StateDir string
+	// RuntimeDir holds api.sock and subnet.env. It is created with mode 0700. Required.
+	RuntimeDir string
+
+	// Etcd is the store to join. Empty Endpoints: this node runs an embedded etcd in StateDir/etcd.
+	Etcd lease.ClientConfig
+	// EtcdPrefix is the directory of the overlay's keys; default DefaultEtcdPrefix.
+	EtcdPrefix string
+	// ListenEtcd is the "host:port" that the embedded etcd serves clients on; default DefaultListenEtcd. Port 0 takes
+	// any free port. Unused with Endpoints.
+	ListenEtcd string
+
+	// Network is what the network config is created with when the store has none. If NetworkSet is false it is
+	// DefaultNetwork.
+	Network netip.Prefix
+	// NetworkSet: the user asked for Network by name, so a store whose config names another one is an error and not
+	// something to go along with.
+	NetworkSet bool
+	// AllowOverlap starts the node even though the overlay network overlaps a route or a resolver of this host, which
+	// its containers then cannot reach.
+	AllowOverlap bool
+
+	// Iface are interfaces (names or addresses) to try in order, IfaceRegex patterns tried after them,
+	// IfaceCanReach a host whose route chooses the interface. All empty: that of the default route.
+	Iface         []string
+	IfaceRegex    []string
+	IfaceCanReach string
+	// PublicIP is the address that peers send to. Zero: the address of the external interface. Without Iface,
+	// IfaceRegex and IfaceCanReach it also chooses the interface, so it must then be an address of this host.
+	PublicIP netip.Addr
+
+	// Port is the underlay's UDP port: PortFromConfig, PortAny, or a number 1..65535 that is published in our lease.
+	Port int
+	// Ephemeral: a short lease, revoked when Run ends. For CI jobs.
+	Ephemeral bool
+	// LeaseTTL is the life of our lease while it is not renewed; default DefaultLeaseTTL, or DefaultEphemeralTTL for an
+	// ephemeral node.
+	LeaseTTL time.Duration
+	// SubnetFile is where subnet.env is written; default RuntimeDir/subnet.env.
+	SubnetFile string
+
+	// HostLoopback and LinkLocal open the host's loopback and the link-local range (169.254.0.0/16, cloud metadata) to
+	// containers.
+	HostLoopback bool
+	LinkLocal    bool
+
+	// Log receives one line per event; default slog.Default().
+	Log *slog.Logger
+	// Version is what Status reports.
+	Version string
+}
+
+// Socket is the path of the API socket.
+func (c Config) Socket() string { return filepath.Join(c.RuntimeDir, "api.sock") }
+
+// checked returns c with defaults filled in, or says which field cannot be.
+func (c Config) checked() (Config, error) {
+	if c.StateDir == "" || c.RuntimeDir == "" {
+		return c, fmt.Errorf("node: a state directory and a runtime directory are needed")
+	}
+	if c.EtcdPrefix == "" {
+		c.EtcdPrefix = DefaultEtcdPrefix
+	}
+	if c.ListenEtcd == "" {
+		c.ListenEtcd = DefaultListenEtcd
+	}
+	if !c.NetworkSet {
+		c.Network = DefaultNetwork
+	}
+	if !c.Network.IsValid() || !c.Network.Addr().Is4() {
+		return c, fmt.Errorf("network %v: an IPv4 network such as 10.5.0.0/16 is needed", c.Network)
+	}
+	c.Network = c.Network.Masked()
+	if c.PublicIP.IsValid() && !c.PublicIP.Is4() {
+		return c, fmt.Errorf("public IP %v: an IPv4 address is needed", c.PublicIP)
+	}
+	if c.Port < PortFromConfig || c.Port > 65535 {
+		return c, fmt.Errorf("port %d: 1 to 65535, 0 for any free one, or -1 for that of the network config", c.Port)
+	}
+	if c.LeaseTTL < 0 || c.LeaseTTL > 0 && c.LeaseTTL < 5*time.Second {
+		return c, fmt.Errorf("lease TTL %v: at least 5s", c.LeaseTTL)
+	}
+	if c.LeaseTTL == 0 {
+		c.LeaseTTL = DefaultLeaseTTL
+		if c.Ephemeral {
+			c.LeaseTTL = DefaultEphemeralTTL
+		}
+	}
+	if c.SubnetFile == "" {
+		c.SubnetFile = filepath.Join(c.RuntimeDir, "subnet.env")
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	return c, nil
+}
