@@ -1,0 +1,174 @@
+// The client's side, for the command line and the engine clients.
+
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"syscall"
+)
+
+// MaxAnswer is the most bytes a Client reads of an answer; some ten thousand peers need 4 MB.
+const MaxAnswer = 32 << 20
+
+// Client speaks to the daemon on one socket. It is safe for many goroutines.
+type Client struct {
+	socket string
+	http   *http.Client
+}
+
+// NewClient makes a Client for the socket at that path (see SocketPath). It connects with the first request.
+func NewClient(socket string) *Client {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket)
+	}
+	return &Client{
+		socket: socket,
+		http:   &http.Client{Transport: &http.Transport{DialContext: dial, DisableCompression: true}},
+	}
+}
+
+// Close gives up idle connections. The Client may still be used.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// Status asks how the node is.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	var s Status
+	return s, c.do(ctx, http.MethodGet, PathStatus, nil, &s)
+}
+
+// Attach puts a namespace on the overlay.
+func (c *Client) Attach(ctx context.Context, r AttachRequest) (Attachment, error) {
+	var a Attachment
+	if err := r.Validate(); err != nil {
+		return a, err
+	}
+	body, err := json.Marshal(r)
+	if err != nil {
+		return a, fmt.Errorf("attach request: %w", err)
+	}
+	return a, c.do(ctx, http.MethodPost, PathAttachments, body, &a)
+}
+
+// Detach takes the attachment with that name, or pid in decimal, off the overlay.
+func (c *Client) Detach(ctx context.Context, nameOrPID string) error {
+	if err := checkRef(nameOrPID); err != nil {
+		return err
+	}
+	return c.do(ctx, http.MethodDelete, PathAttachments+"/"+url.PathEscape(nameOrPID), nil, nil)
+}
+
+// Attachments lists what is attached.
+func (c *Client) Attachments(ctx context.Context) ([]Attachment, error) {
+	var list []Attachment
+	return list, c.do(ctx, http.MethodGet, PathAttachments, nil, &list)
+}
+
+// Peers lists the other nodes.
+func (c *Client) Peers(ctx context.Context) ([]Peer, error) {
+	var list []Peer
+	return list, c.do(ctx, http.MethodGet, PathPeers, nil, &list)
+}
+
+// Config reads the network config from the store, through the daemon.
+func (c *Client) Config(ctx context.Context) (json.RawMessage, error) {
+	var raw json.RawMessage
+	return raw, c.do(ctx, http.MethodGet, PathConfig, nil, &raw)
+}
+
+// SetConfig writes the network config to the store, through the daemon, which validates it.
+func (c *Client) SetConfig(ctx context.Context, raw json.RawMessage) error {
+	return c.do(ctx, http.MethodPut, PathConfig, raw, nil)
+}
+
+// do sends one request and decodes the answer into v (nil: the answer has no body). An *Error of the daemon comes back as one.
+func (c *Client) do(ctx context.Context, method, path string, body []byte, v any) error {
+	if err := c.checkSocket(); err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://rootless-ovl"+path, bytes.NewReader(body))
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", method, path, err)
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return c.transportError(ctx, err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, MaxAnswer+1))
+	if err != nil {
+		return c.transportError(ctx, err)
+	}
+	if len(b) > MaxAnswer {
+		return Errorf(CodeInternal, "the daemon's answer to %s %s is larger than %d bytes", method, path, MaxAnswer)
+	}
+	if resp.StatusCode >= http.StatusMultipleChoices {
+		e := &Error{}
+		if json.Unmarshal(b, e) != nil || e.Message == "" {
+			return Errorf(CodeInternal, "%s answered %s %s with %s: is it a rootless-ovl daemon of this version?",
+				c.socket, method, path, resp.Status)
+		}
+		return e
+	}
+	if v == nil {
+		return nil
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return Errorf(CodeInternal, "%s answered %s %s with something else than expected (%v): is it a rootless-ovl daemon of this version?",
+			c.socket, method, path, err)
+	}
+	return nil
+}
+
+// checkSocket finds, before connecting, what a connection would only fail on without saying why.
+func (c *Client) checkSocket() error {
+	fi, err := os.Lstat(c.socket)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return c.notRunning()
+	case errors.Is(err, os.ErrPermission):
+		return Errorf(CodeDenied, "no access to %s: the daemon is another user's, run this as that user", c.socket)
+	case err != nil:
+		return Errorf(CodeInternal, "the daemon's socket: %w", err)
+	case fi.Mode().Type() != os.ModeSocket:
+		return Errorf(CodeInvalid, "%s is not a socket: look at --runtime-dir", c.socket)
+	}
+	if owner := ownerOf(fi); owner != os.Geteuid() {
+		return Errorf(CodeDenied, "the daemon at %s belongs to uid %d and answers that user only: run this as that user", c.socket, owner)
+	}
+	return nil
+}
+
+func (c *Client) notRunning() error {
+	return &Error{
+		Message: fmt.Sprintf("the daemon is not running (nobody listens on %s): start it with `rootless-ovl up`, or point --runtime-dir at its directory", c.socket),
+		Code:    CodeUnavailable,
+		cause:   ErrNotRunning,
+	}
+}
+
+func (c *Client) transportError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("waiting for the daemon at %s: %w", c.socket, context.Cause(ctx))
+	}
+	var ue *url.Error
+	if errors.As(err, &ue) {
+		err = ue.Err // without the made-up URL
+	}
+	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrNotExist) {
+		return c.notRunning()
+	}
+	return Errorf(CodeUnavailable, "the daemon at %s went away before it answered (%w): look at its log", c.socket, err)
+}

@@ -1,0 +1,192 @@
+// The daemon's socket: made where only its user can reach it, by one daemon at a time.
+
+package api
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// ErrAnotherDaemon tells that a live daemon has the runtime directory.
+var ErrAnotherDaemon = errors.New("another daemon is running")
+
+const (
+	lockName = "api.lock"
+	// maxSocketPath is sizeof(sun_path) without its final zero byte (unix(7)).
+	maxSocketPath = 107
+)
+
+// Listener accepts connections of its own user only (SO_PEERCRED); others are closed unanswered. While it is open its runtime
+// directory is locked.
+type Listener struct {
+	*net.UnixListener
+	path string
+	uid  int
+	once sync.Once
+	lock *os.File
+}
+
+// Listen makes the runtime directory (0700) where it is absent, refuses one that others own or may enter, and listens on
+// SocketPath(runtimeDir) with mode 0600. A socket left by a dead daemon is replaced; a live one is ErrAnotherDaemon. Whether it is
+// alive is decided by a lock on a file beside the socket, which dies with its process, so two starting daemons cannot both win.
+func Listen(runtimeDir string) (*Listener, error) {
+	dir, err := filepath.Abs(runtimeDir)
+	if err != nil {
+		return nil, fmt.Errorf("runtime directory %s: %w", runtimeDir, err)
+	}
+	path := SocketPath(dir)
+	if len(path) > maxSocketPath {
+		return nil, Errorf(CodeInvalid, "the socket's path %s has %d bytes, the kernel allows %d: choose a shorter --runtime-dir", path, len(path), maxSocketPath)
+	}
+	if err := ownDir(dir); err != nil {
+		return nil, err
+	}
+	lock, err := takeLock(filepath.Join(dir, lockName), path)
+	if err != nil {
+		return nil, err
+	}
+	ln, err := listenAt(path)
+	if err != nil {
+		_ = lock.Close() // the error that matters is err
+		return nil, err
+	}
+	return &Listener{UnixListener: ln, path: path, uid: os.Geteuid(), lock: lock}, nil
+}
+
+// Path is where the socket is.
+func (l *Listener) Path() string { return l.path }
+
+// Accept waits for the next connection of our own user.
+func (l *Listener) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.AcceptUnix()
+		if err != nil {
+			return nil, err
+		}
+		uid, err := peerUID(conn)
+		if err == nil && uid == l.uid {
+			return conn, nil
+		}
+		_ = conn.Close() // not our user, or gone already: nothing is owed to it
+	}
+}
+
+// Close stops listening, removes the socket and lets the next daemon have the directory. Calling it again does nothing.
+func (l *Listener) Close() error {
+	var err error
+	l.once.Do(func() {
+		err = l.UnixListener.Close()           // removes the socket, while we still hold the lock
+		err = errors.Join(err, l.lock.Close()) // the file stays: removing it would let two daemons lock two files
+	})
+	return err
+}
+
+// ownDir makes dir, or checks that it is ours alone.
+func ownDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return Errorf(CodeInvalid, "runtime directory %s cannot be made: %w: choose another with --runtime-dir", dir, err)
+	}
+	fi, err := os.Lstat(dir)
+	if err != nil {
+		return fmt.Errorf("runtime directory: %w", err)
+	}
+	if !fi.IsDir() {
+		return Errorf(CodeInvalid, "runtime directory %s is not a directory but %s: choose another with --runtime-dir", dir, kindOf(fi.Mode()))
+	}
+	if owner := ownerOf(fi); owner != os.Geteuid() {
+		return Errorf(CodeDenied, "runtime directory %s belongs to uid %d, not to you (uid %d): choose your own with --runtime-dir", dir, owner, os.Geteuid())
+	}
+	if fi.Mode().Perm()&0o077 != 0 {
+		return Errorf(CodeDenied, "runtime directory %s is open to other users (mode %04o): run `chmod 700 %s`", dir, fi.Mode().Perm(), dir)
+	}
+	return nil
+}
+
+func kindOf(m fs.FileMode) string {
+	if m.Type() == fs.ModeSymlink {
+		return "a symbolic link"
+	}
+	return "a file"
+}
+
+// takeLock locks the file for the life of this process or until it is closed.
+func takeLock(name, socket string) (*os.File, error) {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock of the runtime directory: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = f.Close() // the error that matters is err
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, anotherDaemon(socket)
+		}
+		return nil, fmt.Errorf("lock %s: %w", name, err)
+	}
+	return f, nil
+}
+
+// listenAt listens on path, with the lock held: what lies there is stale unless somebody removed a living daemon's lock.
+func listenAt(path string) (*net.UnixListener, error) {
+	fi, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, fmt.Errorf("API socket: %w", err)
+	case fi.Mode().Type() != fs.ModeSocket:
+		return nil, Errorf(CodeInUse, "%s is in the way and is not a socket: move it, or choose another --runtime-dir", path)
+	default:
+		if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+			_ = conn.Close() // it was only to see whether somebody answers
+			return nil, anotherDaemon(path)
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("stale API socket: %w", err)
+		}
+	}
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("API socket: %w", err)
+	}
+	// Between the two calls the directory's mode is what keeps others out.
+	if err := os.Chmod(path, 0o600); err != nil {
+		_ = ln.Close() // the error that matters is err
+		return nil, fmt.Errorf("API socket: %w", err)
+	}
+	return ln, nil
+}
+
+func anotherDaemon(socket string) error {
+	return Errorf(CodeInUse, "%w on %s: stop it first, or give this one its own --runtime-dir and --state-dir", ErrAnotherDaemon, socket)
+}
+
+// peerUID is the uid of the process at the other end, in our user namespace.
+func peerUID(conn *net.UnixConn) (int, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *syscall.Ucred
+	var credErr error
+	err = raw.Control(func(fd uintptr) {
+		cred, credErr = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
+	})
+	if err = errors.Join(err, credErr); err != nil {
+		return 0, err
+	}
+	return int(cred.Uid), nil
+}
+
+// ownerOf is the uid that owns a file, -1 where the file system does not tell.
+func ownerOf(fi fs.FileInfo) int {
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+		return int(st.Uid)
+	}
+	return -1
+}

@@ -1,0 +1,220 @@
+// The daemon's side: a Backend behind HTTP, with every request decoded strictly.
+
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// MaxBody is the most bytes a request's body may have. The largest is a network config of some hundred bytes.
+const MaxBody = 64 << 10
+
+// maxRef bounds what may stand after PathAttachments/.
+const maxRef = 128
+
+// Backend is what the API stands in front of. Its methods are called from many goroutines at once. Their errors are sent with
+// the code of the Error or sentinel they wrap, otherwise as CodeInternal; the text should name the thing and the remedy.
+type Backend interface {
+	Status(ctx context.Context) (Status, error)
+	// Attach gets a request that has passed Validate. When ctx ends before it is done it leaves nothing behind.
+	Attach(ctx context.Context, r AttachRequest) (Attachment, error)
+	// Detach takes a name, or a pid in decimal.
+	Detach(ctx context.Context, nameOrPID string) error
+	Attachments(ctx context.Context) ([]Attachment, error)
+	Peers(ctx context.Context) ([]Peer, error)
+	// Config gives the network config as it stands in the store: JSON.
+	Config(ctx context.Context) (json.RawMessage, error)
+	// SetConfig gets well-formed JSON and is responsible for all further validation.
+	SetConfig(ctx context.Context, raw json.RawMessage) error
+}
+
+// Handler serves the API from b. It trusts whoever reaches it: put it behind Listen.
+func Handler(b Backend) http.Handler {
+	mux := http.NewServeMux()
+	methods(mux, PathStatus, map[string]action{
+		http.MethodGet: func(r *http.Request) (any, error) { return b.Status(r.Context()) },
+	})
+	methods(mux, PathAttachments, map[string]action{
+		http.MethodGet: func(r *http.Request) (any, error) {
+			list, err := b.Attachments(r.Context())
+			return orEmpty(list), err
+		},
+		http.MethodPost: func(r *http.Request) (any, error) {
+			req, err := decodeAttach(r.Body)
+			if err != nil {
+				return nil, err
+			}
+			return b.Attach(r.Context(), req)
+		},
+	})
+	methods(mux, PathAttachments+"/{ref}", map[string]action{
+		http.MethodDelete: func(r *http.Request) (any, error) {
+			ref := r.PathValue("ref")
+			if err := checkRef(ref); err != nil {
+				return nil, err
+			}
+			return nil, b.Detach(r.Context(), ref)
+		},
+	})
+	methods(mux, PathPeers, map[string]action{
+		http.MethodGet: func(r *http.Request) (any, error) {
+			list, err := b.Peers(r.Context())
+			return orEmpty(list), err
+		},
+	})
+	methods(mux, PathConfig, map[string]action{
+		http.MethodGet: func(r *http.Request) (any, error) { return b.Config(r.Context()) },
+		http.MethodPut: func(r *http.Request) (any, error) {
+			raw, err := decodeConfig(r.Body)
+			if err != nil {
+				return nil, err
+			}
+			return nil, b.SetConfig(r.Context(), raw)
+		},
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		writeError(w, Errorf(CodeNotFound, "the daemon has no %q: is the client newer than the daemon?", clip(r.URL.Path)))
+	})
+	return mux
+}
+
+// Serve answers on ln from h until ctx ends, then lets running requests finish for at most five seconds, closes ln and returns
+// nil. It returns an error only when ln fails before that.
+func Serve(ctx context.Context, ln net.Listener, h http.Handler, log *slog.Logger) error {
+	srv := &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(done)
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		if srv.Shutdown(last) != nil {
+			_ = srv.Close() // ends the requests that did not finish in time; nothing is left to report to
+		}
+	})
+	err := srv.Serve(ln)
+	if stop() {
+		return err // ctx has not ended: the listener failed
+	}
+	<-done
+	return nil
+}
+
+// action answers one request: a value to send as JSON (nil: no content), or an error.
+type action func(r *http.Request) (any, error)
+
+// methods routes path to one action per method and refuses other methods.
+func methods(mux *http.ServeMux, path string, by map[string]action) {
+	var allow []string
+	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
+		if by[m] != nil {
+			allow = append(allow, m)
+		}
+	}
+	mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+		act := by[r.Method]
+		if act == nil {
+			w.Header().Set("Allow", strings.Join(allow, ", "))
+			e := Errorf(CodeInvalid, "%s is not done to %s: use %s", clip(r.Method), path, strings.Join(allow, " or "))
+			writeJSON(w, http.StatusMethodNotAllowed, e)
+			return
+		}
+		v, err := act(r)
+		switch {
+		case err != nil:
+			writeError(w, err)
+		case v == nil:
+			w.WriteHeader(http.StatusNoContent)
+		default:
+			writeJSON(w, http.StatusOK, v)
+		}
+	})
+}
+
+func writeError(w http.ResponseWriter, err error) {
+	e := asError(err)
+	writeJSON(w, e.status(), e)
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		status = http.StatusInternalServerError
+		body, _ = json.Marshal(Errorf(CodeInternal, "the daemon's answer is not JSON: %v", err)) // two strings always marshal
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(append(body, '\n')) // a client that has gone cannot be told
+}
+
+func orEmpty[T any](list []T) []T {
+	if list == nil {
+		return []T{} // "[]" and not "null"
+	}
+	return list
+}
+
+func checkRef(ref string) error {
+	if ref == "" || len(ref) > maxRef || strings.ContainsRune(ref, 0) {
+		return Errorf(CodeInvalid, "%q is neither a name nor a pid of an attachment: see the list of attachments", clip(ref))
+	}
+	return nil
+}
+
+// readBody reads all of a body of at most MaxBody bytes.
+func readBody(body io.Reader) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(body, MaxBody+1))
+	if err != nil {
+		return nil, Errorf(CodeInvalid, "the request's body ends early: %v", err)
+	}
+	if len(b) > MaxBody {
+		return nil, Errorf(CodeInvalid, "the request's body is larger than %d bytes", MaxBody)
+	}
+	return b, nil
+}
+
+// decodeAttach reads an AttachRequest strictly and validates it.
+func decodeAttach(body io.Reader) (AttachRequest, error) {
+	var req AttachRequest
+	b, err := readBody(body)
+	if err != nil {
+		return req, err
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&req); err != nil {
+		return req, Errorf(CodeInvalid, "the request is not an attach request: %s", clip(err.Error()))
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return req, Errorf(CodeInvalid, "the request has something after its JSON object")
+	}
+	return req, req.Validate()
+}
+
+// decodeConfig reads a body that must be one JSON object; what it means is the Backend's to judge.
+func decodeConfig(body io.Reader) (json.RawMessage, error) {
+	b, err := readBody(body)
+	if err != nil {
+		return nil, err
+	}
+	b = bytes.TrimSpace(b)
+	if !json.Valid(b) || len(b) == 0 || b[0] != '{' {
+		return nil, Errorf(CodeInvalid, "the network config is not a JSON object: see `rootless-ovl config set --help`")
+	}
+	return b, nil
+}

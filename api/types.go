@@ -1,0 +1,210 @@
+// The types of the API and the rules a request must obey whatever the node.
+
+package api
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// The paths. A change that an existing client could not live with gets a new version.
+const (
+	PathStatus      = "/v1/status"
+	PathAttachments = "/v1/attachments" // GET: list; POST: attach; DELETE PathAttachments/{name or pid}: detach
+	PathPeers       = "/v1/peers"
+	PathConfig      = "/v1/config" // GET and PUT: the network config, as it stands in the store
+)
+
+// What Status.State may say.
+const (
+	StateStarting        = "starting"          // reading the state directory, choosing the public IP
+	StateWaitingForStore = "waiting-for-store" // no lease yet, and the store does not answer
+	StateReady           = "ready"             // lease held, forwarding
+	StateLeaseLost       = "lease-lost"        // forwarding on what was last known while a lease is acquired again
+	StateStopping        = "stopping"
+)
+
+// Status is one look at a node.
+type Status struct {
+	Version   string    `json:"version"`
+	State     string    `json:"state"`
+	Since     time.Time `json:"since"` // when the daemon started
+	PID       int       `json:"pid"`
+	NodeID    string    `json:"node_id"`
+	PublicIP  string    `json:"public_ip"`
+	Interface string    `json:"interface"` // the external interface
+	Port      int       `json:"port"`      // the underlay's UDP port
+	Subnet    string    `json:"subnet"`    // CIDR; empty until leased
+	Network   string    `json:"network"`   // CIDR; empty until the config is read
+	Gateway   string    `json:"gateway"`   // the subnet's gateway address
+	Backend   string    `json:"backend"`   // the encapsulation
+	MTU       int       `json:"mtu"`       // overlay MTU, bytes
+	Ephemeral bool      `json:"ephemeral"` // the lease is given back on stop
+	RunDir    string    `json:"runtime_dir"`
+	StateDir  string    `json:"state_dir"`
+	SubnetEnv string    `json:"subnet_file"`
+
+	Store StoreStatus `json:"store"`
+
+	Attachments int `json:"attachments"` // how many
+	Peers       int `json:"peers"`       // how many
+
+	// Counters are grouped ("tap", "underlay", "drops", "gateway"); within a group each has a snake_case name. They only
+	// grow while the daemon lives.
+	Counters map[string]map[string]uint64 `json:"counters"`
+}
+
+// StoreStatus tells how the node stands with etcd.
+type StoreStatus struct {
+	Endpoints []string  `json:"endpoints"`
+	Prefix    string    `json:"prefix"`
+	Embedded  bool      `json:"embedded"`
+	Connected bool      `json:"connected"`
+	Since     time.Time `json:"since"`           // since when Connected has its value
+	Error     string    `json:"error,omitempty"` // the last failure; empty while connected
+}
+
+// Attachment is one network namespace on the overlay.
+type Attachment struct {
+	Name         string            `json:"name"`
+	PID          int               `json:"pid,omitempty"`   // the process whose namespace it is; 0 when attached by path
+	Netns        string            `json:"netns,omitempty"` // the namespace's path; empty when attached by PID
+	IfName       string            `json:"ifname"`
+	Addr         string            `json:"addr"` // CIDR: the address with the subnet's length
+	MAC          string            `json:"mac"`
+	Gateway      string            `json:"gateway"`
+	MTU          int               `json:"mtu"`
+	DefaultRoute bool              `json:"default_route"`
+	Since        time.Time         `json:"since"`
+	Counters     map[string]uint64 `json:"counters,omitempty"`
+}
+
+// AttachRequest asks for an attachment. Exactly one of PID and Netns is given; what else is left out is chosen by the node.
+type AttachRequest struct {
+	PID            int    `json:"pid,omitempty"`
+	Netns          string `json:"netns,omitempty"`  // absolute path, as the daemon sees it
+	Name           string `json:"name,omitempty"`   // unique on the node; default: made from the PID or the path
+	Addr           string `json:"addr,omitempty"`   // IPv4 address without length; default: a free one of the subnet
+	IfName         string `json:"ifname,omitempty"` // default: eth0
+	MAC            string `json:"mac,omitempty"`    // default: made from the address
+	NoDefaultRoute bool   `json:"no_default_route,omitempty"`
+}
+
+// Peer is another node as the store describes it.
+type Peer struct {
+	Subnet   string            `json:"subnet"`
+	PublicIP string            `json:"public_ip"`
+	Port     int               `json:"port"` // where datagrams for it are sent
+	MTU      int               `json:"mtu"`  // overlay MTU towards it
+	NodeID   string            `json:"node_id,omitempty"`
+	Stock    bool              `json:"stock"` // a flannel node, not one of ours
+	Backend  string            `json:"backend"`
+	Problem  string            `json:"problem,omitempty"` // why no packet is sent to it; empty when all is well
+	Counters map[string]uint64 `json:"counters,omitempty"`
+}
+
+// Validate checks what can be checked without the node. Its errors have CodeInvalid.
+func (r AttachRequest) Validate() error {
+	switch {
+	case r.PID == 0 && r.Netns == "":
+		return Errorf(CodeInvalid, "neither a pid nor a netns path is given: name one of them")
+	case r.PID != 0 && r.Netns != "":
+		return Errorf(CodeInvalid, "both a pid (%d) and a netns path (%s) are given: name only one of them", r.PID, r.Netns)
+	case r.PID < 0:
+		return Errorf(CodeInvalid, "%d is not a pid: pids are above 0", r.PID)
+	case r.Netns != "" && !strings.HasPrefix(r.Netns, "/"):
+		return Errorf(CodeInvalid, "netns path %q is relative: the daemon has another working directory, give the absolute path", r.Netns)
+	case strings.ContainsRune(r.Netns, 0):
+		return Errorf(CodeInvalid, "netns path %q holds a zero byte", r.Netns)
+	}
+	if r.Name != "" {
+		if err := CheckName(r.Name); err != nil {
+			return err
+		}
+	}
+	if r.Addr != "" {
+		addr, err := netip.ParseAddr(r.Addr)
+		if err != nil || !addr.Is4() {
+			return Errorf(CodeInvalid, "%q is not an IPv4 address: write it without a length, as 10.210.7.20", r.Addr)
+		}
+	}
+	if r.IfName != "" {
+		if err := CheckIfName(r.IfName); err != nil {
+			return err
+		}
+	}
+	if r.MAC != "" {
+		if _, err := ParseMAC(r.MAC); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// maxName bounds a name of an attachment; it is a DNS label's 63 bytes.
+const maxName = 63
+
+// CheckName tells whether name can name an attachment: what container engines allow, 1 to 63 of a-z, A-Z, 0-9, '_', '.', '-',
+// beginning with a letter or digit. All digits is refused, because `detach 123` means a pid. Errors have CodeInvalid.
+func CheckName(name string) error {
+	if name == "" || len(name) > maxName {
+		return Errorf(CodeInvalid, "name %q has %d characters: use 1 to %d", clip(name), len(name), maxName)
+	}
+	digits := true
+	for i, c := range []byte(name) {
+		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
+		digit := c >= '0' && c <= '9'
+		mark := c == '_' || c == '.' || c == '-'
+		if !letter && !digit && (!mark || i == 0) {
+			return Errorf(CodeInvalid, "name %q: use letters, digits, '_', '.' and '-', beginning with a letter or digit", name)
+		}
+		digits = digits && digit
+	}
+	if digits {
+		return Errorf(CodeInvalid, "name %q is all digits and would be taken for a pid: add a letter", name)
+	}
+	return nil
+}
+
+// maxIfName is IFNAMSIZ without its final zero byte (linux/if.h).
+const maxIfName = 15
+
+// CheckIfName tells whether the kernel would take name for an interface (dev_valid_name in net/core/dev.c), and refuses "lo"
+// and '%', which the kernel would expand. Errors have CodeInvalid.
+func CheckIfName(name string) error {
+	bad := name == "" || len(name) > maxIfName || name == "." || name == ".." || name == "lo"
+	for _, c := range []byte(name) {
+		bad = bad || c <= ' ' || c >= 0x7f || c == '/' || c == ':' || c == '%'
+	}
+	if bad {
+		return Errorf(CodeInvalid, "%q cannot be an interface name: use 1 to %d printable characters without '/', ':' and '%%', and not lo",
+			clip(name), maxIfName)
+	}
+	return nil
+}
+
+// ParseMAC reads a 48-bit unicast MAC that is not all zero. Errors have CodeInvalid.
+func ParseMAC(s string) ([6]byte, error) {
+	var mac [6]byte
+	hw, err := net.ParseMAC(s)
+	if err != nil || len(hw) != len(mac) {
+		return mac, Errorf(CodeInvalid, "%q is not a MAC address: write six hex bytes, as 02:00:0a:d2:07:14", clip(s))
+	}
+	copy(mac[:], hw)
+	if mac[0]&1 != 0 || mac == [6]byte{} {
+		return mac, Errorf(CodeInvalid, "MAC address %s is not a unicast address: use one whose first byte is even, as 02:...", hw)
+	}
+	return mac, nil
+}
+
+// clip shortens what somebody sent so that it fits in an error line.
+func clip(s string) string {
+	const most = 80
+	if len(s) <= most {
+		return s
+	}
+	return fmt.Sprintf("%s... (%d bytes)", s[:most], len(s))
+}
