@@ -26,9 +26,9 @@ const (
 	DefaultEphemeralTTL = 30 * time.Second
 )
 
-// DefaultNetwork is created when the store has no network config and the user names none. It is in the space for
-// carrier-grade NAT (RFC 6598), which home and office networks do not use, so it overlaps with few hosts.
-var DefaultNetwork = netip.MustParsePrefix("100.96.0.0/12")
+// DefaultNetwork is created when the store has no network config and the user names none: 256 subnets of /24. It is a part
+// of 10.0.0.0/8 that neither docker, podman, Kubernetes nor home routers use by default, so it overlaps with few hosts.
+var DefaultNetwork = netip.MustParsePrefix("10.213.0.0/16")
 
 // Values of Config.Port that are not port numbers.
 const (

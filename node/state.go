@@ -1,0 +1,209 @@
+// This file is what the daemon keeps on disk: the directories and their locks, the node id, the attachments and the
+// last known leases. Every file is written whole to a temporary name, synced and renamed.
+
+package node
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrLocked: another daemon uses the directory.
+var ErrLocked = errors.New("directory is in use")
+
+// Names below the state directory.
+const (
+	lockFile        = "lock"
+	nodeIDFile      = "node-id"
+	attachmentsFile = "attachments.json"
+	lastFile        = "last-known.json"
+	etcdDir         = "etcd"
+)
+
+// openDir makes dir (mode 0700) if it is absent, checks that it is ours alone, and locks it until the returned file is
+// closed or the process ends. The error of a directory that is in use is ErrLocked and names the other daemon's pid.
+func openDir(kind, flag, dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("%s directory: %w; give another one with %s", kind, err, flag)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return nil, fmt.Errorf("%s directory %s: %w", kind, dir, err)
+	}
+	if int(st.Uid) != os.Geteuid() {
+		return nil, fmt.Errorf("%s directory %s belongs to uid %d, not to uid %d who runs this; give another one with %s",
+			kind, dir, st.Uid, os.Geteuid(), flag)
+	}
+	if st.Mode&0o077 != 0 {
+		return nil, fmt.Errorf("%s directory %s is open to other users (mode %04o); run: chmod 700 %s", kind, dir, st.Mode&0o7777, dir)
+	}
+	path := filepath.Join(dir, lockFile)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("%s directory: %w", kind, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		defer f.Close()
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		owner := "another rootless-ovl daemon"
+		if pid := strings.TrimSpace(readShort(f)); pid != "" {
+			owner += " (pid " + pid + ")"
+		}
+		return nil, fmt.Errorf("%s directory %s: %w by %s; stop it, or give this one its own with --state-dir and --runtime-dir",
+			kind, dir, ErrLocked, owner)
+	}
+	if err := errors.Join(f.Truncate(0), writeAt0(f, fmt.Sprintf("%d\n", os.Getpid()))); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("write %s: %w", path, err)
+	}
+	return f, nil
+}
+
+func readShort(f *os.File) string {
+	b := make([]byte, 32)
+	n, _ := f.ReadAt(b, 0)
+	return string(b[:n])
+}
+
+func writeAt0(f *os.File, s string) error {
+	_, err := f.WriteAt([]byte(s), 0)
+	return err
+}
+
+// writeFile replaces path with data, mode 0600: after a crash there is the old content or the new, never a part.
+func writeFile(path string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name()) // the error of the write is the one to tell
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+// nodeID reads the node's id from dir, or makes one: 128 random bits in hexadecimal.
+func nodeID(dir string) (string, error) {
+	path := filepath.Join(dir, nodeIDFile)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		var raw [16]byte
+		rand.Read(raw[:])
+		id := hex.EncodeToString(raw[:])
+		return id, writeFile(path, []byte(id+"\n"))
+	}
+	if err != nil {
+		return "", fmt.Errorf("node id: %w", err)
+	}
+	id := strings.TrimSpace(string(b))
+	if raw, err := hex.DecodeString(id); err != nil || len(raw) != 16 {
+		return "", fmt.Errorf("node id: %s does not hold 32 hexadecimal digits; restore it, or remove it to become a new node (the old lease then stays until it expires)", path)
+	}
+	return id, nil
+}
+
+// readState decodes a state file into v. found is false if there is none. A file that cannot be decoded is moved aside,
+// never overwritten, and the error names where to.
+func readState(path string, v any) (found bool, err error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read state: %w", err)
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		aside := path + ".broken"
+		for i := 1; ; i++ {
+			if _, serr := os.Lstat(aside); errors.Is(serr, fs.ErrNotExist) {
+				break
+			}
+			aside = fmt.Sprintf("%s.broken.%d", path, i)
+		}
+		if rerr := os.Rename(path, aside); rerr != nil {
+			return false, fmt.Errorf("%s is not readable (%w) and cannot be moved aside: %w", path, err, rerr)
+		}
+		return false, &brokenStateError{path: path, aside: aside, err: err}
+	}
+	return true, nil
+}
+
+// brokenStateError tells of a state file that was moved aside; the daemon goes on without it.
+type brokenStateError struct {
+	path, aside string
+	err         error
+}
+
+func (e *brokenStateError) Error() string {
+	return fmt.Sprintf("%s is broken (%v); it was kept as %s", e.path, e.err, e.aside)
+}
+
+func (e *brokenStateError) Unwrap() error { return e.err }
+
+func writeState(path string, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return writeFile(path, append(b, '\n'))
+}
+
+// savedAttachments is attachments.json.
+type savedAttachments struct {
+	V           int               `json:"v"`
+	LastAddr    netip.Addr        `json:"lastAddr"` // where giving out addresses goes on
+	Attachments []savedAttachment `json:"attachments"`
+}
+
+// savedAttachment is one attachment as it is kept on disk: what is needed to find its TAP again.
+type savedAttachment struct {
+	Name      string       `json:"name"`
+	PID       int          `json:"pid,omitempty"`
+	StartTime uint64       `json:"startTime,omitempty"` // of PID, in clock ticks since boot: tells a reused pid apart
+	Netns     string       `json:"netns,omitempty"`     // path; set for --netns attachments
+	Inode     uint64       `json:"inode"`               // of the network namespace
+	IfName    string       `json:"ifName"`
+	Addr      netip.Prefix `json:"addr"` // address with the subnet's length
+	MAC       string       `json:"mac"`
+	Since     time.Time    `json:"since"`
+}
+
+// savedLast is last-known.json: enough to forward on while the store is away at the next start, and our previous subnet.
+type savedLast struct {
+	V       int             `json:"v"`
+	SavedAt time.Time       `json:"savedAt"` // when our lease was last known to be held
+	Subnet  netip.Prefix    `json:"subnet"`
+	Port    int             `json:"port"` // UDP port the underlay was bound to
+	Config  json.RawMessage `json:"config,omitempty"`
+	Leases  []savedLease    `json:"leases,omitempty"`
+}
+
+// savedLease is one lease of the overlay; Attrs is the value in the store.
+type savedLease struct {
+	Subnet netip.Prefix    `json:"subnet"`
+	Attrs  json.RawMessage `json:"attrs"`
+}
