@@ -43,7 +43,8 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 // Status asks how the node is.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var s Status
-	return s, c.do(ctx, http.MethodGet, PathStatus, nil, &s)
+	err := c.do(ctx, http.MethodGet, PathStatus, nil, &s)
+	return s, err
 }
 
 // Attach puts a namespace on the overlay.
@@ -56,7 +57,8 @@ func (c *Client) Attach(ctx context.Context, r AttachRequest) (Attachment, error
 	if err != nil {
 		return a, fmt.Errorf("attach request: %w", err)
 	}
-	return a, c.do(ctx, http.MethodPost, PathAttachments, body, &a)
+	err = c.do(ctx, http.MethodPost, PathAttachments, body, &a)
+	return a, err
 }
 
 // Detach takes the attachment with that name, or pid in decimal, off the overlay.
@@ -70,19 +72,22 @@ func (c *Client) Detach(ctx context.Context, nameOrPID string) error {
 // Attachments lists what is attached.
 func (c *Client) Attachments(ctx context.Context) ([]Attachment, error) {
 	var list []Attachment
-	return list, c.do(ctx, http.MethodGet, PathAttachments, nil, &list)
+	err := c.do(ctx, http.MethodGet, PathAttachments, nil, &list)
+	return list, err
 }
 
 // Peers lists the other nodes.
 func (c *Client) Peers(ctx context.Context) ([]Peer, error) {
 	var list []Peer
-	return list, c.do(ctx, http.MethodGet, PathPeers, nil, &list)
+	err := c.do(ctx, http.MethodGet, PathPeers, nil, &list)
+	return list, err
 }
 
 // Config reads the network config from the store, through the daemon.
 func (c *Client) Config(ctx context.Context) (json.RawMessage, error) {
 	var raw json.RawMessage
-	return raw, c.do(ctx, http.MethodGet, PathConfig, nil, &raw)
+	err := c.do(ctx, http.MethodGet, PathConfig, nil, &raw)
+	return raw, err
 }
 
 // SetConfig writes the network config to the store, through the daemon, which validates it.
