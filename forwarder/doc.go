@@ -1,0 +1,23 @@
+// Package forwarder moves IP packets between containers' TAPs, peers and the gateway. "Forwarder" is meant as a router
+// means it: L3 forwarding by longest-prefix match, with TTL, MTU and ICMP errors.
+//
+// Place in the journey, in the order of the files:
+//
+//	loop.go      a poll loop wakes, and reads a batch from a TAP or from its underlay socket
+//	router.go    every packet of the batch: check, whose it is, TTL, route, MTU; then into its next hop's bucket
+//	table.go     the immutable route table that router.go looks into
+//	check.go     which packets are well-formed enough to be routed
+//	icmp.go      what the sender is told when a packet ends here; fragment.go cuts packets without DF
+//	segment.go   a bucket for a peer: superpackets are cut into packets of the MTU, checksums completed
+//	underlay.go  the messages, many packets in one, out in one system call; and the way back in
+//	udp.go       the encapsulation: flannel's udp format
+//
+// Ownership: a worker (one per poll loop, one per Injector) owns its scratch, its transmit queue and its buckets. Packets are
+// borrowed from the reader until the batch is flushed. Nothing on the path takes a lock or allocates.
+//
+// Concurrency: tables are swapped whole (SetTable) and never changed. RemovePort waits until every worker has passed the end of
+// the batch it was in, so that the caller may close the device.
+//
+// Sources: RFC 1812 (router requirements), RFC 792/4443 (ICMP), flannel pkg/backend/udp, Documentation/networking/
+// segmentation-offloads.rst, udp(7).
+package forwarder

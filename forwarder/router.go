@@ -1,0 +1,395 @@
+// This file is the Router: what happens to a packet between the read that brought it and the send that takes it away.
+
+package forwarder
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/rootless-ovl/rootless-ovl/internal/packet"
+)
+
+// Config is what a Router needs.
+type Config struct {
+	Log *slog.Logger
+	// Loops is the number of poll loops, each with an underlay socket of its own. 0 chooses by the number of cores.
+	Loops    int
+	Underlay UnderlayConfig
+}
+
+// Router forwards packets between ports, peers and the gateway.
+type Router struct {
+	// constant after New
+	log   *slog.Logger
+	under *underlay
+	loops []*loop
+
+	// atomic
+	table atomic.Pointer[table]
+
+	// guarded by mu
+	mu      sync.Mutex
+	workers []*worker
+	ports   []*Port
+	next    int // loop that the next port goes to
+}
+
+// Device is a TAP as the Router sees it.
+type Device interface {
+	packet.Sender
+	// FD is polled for reading.
+	FD() int
+	// Read fills rx until nothing is left or rx is full. An error means that the device is gone for good.
+	Read(rx *packet.Rx) error
+}
+
+// PortConfig describes an attachment to the Router.
+type PortConfig struct {
+	Name   string
+	Addrs  []netip.Addr // the only sources that the container may use
+	MTU    int          // bytes
+	Device Device
+	// Gone is called once, from a goroutine of its own, when Device.Read says that the device is gone.
+	Gone func(error)
+}
+
+// Port is an attachment in the Router.
+type Port struct {
+	cfg  PortConfig
+	loop *loop
+	gone atomic.Bool
+}
+
+// NewRouter opens the underlay sockets and prepares the loops; Run starts them.
+func NewRouter(c Config) (*Router, error) {
+	r := &Router{log: c.Log}
+	n := c.Loops
+	if n <= 0 {
+		n = defaultLoops()
+	}
+	under, err := listenUnderlay(c.Underlay, n, c.Log)
+	if err != nil {
+		return nil, err
+	}
+	r.under = under
+	r.table.Store(&table{})
+	for i := range n {
+		l, err := newLoop(r, under.fds[i])
+		if err != nil {
+			r.Close()
+			return nil, err
+		}
+		r.loops = append(r.loops, l)
+	}
+	return r, nil
+}
+
+// Underlay is the address that the underlay sockets are bound to, with the port that the kernel chose for port 0.
+func (r *Router) Underlay() netip.AddrPort { return r.under.addr }
+
+// ReceiveBuffer is the receive buffer in bytes that the kernel granted each underlay socket.
+func (r *Router) ReceiveBuffer() int { return r.under.recvBuffer }
+
+// SetTable replaces the whole route table. Packets in flight finish on the old one.
+func (r *Router) SetTable(c TableConfig) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	t, err := buildTable(c, r.table.Load())
+	if err != nil {
+		return err
+	}
+	r.table.Store(t)
+	return nil
+}
+
+// AddPort begins to read from a device. Packets reach it once a table routes to ToPort of the result.
+func (r *Router) AddPort(c PortConfig) (*Port, error) {
+	if c.Device == nil || len(c.Addrs) == 0 {
+		return nil, errors.New("a port needs a device and an address")
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := &Port{cfg: c, loop: r.loops[r.next%len(r.loops)]}
+	r.next++
+	if err := p.loop.add(p); err != nil {
+		return nil, fmt.Errorf("poll the device of %s: %w", c.Name, err)
+	}
+	r.ports = append(r.ports, p)
+	return p, nil
+}
+
+// RemovePort stops all use of a port. When it returns, no goroutine of the packet path touches its device any more, and
+// the caller may close it. Removing a port twice does nothing.
+func (r *Router) RemovePort(p *Port) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	i := slices.Index(r.ports, p)
+	if i < 0 {
+		return
+	}
+	r.ports = slices.Delete(r.ports, i, i+1)
+	p.gone.Store(true)
+	p.loop.remove(p)
+	r.quiesceLocked()
+}
+
+// quiesceLocked returns when every worker has finished the batch that it was in at the call.
+func (r *Router) quiesceLocked() {
+	for _, w := range r.workers {
+		for epoch := w.epoch.Load(); epoch&1 == 1 && w.epoch.Load() == epoch; {
+			time.Sleep(50 * time.Microsecond)
+		}
+	}
+}
+
+// Injector forwards packets that do not come from a loop: the stack's output.
+type Injector struct{ w *worker }
+
+// NewInjector returns an Injector. Each is for one goroutine at a time.
+func (r *Router) NewInjector() *Injector { return &Injector{newWorker(r, r.under.fds[0])} }
+
+// Forward routes packets of the gateway to their containers, here or on peers. Packets are borrowed until it returns.
+func (i *Injector) Forward(pkts []*packet.Packet) {
+	i.w.begin()
+	in := ingress{kind: fromGateway}
+	for _, p := range pkts {
+		i.w.forward(p, &in)
+	}
+	i.w.end()
+}
+
+// ingress is where a packet came in.
+type ingress struct {
+	kind  ingressKind
+	port  *Port     // fromContainer
+	outer outerAddr // fromPeer
+
+	// The last packet's addresses and verdict: neighbours of one flow need no look-up of their own.
+	cacheKey   uint64
+	cacheHop   *hop
+	cacheValid bool
+}
+
+type ingressKind uint8
+
+const (
+	fromContainer ingressKind = iota
+	fromPeer
+	fromGateway
+)
+
+// worker is the packet path of one goroutine: its scratch, its read side of the table, its counters.
+type worker struct {
+	// constant after New
+	router  *Router
+	scratch *packet.Scratch
+	tx      *txQueue
+
+	// atomic; epoch is odd while a batch is in progress
+	epoch atomic.Uint64
+	drops [numDrops]atomic.Uint64
+	icmps atomic.Uint64
+
+	// of the batch in progress
+	table   *table
+	buckets []bucket
+	used    int // buckets in use
+	own     ownPackets
+}
+
+// bucket collects the packets of one batch that go to one next hop.
+type bucket struct {
+	hop  *hop
+	pkts []*packet.Packet
+}
+
+func newWorker(r *Router, fd int) *worker {
+	w := &worker{router: r, scratch: packet.NewScratch(), own: newOwnPackets()}
+	w.tx = newTxQueue(r.under, fd, w)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.workers = append(r.workers, w)
+	return w
+}
+
+// begin opens a batch: from here to end, nothing that the table points to goes away.
+func (w *worker) begin() {
+	w.epoch.Add(1)
+	w.table = w.router.table.Load()
+}
+
+// end sends what the batch collected and closes it.
+func (w *worker) end() {
+	w.flush()
+	w.table = nil
+	w.own.reset()
+	w.epoch.Add(1)
+}
+
+func (w *worker) drop(why Drop) { w.drops[why].Add(1) }
+
+// forward routes one packet: into the bucket of its next hop, or to its end.
+func (w *worker) forward(p *packet.Packet, in *ingress) {
+	if why := check(p); why != dropNone {
+		w.drop(why)
+		return
+	}
+	ip := p.Bytes()
+	v4 := ip[0]>>4 == 4
+	var h *hop
+	var key uint64
+	if v4 {
+		key = binary.NativeEndian.Uint64(ip[12:])
+	}
+	if v4 && in.cacheValid && key == in.cacheKey {
+		h = in.cacheHop
+	} else {
+		src, dst := addrs(ip)
+		if why := w.checkSource(src, in); why != dropNone {
+			w.drop(why)
+			return
+		}
+		h = w.table.lookup(dst)
+		in.cacheKey, in.cacheHop, in.cacheValid = key, h, v4
+	}
+	if h == nil {
+		w.unreachable(p, in, reachNet)
+		return
+	}
+	switch h.kind {
+	case hopGateway:
+		if in.kind == fromGateway {
+			w.drop(DropLoop)
+			return
+		}
+		w.enqueue(h, p) // delivered, not forwarded: no TTL, no MTU
+		return
+	case hopEgress:
+		if in.kind != fromContainer {
+			w.drop(DropTransit)
+			return
+		}
+	case hopPeer:
+		if in.kind == fromPeer {
+			w.drop(DropTransit)
+			return
+		}
+	case hopUnreachableHost:
+		w.unreachable(p, in, reachHost)
+		return
+	case hopUnreachableNet:
+		w.unreachable(p, in, reachNet)
+		return
+	}
+	if in.kind != fromGateway && !decrementTTL(ip) {
+		w.drop(DropTTL)
+		w.timeExceeded(p, in)
+		return
+	}
+	if h.mtu > 0 && wireLen(p) > h.mtu && !w.fit(p, h, in) {
+		return
+	}
+	w.enqueue(h, p)
+}
+
+// checkSource refuses packets from an address that the one who sent them does not own.
+func (w *worker) checkSource(src netip.Addr, in *ingress) Drop {
+	switch in.kind {
+	case fromContainer:
+		if !slices.Contains(in.port.cfg.Addrs, src) {
+			return DropSpoofedContainer
+		}
+	case fromPeer:
+		if h := w.table.lookup(src); h == nil || h.kind != hopPeer || !h.peer.sent(in.outer) {
+			return DropSpoofedPeer
+		}
+	}
+	return dropNone
+}
+
+// wireLen is the length in bytes of the longest packet that p becomes on the wire.
+func wireLen(p *packet.Packet) int {
+	if p.GSO != packet.GSONone {
+		return min(int(p.HdrLen)+int(p.SegSize), p.Len())
+	}
+	return p.Len()
+}
+
+// enqueue puts p into the bucket of its next hop.
+func (w *worker) enqueue(h *hop, p *packet.Packet) {
+	for i := range w.buckets[:w.used] {
+		if w.buckets[i].hop == h {
+			w.buckets[i].pkts = append(w.buckets[i].pkts, p)
+			return
+		}
+	}
+	if w.used == len(w.buckets) {
+		w.buckets = append(w.buckets, bucket{})
+	}
+	b := &w.buckets[w.used]
+	w.used++
+	b.hop = h
+	b.pkts = append(b.pkts, p)
+}
+
+// flush sends all buckets: peers' packets go into one transmit queue and out together.
+func (w *worker) flush() {
+	for i := range w.buckets[:w.used] {
+		b := &w.buckets[i]
+		switch b.hop.kind {
+		case hopPort:
+			if b.hop.port.gone.Load() {
+				w.drops[DropPortGone].Add(uint64(len(b.pkts)))
+				break
+			}
+			b.hop.port.cfg.Device.Send(w.scratch, b.pkts)
+		case hopPeer:
+			for _, p := range b.pkts {
+				w.tx.sendTo(b.hop.peer, p)
+			}
+		default:
+			b.hop.sender.Send(w.scratch, b.pkts)
+		}
+		clear(b.pkts)
+		b.pkts, b.hop = b.pkts[:0], nil
+	}
+	w.used = 0
+	w.tx.flush()
+}
+
+// addrs are the source and destination of an IP packet that passed check.
+func addrs(ip []byte) (src, dst netip.Addr) {
+	if ip[0]>>4 == 4 {
+		return netip.AddrFrom4([4]byte(ip[12:])), netip.AddrFrom4([4]byte(ip[16:]))
+	}
+	return netip.AddrFrom16([16]byte(ip[8:])), netip.AddrFrom16([16]byte(ip[24:]))
+}
+
+// decrementTTL takes one from the TTL or hop limit, and tells whether the packet may go on.
+func decrementTTL(ip []byte) bool {
+	if ip[0]>>4 == 6 {
+		if ip[7] <= 1 {
+			return false
+		}
+		ip[7]--
+		return true
+	}
+	if ip[8] <= 1 {
+		return false
+	}
+	ip[8]--
+	// RFC 1624: the checksum grows by what the word TTL|protocol lost.
+	h := header.IPv4(ip)
+	sum := uint32(h.Checksum()) + 0x0100
+	h.SetChecksum(uint16(sum + sum>>16))
+	return true
+}

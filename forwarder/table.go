@@ -1,0 +1,153 @@
+// This file is the route table: immutable once built, looked into by every worker without a lock.
+
+package forwarder
+
+import (
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+
+	"github.com/gaissmai/bart"
+
+	"github.com/rootless-ovl/rootless-ovl/internal/packet"
+)
+
+// TableConfig is a whole route table, as the node wants it to be.
+type TableConfig struct {
+	// Gateway and Gateway6 are our own addresses in the overlay, the source of ICMP errors. An invalid address means
+	// that the family has none and its errors are not sent.
+	Gateway, Gateway6 netip.Addr
+	Routes            []Route
+}
+
+// Route sends what goes to Prefix to Hop; the longest prefix wins.
+type Route struct {
+	Prefix netip.Prefix
+	Hop    Hop
+}
+
+// Hop is a next hop: one of ToPort, ToPeer, ToGateway, ToEgress, UnreachableHost, UnreachableNet. Comparable.
+type Hop struct {
+	kind   hopKind
+	port   *Port
+	peer   PeerConfig
+	sender packet.Sender
+}
+
+type hopKind uint8
+
+const (
+	hopNone hopKind = iota
+	hopPort
+	hopPeer
+	hopGateway
+	hopEgress
+	hopUnreachableHost
+	hopUnreachableNet
+)
+
+// PeerConfig says how a peer is reached. Comparable: a peer keeps its counters for as long as its configuration stays.
+type PeerConfig struct {
+	// Addr is the peer's underlay address and port (IPv4).
+	Addr netip.AddrPort
+	// MTU is the largest packet that the peer takes, in bytes.
+	MTU int
+	// AnyPort: the peer's datagrams may come from any source port (a stock flannel node). Otherwise only from Addr's.
+	AnyPort bool
+}
+
+// ToPort is the hop to an attachment's own address.
+func ToPort(p *Port) Hop { return Hop{kind: hopPort, port: p} }
+
+// ToPeer is the hop to a subnet that a peer holds.
+func ToPeer(c PeerConfig) Hop { return Hop{kind: hopPeer, peer: c} }
+
+// ToGateway is the hop to our own overlay addresses, which the stack answers, for containers here and on peers.
+func ToGateway(s packet.Sender) Hop { return Hop{kind: hopGateway, sender: s} }
+
+// ToEgress is the hop to everything outside the overlay, through the stack, for containers of this node alone.
+func ToEgress(s packet.Sender) Hop { return Hop{kind: hopEgress, sender: s} }
+
+// UnreachableHost and UnreachableNet answer with the ICMP error of that name: no such attachment in our subnet, no
+// node that leases the destination.
+var (
+	UnreachableHost = Hop{kind: hopUnreachableHost}
+	UnreachableNet  = Hop{kind: hopUnreachableNet}
+)
+
+// hop is a Hop as the packet path uses it: one per distinct destination in a table.
+type hop struct {
+	kind   hopKind
+	port   *Port
+	peer   *peer
+	sender packet.Sender
+	mtu    int // bytes; 0 is no limit of the hop's own
+}
+
+// peer is a remote node. Its counters outlive tables.
+type peer struct {
+	cfg  PeerConfig
+	addr outerAddr
+
+	sentPackets, sentBytes, recvPackets, recvBytes atomic.Uint64
+}
+
+// sent tells whether a datagram from outer is the peer's.
+func (p *peer) sent(outer outerAddr) bool {
+	return outer == p.addr || (p.cfg.AnyPort && outer.ip == p.addr.ip)
+}
+
+// outerAddr is an underlay address as the socket calls give it.
+type outerAddr struct {
+	ip   [4]byte
+	port uint16
+}
+
+// table is what SetTable publishes.
+type table struct {
+	routes   bart.Table[*hop]
+	gateway  netip.Addr
+	gateway6 netip.Addr
+	peers    map[PeerConfig]*peer
+}
+
+// buildTable compiles c; peers that old has already are taken over with their counters.
+func buildTable(c TableConfig, old *table) (*table, error) {
+	t := &table{gateway: c.Gateway, gateway6: c.Gateway6, peers: make(map[PeerConfig]*peer)}
+	hops := make(map[Hop]*hop)
+	for _, r := range c.Routes {
+		if !r.Prefix.IsValid() || r.Hop.kind == hopNone {
+			return nil, fmt.Errorf("route to %v has no prefix or no next hop", r.Prefix)
+		}
+		h := hops[r.Hop]
+		if h == nil {
+			h = &hop{kind: r.Hop.kind, port: r.Hop.port, sender: r.Hop.sender}
+			if h.kind == hopPort {
+				h.mtu = r.Hop.port.cfg.MTU
+			}
+			if h.kind == hopPeer {
+				pc := r.Hop.peer
+				if !pc.Addr.Addr().Is4() || pc.Addr.Port() == 0 {
+					return nil, fmt.Errorf("route to %v: peer address %v is not an IPv4 address with a port", r.Prefix, pc.Addr)
+				}
+				if old != nil {
+					h.peer = old.peers[pc]
+				}
+				if h.peer == nil {
+					h.peer = &peer{cfg: pc, addr: outerAddr{pc.Addr.Addr().As4(), pc.Addr.Port()}}
+				}
+				t.peers[pc] = h.peer
+				h.mtu = pc.MTU
+			}
+			hops[r.Hop] = h
+		}
+		t.routes.Insert(r.Prefix.Masked(), h)
+	}
+	return t, nil
+}
+
+// lookup returns the next hop of a, or nil.
+func (t *table) lookup(a netip.Addr) *hop {
+	h, _ := t.routes.Lookup(a)
+	return h
+}

@@ -1,0 +1,122 @@
+// This file is the virtio_net_hdr in front of every frame of a TAP that was opened with IFF_VNET_HDR.
+//
+//	 0      1          2        4          6            8             10
+//	+------+----------+--------+----------+------------+-------------+
+//	| flags| gso_type | hdr_len| gso_size | csum_start | csum_offset |
+//	+------+----------+--------+----------+------------+-------------+
+//
+// Source: linux/virtio_net.h, struct virtio_net_hdr: little-endian on the machines we build for (a TAP uses the byte
+// order of the host). Offsets count from the start of the Ethernet frame.
+
+package tap
+
+import (
+	"encoding/binary"
+	"errors"
+
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/rootless-ovl/rootless-ovl/internal/packet"
+)
+
+// Sizes in bytes of what stands in front of the IP packet.
+const (
+	vnetHdrLen  = 1 + 1 + 2 + 2 + 2 + 2
+	ethHdrLen   = 6 + 6 + 2
+	linkHdrLen  = vnetHdrLen + ethHdrLen
+	maxFrameLen = linkHdrLen + packet.MaxIP
+)
+
+// Values of the fields, linux/virtio_net.h.
+const (
+	vnetNeedsCsum = 1
+	gsoNone       = 0
+	gsoTCPv4      = 1
+	gsoTCPv6      = 4
+	gsoUDPL4      = 5
+	gsoECN        = 0x80
+)
+
+var (
+	errBadOffload = errors.New("virtio_net_hdr does not fit its packet")
+)
+
+// putVnetHdr writes the header that describes p, whose transport header begins at byte l4 of the IP packet.
+func putVnetHdr(b []byte, p *packet.Packet) {
+	_ = b[vnetHdrLen-1]
+	clear(b[:vnetHdrLen])
+	if p.NeedsCsum {
+		b[0] = vnetNeedsCsum
+		binary.LittleEndian.PutUint16(b[6:], p.CsumStart+ethHdrLen)
+		binary.LittleEndian.PutUint16(b[8:], p.CsumOffset)
+	}
+	if p.GSO == packet.GSONone {
+		return
+	}
+	switch p.GSO {
+	case packet.GSOTCPv4:
+		b[1] = gsoTCPv4
+	case packet.GSOTCPv6:
+		b[1] = gsoTCPv6
+	case packet.GSOUDP:
+		b[1] = gsoUDPL4
+	}
+	if p.ECN {
+		b[1] |= gsoECN
+	}
+	binary.LittleEndian.PutUint16(b[2:], p.HdrLen+ethHdrLen)
+	binary.LittleEndian.PutUint16(b[4:], p.SegSize)
+}
+
+// readVnetHdr copies what the header says into p, whose bytes are the IP packet, and checks it against the packet: the
+// container's root can hand the kernel a header of its own making (PACKET_VNET_HDR). hdr_len is not believed: the
+// lengths are taken from the IP and transport headers.
+func readVnetHdr(b []byte, p *packet.Packet) error {
+	_ = b[vnetHdrLen-1]
+	ip := p.Bytes()
+	if b[0]&vnetNeedsCsum != 0 {
+		start, off := binary.LittleEndian.Uint16(b[6:]), binary.LittleEndian.Uint16(b[8:])
+		if start < ethHdrLen || int(start-ethHdrLen)+int(off)+2 > len(ip) {
+			return errBadOffload
+		}
+		p.NeedsCsum, p.CsumStart, p.CsumOffset = true, start-ethHdrLen, off
+	}
+	kind := b[1] &^ gsoECN
+	if kind == gsoNone {
+		return nil
+	}
+	if !p.NeedsCsum {
+		return errBadOffload // the kernel never segments what it does not checksum
+	}
+	l4 := int(p.CsumStart)
+	switch kind {
+	case gsoTCPv4, gsoTCPv6:
+		want := uint8(4)
+		p.GSO = packet.GSOTCPv4
+		if kind == gsoTCPv6 {
+			want, p.GSO = 6, packet.GSOTCPv6
+		}
+		if ip[0]>>4 != want || p.CsumOffset != header.TCPChecksumOffset || len(ip) < l4+header.TCPMinimumSize {
+			return errBadOffload
+		}
+		n := int(header.TCP(ip[l4:]).DataOffset())
+		if n < header.TCPMinimumSize || len(ip) < l4+n {
+			return errBadOffload
+		}
+		p.HdrLen = uint16(l4 + n)
+		p.ECN = b[1]&gsoECN != 0
+	case gsoUDPL4:
+		if p.CsumOffset != 6 || len(ip) < l4+header.UDPMinimumSize {
+			return errBadOffload
+		}
+		p.GSO = packet.GSOUDP
+		p.HdrLen = uint16(l4 + header.UDPMinimumSize)
+	default:
+		return errBadOffload
+	}
+	p.SegSize = binary.LittleEndian.Uint16(b[4:])
+	if p.SegSize == 0 || l4 < header.IPv4MinimumSize {
+		return errBadOffload
+	}
+	return nil
+}
