@@ -31,27 +31,27 @@ const (
 	etcdDir         = "etcd"
 )
 
-// openDir makes dir (mode 0700) if it is absent, checks that it is ours alone, and locks it until the returned file is
-// closed or the process ends. The error of a directory that is in use is ErrLocked and names the other daemon's pid.
-func openDir(kind, flag, dir string) (*os.File, error) {
+// openStateDir makes dir (mode 0700) if it is absent, checks that it is ours alone, and locks it until the returned file
+// is closed or the process ends. The error of a directory that is in use is ErrLocked and names the other daemon's pid.
+func openStateDir(dir string) (*os.File, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("%s directory: %w; give another one with %s", kind, err, flag)
+		return nil, fmt.Errorf("state directory: %w; choose another with --state-dir", err)
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(dir, &st); err != nil {
-		return nil, fmt.Errorf("%s directory %s: %w", kind, dir, err)
+		return nil, fmt.Errorf("state directory %s: %w", dir, err)
 	}
 	if int(st.Uid) != os.Geteuid() {
-		return nil, fmt.Errorf("%s directory %s belongs to uid %d, not to uid %d who runs this; give another one with %s",
-			kind, dir, st.Uid, os.Geteuid(), flag)
+		return nil, fmt.Errorf("state directory %s belongs to uid %d, not to you (uid %d): choose your own with --state-dir",
+			dir, st.Uid, os.Geteuid())
 	}
 	if st.Mode&0o077 != 0 {
-		return nil, fmt.Errorf("%s directory %s is open to other users (mode %04o); run: chmod 700 %s", kind, dir, st.Mode&0o7777, dir)
+		return nil, fmt.Errorf("state directory %s is open to other users (mode %04o): run `chmod 700 %s`", dir, st.Mode&0o777, dir)
 	}
 	path := filepath.Join(dir, lockFile)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("%s directory: %w", kind, err)
+		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		defer f.Close()
@@ -62,8 +62,8 @@ func openDir(kind, flag, dir string) (*os.File, error) {
 		if pid := strings.TrimSpace(readShort(f)); pid != "" {
 			owner += " (pid " + pid + ")"
 		}
-		return nil, fmt.Errorf("%s directory %s: %w by %s; stop it, or give this one its own with --state-dir and --runtime-dir",
-			kind, dir, ErrLocked, owner)
+		return nil, fmt.Errorf("state %w: %s is used by %s: stop it first, or give this one its own --state-dir and --runtime-dir",
+			ErrLocked, dir, owner)
 	}
 	if err := errors.Join(f.Truncate(0), writeAt0(f, fmt.Sprintf("%d\n", os.Getpid()))); err != nil {
 		f.Close()
@@ -175,7 +175,7 @@ func writeState(path string, v any) error {
 // savedAttachments is attachments.json.
 type savedAttachments struct {
 	V           int               `json:"v"`
-	LastAddr    netip.Addr        `json:"lastAddr"` // where giving out addresses goes on
+	LastAddr    netip.Addr        `json:"last_addr"` // where giving out addresses goes on
 	Attachments []savedAttachment `json:"attachments"`
 }
 
@@ -183,19 +183,20 @@ type savedAttachments struct {
 type savedAttachment struct {
 	Name      string       `json:"name"`
 	PID       int          `json:"pid,omitempty"`
-	StartTime uint64       `json:"startTime,omitempty"` // of PID, in clock ticks since boot: tells a reused pid apart
-	Netns     string       `json:"netns,omitempty"`     // path; set for --netns attachments
-	Inode     uint64       `json:"inode"`               // of the network namespace
-	IfName    string       `json:"ifName"`
+	StartTime uint64       `json:"start_time,omitempty"` // of PID, in clock ticks since boot: tells a reused pid apart
+	Netns     string       `json:"netns,omitempty"`      // path; set for --netns attachments
+	Inode     uint64       `json:"inode"`                // of the network namespace
+	IfName    string       `json:"ifname"`
 	Addr      netip.Prefix `json:"addr"` // address with the subnet's length
 	MAC       string       `json:"mac"`
+	NoDefault bool         `json:"no_default_route,omitempty"`
 	Since     time.Time    `json:"since"`
 }
 
 // savedLast is last-known.json: enough to forward on while the store is away at the next start, and our previous subnet.
 type savedLast struct {
 	V       int             `json:"v"`
-	SavedAt time.Time       `json:"savedAt"` // when our lease was last known to be held
+	SavedAt time.Time       `json:"saved_at"` // when our lease was last known to be held
 	Subnet  netip.Prefix    `json:"subnet"`
 	Port    int             `json:"port"` // UDP port the underlay was bound to
 	Config  json.RawMessage `json:"config,omitempty"`

@@ -1,0 +1,487 @@
+// This file attaches network namespaces to the overlay and takes them off again. An attachment goes through
+//
+//	pending  name, namespace and address are reserved and on disk; the TAP is being made
+//	live     its address is in the route table; its end is watched for
+//	leaving  out of the table; the TAP is being removed; name and address are still reserved
+//
+// and whoever moves it on (attach, detach, the end of its process) does so under Node.mu, so each step is done once.
+
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rootless-ovl/rootless-ovl/api"
+	"github.com/rootless-ovl/rootless-ovl/forwarder"
+	"github.com/rootless-ovl/rootless-ovl/nsutil"
+)
+
+const (
+	defaultIfName = "eth0"
+	// txQueueLen is the TAP's ring in packets. A window of 4 MB in packets of 1400 bytes fits; the kernel's default of
+	// 1000 overflows, and TCP then falls to a tenth.
+	txQueueLen = 10000
+	// gsoMaxSegs keeps a superpacket with its outer headers within one UDP datagram train of 65,507 bytes.
+	gsoMaxSegs = 44
+)
+
+type phase int
+
+const (
+	pending phase = iota
+	live
+	leaving
+)
+
+// attachment is one network namespace on the overlay. saved is constant; the rest is guarded by Node.mu.
+type attachment struct {
+	saved savedAttachment
+
+	phase phase
+	link  link
+	port  *forwarder.Port
+	exit  exitWatch
+	off   chan struct{} // closed when nothing of it is left
+}
+
+// Attach puts a namespace on the overlay. On an error nothing of it is left behind.
+func (n *Node) Attach(ctx context.Context, r api.AttachRequest) (api.Attachment, error) {
+	if err := r.Validate(); err != nil {
+		return api.Attachment{}, err
+	}
+	if r.IfName == "" {
+		r.IfName = defaultIfName
+	}
+	ns, err := n.openNamespace(r)
+	if err != nil {
+		return api.Attachment{}, attachError(r, err)
+	}
+	defer ns.Close()
+
+	a, err := n.reserve(r, ns)
+	if err != nil {
+		return api.Attachment{}, attachError(r, err)
+	}
+	if err := n.connect(ctx, a, r, ns); err != nil {
+		return api.Attachment{}, attachError(r, err)
+	}
+	n.log.Info("attached", "name", a.saved.Name, "addr", a.saved.Addr.Addr(), "where", a.saved.where(), "ifname", a.saved.IfName)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.describeLocked(a), nil
+}
+
+// namespace returns the namespace that r names.
+func (n *Node) openNamespace(r api.AttachRequest) (namespace, error) {
+	if r.PID != 0 {
+		return n.edges.openPID(r.PID)
+	}
+	return n.edges.openPath(r.Netns)
+}
+
+// reserve gives the attachment its name and address and writes it down before anything is made, so that a TAP that
+// outlives this daemon is always known to the next one.
+func (n *Node) reserve(r api.AttachRequest, ns namespace) (*attachment, error) {
+	s := savedAttachment{Name: r.Name, PID: r.PID, Netns: r.Netns, Inode: ns.Inode(), IfName: r.IfName,
+		NoDefault: r.NoDefaultRoute, Since: time.Now()}
+	if s.Name == "" {
+		s.Name = defaultName(r)
+	}
+	if r.PID != 0 {
+		start, err := n.edges.startTime(r.PID)
+		if err != nil {
+			return nil, err
+		}
+		s.StartTime = start
+	}
+
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.path == nil {
+		return nil, api.Errorf(api.CodeUnavailable, "%s", n.notReadyLocked())
+	}
+	for _, other := range n.attachments {
+		if other.saved.Inode == s.Inode || r.PID != 0 && other.saved.PID == r.PID {
+			return nil, api.Errorf(api.CodeInUse, "it is already attached as %q with address %v: `rootless-ovl detach %s` first",
+				other.saved.Name, other.saved.Addr.Addr(), other.saved.Name)
+		}
+	}
+	if other, ok := n.attachments[s.Name]; ok {
+		return nil, api.Errorf(api.CodeInUse, "name %q is taken by %s: choose another with --name", s.Name, other.saved.where())
+	}
+	addr, err := n.chooseAddrLocked(r.Addr, s.Name)
+	if err != nil {
+		return nil, err
+	}
+	s.Addr = netip.PrefixFrom(addr, n.pool.subnet.Bits())
+	s.MAC = r.MAC
+	if s.MAC == "" {
+		s.MAC = macText(macOf(addr))
+	}
+	a := &attachment{saved: s, off: make(chan struct{})}
+	n.attachments[s.Name] = a
+	if err := n.saveAttachmentsLocked(); err != nil {
+		n.forgetLocked(a)
+		return nil, err
+	}
+	return a, nil
+}
+
+func (n *Node) chooseAddrLocked(wanted, name string) (netip.Addr, error) {
+	if wanted == "" {
+		return n.pool.any(name)
+	}
+	addr, err := netip.ParseAddr(wanted)
+	if err != nil {
+		return addr, api.Errorf(api.CodeInvalid, "address: %w", err)
+	}
+	return addr, n.pool.take(addr, name)
+}
+
+// connect makes the TAP and puts a into the route table, or undoes all of it.
+func (n *Node) connect(ctx context.Context, a *attachment, r api.AttachRequest, ns namespace) (err error) {
+	defer func() {
+		if err != nil {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.forgetLocked(a)
+			err = errors.Join(err, n.saveAttachmentsLocked())
+		}
+	}()
+	exit, err := n.watchFor(&a.saved)
+	if err != nil {
+		return err
+	}
+	tapConfig, err := n.tapConfig(a.saved)
+	if err != nil {
+		exit.Close()
+		return err
+	}
+	l, err := ns.create(tapConfig)
+	if err != nil {
+		exit.Close()
+		return err
+	}
+	if err = ctx.Err(); err == nil {
+		err = n.enter(a, l, exit)
+	}
+	if err != nil {
+		exit.Close()
+		return errors.Join(err, l.Delete())
+	}
+	return nil
+}
+
+// enter gives l to the router, makes a live and begins to watch for its end. On an error l is out of the router again.
+func (n *Node) enter(a *attachment, l link, exit exitWatch) error {
+	port, err := n.path.AddPort(forwarder.PortConfig{Name: a.saved.Name, Addrs: []netip.Addr{a.saved.Addr.Addr()}, Device: l})
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	a.link, a.port, a.exit, a.phase = l, port, exit, live
+	n.publishLocked()
+	n.watchers.Go(func() {
+		select {
+		case <-exit.Done():
+			n.leave(a, func(l link) error { return l.Delete() }, "container gone")
+		case <-a.off:
+		case <-n.stopping:
+		}
+	})
+	return nil
+}
+
+// leave takes a live attachment off the overlay; end says what becomes of its TAP. It reports whether it was this call
+// that did.
+func (n *Node) leave(a *attachment, end func(link) error, event string) (bool, error) {
+	n.mu.Lock()
+	if a.phase != live {
+		n.mu.Unlock()
+		return false, nil
+	}
+	a.phase = leaving
+	n.publishLocked()
+	n.mu.Unlock()
+
+	n.path.RemovePort(a.port)
+	a.exit.Close()
+	err := end(a.link)
+
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.forgetLocked(a)
+	close(a.off)
+	n.log.Info(event, "name", a.saved.Name, "addr", a.saved.Addr.Addr(), "where", a.saved.where())
+	if serr := n.saveAttachmentsLocked(); serr != nil {
+		n.log.Error("attachments not saved", "err", serr)
+	}
+	return true, err
+}
+
+// Detach takes an attachment off the overlay, found by its name, or by its pid in decimal.
+func (n *Node) Detach(ctx context.Context, nameOrPID string) error {
+	n.mu.Lock()
+	a := n.findLocked(nameOrPID)
+	var now phase
+	if a != nil {
+		now = a.phase
+	}
+	n.mu.Unlock()
+	switch {
+	case a == nil:
+		return api.Errorf(api.CodeNotFound, "no attachment %q: `rootless-ovl ps` lists them", nameOrPID)
+	case now == pending:
+		return api.Errorf(api.CodeUnavailable, "attachment %q is still being made: try again", nameOrPID)
+	}
+	done, err := n.leave(a, func(l link) error { return l.Delete() }, "detached")
+	if !done { // somebody else is at it: our caller may rely on its being gone, all the same
+		select {
+		case <-a.off:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("detach %s: the address is free, but removing %s failed: %w", a.saved.Name, a.saved.IfName, err)
+	}
+	return nil
+}
+
+func (n *Node) findLocked(nameOrPID string) *attachment {
+	if a, ok := n.attachments[nameOrPID]; ok {
+		return a
+	}
+	pid, err := strconv.Atoi(nameOrPID)
+	if err != nil || pid <= 0 {
+		return nil
+	}
+	for _, a := range n.attachments {
+		if a.saved.PID == pid {
+			return a
+		}
+	}
+	return nil
+}
+
+// forgetLocked gives back a's name and address.
+func (n *Node) forgetLocked(a *attachment) {
+	if n.attachments[a.saved.Name] == a {
+		delete(n.attachments, a.saved.Name)
+		n.pool.free(a.saved.Addr.Addr())
+	}
+}
+
+// tapConfig is the container's side of an attachment.
+func (n *Node) tapConfig(s savedAttachment) (nsutil.TAPConfig, error) {
+	mac, err := api.ParseMAC(s.MAC)
+	if err != nil {
+		return nsutil.TAPConfig{}, err
+	}
+	n.mu.Lock()
+	network, mtu := n.netConfig.Network, n.mtu
+	n.mu.Unlock()
+	gateway := gatewayAddr(s.Addr)
+	routes := []nsutil.Route{{Dst: network, Gateway: gateway}}
+	if !s.NoDefault {
+		routes = append(routes, nsutil.Route{Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Gateway: gateway})
+	}
+	return nsutil.TAPConfig{
+		IfName:     s.IfName,
+		MAC:        mac,
+		MTU:        mtu,
+		TxQueueLen: txQueueLen,
+		Queues:     1,
+		Addrs:      []netip.Prefix{s.Addr},
+		Routes:     routes,
+		GSOMaxSegs: gsoMaxSegs,
+		Persist:    true,
+	}, nil
+}
+
+// adopt takes up the attachments of an earlier daemon whose containers still live, with the addresses they had. It is
+// called once, before the API attaches anything.
+func (n *Node) adopt() error {
+	var saved savedAttachments
+	_, err := readState(filepath.Join(n.cfg.StateDir, attachmentsFile), &saved)
+	var broken *brokenStateError
+	if errors.As(err, &broken) {
+		n.log.Warn("attachments of the last run are lost; attach their containers again", "err", err)
+	} else if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	n.pool.last = saved.LastAddr
+	n.mu.Unlock()
+	for _, s := range saved.Attachments {
+		if err := n.adoptOne(s); err != nil {
+			n.log.Info("attachment dropped", "name", s.Name, "addr", s.Addr.Addr(), "where", s.where(), "err", err)
+			continue
+		}
+		n.log.Info("attachment taken up again", "name", s.Name, "addr", s.Addr.Addr(), "where", s.where())
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.saveAttachmentsLocked()
+}
+
+func (n *Node) adoptOne(s savedAttachment) (err error) {
+	r := api.AttachRequest{PID: s.PID, Netns: s.Netns, Name: s.Name, IfName: s.IfName, MAC: s.MAC}
+	if err := r.Validate(); err != nil || s.Name == "" || !s.Addr.Addr().Is4() {
+		return errors.Join(errors.New("its entry in the state file is not valid"), err)
+	}
+	if s.PID != 0 {
+		if start, err := n.edges.startTime(s.PID); err != nil || start != s.StartTime {
+			return errors.New("its process has ended")
+		}
+	}
+	ns, err := n.openNamespace(r)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	if ns.Inode() != s.Inode {
+		return errors.New("its network namespace is another one now")
+	}
+	a := &attachment{saved: s, off: make(chan struct{})}
+	n.mu.Lock()
+	_, taken := n.attachments[s.Name]
+	if taken {
+		err = fmt.Errorf("name %q is there twice", s.Name)
+	} else if err = n.pool.keep(s.Addr.Addr(), s.Name); err == nil {
+		n.attachments[s.Name] = a
+	}
+	n.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			n.mu.Lock()
+			n.forgetLocked(a)
+			n.mu.Unlock()
+		}
+	}()
+	exit, err := n.watchFor(&a.saved)
+	if err != nil {
+		return err
+	}
+	l, err := ns.adopt(s.IfName)
+	if err != nil {
+		exit.Close()
+		return err
+	}
+	if err := n.enter(a, l, exit); err != nil {
+		exit.Close()
+		return errors.Join(err, l.Close())
+	}
+	return nil
+}
+
+// release closes all TAPs and leaves them in their containers for the next daemon. It is called when the router and the
+// gateway have ended.
+func (n *Node) release() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, a := range n.attachments {
+		if a.phase != live {
+			continue
+		}
+		a.exit.Close()
+		if err := a.link.Close(); err != nil {
+			n.log.Warn("TAP not closed", "name", a.saved.Name, "err", err)
+		}
+	}
+}
+
+func (n *Node) saveAttachmentsLocked() error {
+	saved := savedAttachments{V: 1, LastAddr: n.pool.last, Attachments: []savedAttachment{}}
+	for _, a := range n.attachments {
+		saved.Attachments = append(saved.Attachments, a.saved)
+	}
+	slices.SortFunc(saved.Attachments, func(a, b savedAttachment) int { return strings.Compare(a.Name, b.Name) })
+	return writeState(filepath.Join(n.cfg.StateDir, attachmentsFile), saved)
+}
+
+// where is how a person would name the attached namespace.
+func (s *savedAttachment) where() string {
+	if s.Netns != "" {
+		return s.Netns
+	}
+	return "pid " + strconv.Itoa(s.PID)
+}
+
+var procNetns = regexp.MustCompile(`^/proc/(\d+)/(?:task/\d+/)?ns/net$`)
+
+// defaultName names an attachment after its pid, or after the last element of its path.
+func defaultName(r api.AttachRequest) string {
+	if r.PID != 0 {
+		return "pid-" + strconv.Itoa(r.PID)
+	}
+	if m := procNetns.FindStringSubmatch(r.Netns); m != nil {
+		return "pid-" + m[1]
+	}
+	name := strings.TrimLeft(strings.Map(func(c rune) rune {
+		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("_.-", c) {
+			return c
+		}
+		return '-'
+	}, filepath.Base(r.Netns)), "_.-")
+	if len(name) > 59 {
+		name = name[:59]
+	}
+	if api.CheckName(name) != nil { // nothing left of it, or digits alone
+		name = "ns-" + name
+	}
+	return strings.TrimRight(name, "-")
+}
+
+// macOf is a locally administered address made from the IPv4 address, so unique within the overlay.
+func macOf(addr netip.Addr) [6]byte {
+	a := addr.As4()
+	return [6]byte{0x02, 0x6f, a[0], a[1], a[2], a[3]}
+}
+
+func macText(m [6]byte) string {
+	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
+}
+
+// attachError gives an error of an attach its code and says what was being attached.
+func attachError(r api.AttachRequest, err error) error {
+	what := fmt.Sprintf("attach pid %d", r.PID)
+	if r.Netns != "" {
+		what = "attach " + r.Netns
+	}
+	var coded *api.Error
+	code := api.CodeInternal
+	switch {
+	case errors.As(err, &coded):
+		code = coded.Code
+	case errors.Is(err, nsutil.ErrNoProcess), errors.Is(err, fs.ErrNotExist):
+		code = api.CodeNotFound
+	case errors.Is(err, nsutil.ErrNotOwner), errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		code = api.CodeDenied
+	case errors.Is(err, nsutil.ErrHostNamespace), errors.Is(err, ErrAddrInvalid):
+		code = api.CodeInvalid
+	case errors.Is(err, nsutil.ErrIfNameTaken), errors.Is(err, ErrAddrInUse):
+		code = api.CodeInUse
+	case errors.Is(err, ErrNoAddrsLeft):
+		code = api.CodeExhausted
+	case errors.Is(err, errNoSubnetHeld), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		code = api.CodeUnavailable
+	}
+	return api.Errorf(code, "%s: %w", what, err)
+}
