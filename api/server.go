@@ -198,6 +198,10 @@ func decodeAttach(body io.Reader) (AttachRequest, error) {
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&req); err != nil {
+		var te *json.UnmarshalTypeError
+		if errors.As(err, &te) && te.Field != "" {
+			return req, Errorf(CodeInvalid, "the request is not an attach request: %s cannot be the %s", te.Field, clip(te.Value))
+		}
 		return req, Errorf(CodeInvalid, "the request is not an attach request: %s", clip(err.Error()))
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {

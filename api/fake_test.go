@@ -1,0 +1,91 @@
+// A Backend for the tests, and a way to have it behind a real socket.
+
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"os"
+	"sync"
+	"testing"
+)
+
+// fakeBackend answers from its fields and notes what it was asked.
+type fakeBackend struct {
+	status      Status
+	attachments []Attachment
+	peers       []Peer
+	err         error // what every method fails with
+
+	mu       sync.Mutex
+	config   json.RawMessage
+	attached []AttachRequest
+	detached []string
+}
+
+func (f *fakeBackend) Status(context.Context) (Status, error) { return f.status, f.err }
+
+func (f *fakeBackend) Attach(_ context.Context, r AttachRequest) (Attachment, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.attached = append(f.attached, r)
+	return Attachment{Name: r.Name, PID: r.PID, Netns: r.Netns, Addr: "10.213.7.2/24"}, f.err
+}
+
+func (f *fakeBackend) Detach(_ context.Context, ref string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.detached = append(f.detached, ref)
+	return f.err
+}
+
+func (f *fakeBackend) Attachments(context.Context) ([]Attachment, error) { return f.attachments, f.err }
+func (f *fakeBackend) Peers(context.Context) ([]Peer, error)             { return f.peers, f.err }
+
+func (f *fakeBackend) Config(context.Context) (json.RawMessage, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.config, f.err
+}
+
+func (f *fakeBackend) SetConfig(_ context.Context, raw json.RawMessage) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err == nil {
+		f.config = raw
+	}
+	return f.err
+}
+
+// shortDir is a directory whose socket path fits in sun_path, which t.TempDir's may not.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "ovl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+// serve has b on a socket of its own until the test ends.
+func serve(t *testing.T, b Backend) *Client {
+	t.Helper()
+	ln, err := Listen(shortDir(t) + "/run")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- Serve(ctx, ln, Handler(b), slog.New(slog.DiscardHandler)) }()
+	c := NewClient(ln.Path())
+	t.Cleanup(func() {
+		c.Close()
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	return c
+}
