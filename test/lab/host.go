@@ -1,0 +1,166 @@
+// This file is a host: its files, its environment and the programs that run on it.
+
+package lab
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// commandLimit ends a program that a test waits for.
+const commandLimit = 60 * time.Second
+
+// Host is a simulated machine with one unprivileged user.
+type Host struct {
+	*Space
+	Name string
+	Addr netip.Addr // on the LAN
+	Dir  string     // the host's files: home/, run/ and logs
+
+	lab     *Lab
+	daemons int
+}
+
+// Home is the user's HOME.
+func (h *Host) Home() string { return filepath.Join(h.Dir, "home") }
+
+// XDGRuntimeDir is the user's runtime directory.
+func (h *Host) XDGRuntimeDir() string { return filepath.Join(h.Dir, "run") }
+
+func (h *Host) resolvConf() string { return filepath.Join(h.Dir, "resolv.conf") }
+
+// SetResolvConf writes the host's resolv.conf.
+func (h *Host) SetResolvConf(text string) {
+	h.lab.t.Helper()
+	must(h.lab.t, "resolv.conf", os.WriteFile(h.resolvConf(), []byte(text), 0o644))
+}
+
+// Env is the user's environment.
+func (h *Host) Env() []string {
+	return []string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"HOME=" + h.Home(), "XDG_RUNTIME_DIR=" + h.XDGRuntimeDir(), "USER=user", "LANG=C.UTF-8", "TERM=dumb",
+	}
+}
+
+// Result is what became of a program.
+type Result struct {
+	Stdout, Stderr string
+	Code           int // exit code; -1 when a signal ended it
+}
+
+// Command makes a command with the host's environment, not started: see Start.
+func (h *Host) Command(name string, args ...string) *exec.Cmd {
+	cmd := exec.Command(name, args...)
+	cmd.Env = h.Env()
+	cmd.Dir = h.Home()
+	return cmd
+}
+
+// Start starts cmd on the host as the unprivileged user with no capability. The test must wait for it.
+func (h *Host) Start(cmd *exec.Cmd) error { return h.start(cmd, false) }
+
+// Run runs a program on the host, unprivileged, and waits for it; it is killed when it takes longer than a minute.
+func (h *Host) Run(name string, args ...string) Result {
+	h.lab.t.Helper()
+	return h.RunWith(nil, name, args...)
+}
+
+// RunWith is Run with a change to the command before it starts: input, environment, directory.
+func (h *Host) RunWith(change func(*exec.Cmd), name string, args ...string) Result {
+	h.lab.t.Helper()
+	cmd := h.Command(name, args...)
+	if change != nil {
+		change(cmd)
+	}
+	return finish(h.lab.t, h.Space, cmd, false)
+}
+
+// CLI runs rootless-ovl with args on the host.
+func (h *Host) CLI(args ...string) Result {
+	h.lab.t.Helper()
+	return h.Run(program(), args...)
+}
+
+// CLIJSON runs rootless-ovl with args and --output json, which must succeed, and decodes what it prints.
+func (h *Host) CLIJSON(into any, args ...string) {
+	t := h.lab.t
+	t.Helper()
+	r := h.CLI(append(args, "--output", "json")...)
+	if r.Code != 0 {
+		t.Fatalf("%s: rootless-ovl %v: exit code %d\n%s%s", h.Name, args, r.Code, r.Stdout, r.Stderr)
+	}
+	if err := json.Unmarshal([]byte(r.Stdout), into); err != nil {
+		t.Fatalf("%s: rootless-ovl %v --output json: %v\n%s", h.Name, args, err, r.Stdout)
+	}
+}
+
+// Binary is the path of rootless-ovl on every host.
+func (h *Host) Binary() string { return program() }
+
+// finish runs cmd in the space and collects its output.
+func finish(t T, s *Space, cmd *exec.Cmd, privileged bool) Result {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	if cmd.Stdout == nil {
+		cmd.Stdout = &stdout
+	}
+	if cmd.Stderr == nil {
+		cmd.Stderr = &stderr
+	}
+	cmd.WaitDelay = 2 * time.Second
+	must(t, cmd.Path, s.start(cmd, privileged))
+	limit := time.AfterFunc(commandLimit, func() { _ = cmd.Process.Kill() })
+	err := cmd.Wait()
+	if !limit.Stop() {
+		t.Errorf("%v: still running after %v, killed", cmd.Args, commandLimit)
+	}
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) && !errors.Is(err, exec.ErrWaitDelay) {
+		t.Fatalf("%v: %v", cmd.Args, err)
+	}
+	return Result{Stdout: stdout.String(), Stderr: stderr.String(), Code: cmd.ProcessState.ExitCode()}
+}
+
+// stop ends a process that the lab started: signal, and SIGKILL when it takes too long. done is closed when it was waited for.
+func stop(p *os.Process, sig os.Signal, done <-chan struct{}, limit time.Duration) (clean bool) {
+	_ = p.Signal(unix.SIGCONT)
+	_ = p.Signal(sig)
+	select {
+	case <-done:
+		return true
+	case <-time.After(limit):
+		_ = p.Kill()
+		<-done
+		return false
+	}
+}
+
+// Eventually calls ok until it says true; the test fails with what after a generous limit. It is how tests wait: they
+// never measure time.
+func Eventually(t T, what string, ok func() bool) {
+	t.Helper()
+	EventuallyWithin(t, 30*time.Second, what, ok)
+}
+
+// EventuallyWithin is Eventually with another limit.
+func EventuallyWithin(t T, limit time.Duration, what string, ok func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	for pause := 5 * time.Millisecond; !ok(); pause = min(2*pause, 200*time.Millisecond) {
+		select {
+		case <-ctx.Done():
+			t.Fatalf("waited %v in vain: %s", limit, what)
+		case <-time.After(pause):
+		}
+	}
+}

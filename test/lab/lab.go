@@ -1,0 +1,273 @@
+// This file lays the cables: a switch, the outside host, and hosts.
+
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// T is what the lab needs of a *testing.T; the demo has its own.
+type T interface {
+	Helper()
+	Name() string
+	Context() context.Context
+	Logf(format string, args ...any)
+	Errorf(format string, args ...any)
+	Fatalf(format string, args ...any)
+	Failed() bool
+	Cleanup(func())
+}
+
+// Addresses of a lab's LAN. The outside host is the LAN's router and has OutsideAddr behind it.
+var (
+	LAN         = netip.MustParsePrefix("192.0.2.0/24")
+	RouterAddr  = netip.MustParseAddr("192.0.2.1")
+	OutsideAddr = netip.MustParseAddr("203.0.113.10")
+	// MetadataAddr is where clouds serve credentials; the outside host has it too, so that a closed door can be told from
+	// an absent one.
+	MetadataAddr = netip.MustParseAddr("169.254.169.254")
+)
+
+// MTU is that of the LAN.
+const MTU = 1500
+
+// Lab is one switch with what is plugged in. Labs are independent of each other.
+type Lab struct {
+	// Outside is a host that runs no daemon: router, resolver, web server and etcd server of a test.
+	Outside *Host
+	// Dir is the lab's directory, removed with it.
+	Dir string
+
+	t       T
+	fabric  *Space
+	hosts   []*Host
+	capture *capture
+}
+
+var labs atomic.Int64
+
+// New makes a lab with the outside host and n hosts named h1, h2, ... at 192.0.2.11, .12, ... It lives as long as t.
+func New(t T, n int) *Lab {
+	t.Helper()
+	l := &Lab{t: t, Dir: filepath.Join(os.Getenv(dirVar), "l"+strconv.FormatInt(labs.Add(1), 10))}
+	if os.Getenv(stageVar) != "lab" {
+		t.Fatalf("lab: not inside the lab's namespaces: TestMain must call lab.Main")
+	}
+	must(t, "lab directory", os.Mkdir(l.Dir, 0o755))
+	fabric, err := newSpace()
+	must(t, "switch", err)
+	l.fabric = fabric
+	t.Cleanup(func() { l.end() })
+	must(t, "switch", fabric.Do(func() error {
+		bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "switch", MTU: MTU}}
+		if err := netlink.LinkAdd(bridge); err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(bridge)
+	}))
+	l.capture, err = newCapture(fabric)
+	must(t, "capture", err)
+
+	l.Outside = l.plug("outside", RouterAddr)
+	must(t, "outside addresses", l.Outside.Do(func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		for _, addr := range []netip.Addr{OutsideAddr, MetadataAddr} {
+			a, err := netlink.ParseAddr(addr.String() + "/32")
+			if err != nil {
+				return err
+			}
+			if err := netlink.AddrAdd(lo, a); err != nil {
+				return err
+			}
+		}
+		// The outside host is a machine of the world, whose services need not care about privileges.
+		return writeSysctl("net/ipv4/ip_unprivileged_port_start", "0")
+	}))
+	base := LAN.Addr().As4()
+	for i := range n {
+		base[3] = byte(11 + i)
+		h := l.plug("h"+strconv.Itoa(i+1), netip.AddrFrom4(base))
+		must(t, "default route of "+h.Name, h.Do(func() error {
+			return netlink.RouteAdd(&netlink.Route{Gw: RouterAddr.AsSlice()})
+		}))
+		l.hosts = append(l.hosts, h)
+	}
+	return l
+}
+
+// Host returns host number i, from 1.
+func (l *Lab) Host(i int) *Host { return l.hosts[i-1] }
+
+// plug makes a host and its cable.
+func (l *Lab) plug(name string, addr netip.Addr) *Host {
+	l.t.Helper()
+	space, err := newSpace()
+	must(l.t, name, err)
+	h := &Host{Space: space, Name: name, Addr: addr, lab: l, Dir: filepath.Join(l.Dir, name)}
+	l.t.Cleanup(space.close)
+	for _, dir := range []string{h.Dir, h.Home(), h.XDGRuntimeDir()} {
+		must(l.t, name, os.Mkdir(dir, 0o700))
+	}
+	h.SetResolvConf("nameserver " + RouterAddr.String() + "\n")
+
+	port := "to-" + name
+	must(l.t, "cable of "+name, l.fabric.Do(func() error {
+		veth := &netlink.Veth{
+			LinkAttrs: netlink.LinkAttrs{Name: port, MTU: MTU}, PeerName: "lan0", PeerNamespace: netlink.NsFd(space.net.Fd()),
+		}
+		if err := netlink.LinkAdd(veth); err != nil {
+			return err
+		}
+		bridge, err := netlink.LinkByName("switch")
+		if err != nil {
+			return err
+		}
+		link, err := netlink.LinkByName(port)
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetMaster(link, bridge); err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(link)
+	}))
+	must(l.t, "network of "+name, space.Do(func() error {
+		// ping_group_range: what a distribution sets for its users. cubic: BBR paces bare veth and hides everything.
+		gid := strconv.Itoa(os.Getegid())
+		if err := writeSysctl("net/ipv4/ping_group_range", gid+" "+gid); err != nil {
+			return err
+		}
+		_ = writeSysctl("net/ipv4/tcp_congestion_control", "cubic") // not every kernel has it
+		_ = writeSysctl("net/ipv6/conf/all/disable_ipv6", "1")      // not every kernel has it
+		if err := linkUp("lo"); err != nil {
+			return err
+		}
+		link, err := netlink.LinkByName("lan0")
+		if err != nil {
+			return err
+		}
+		a, err := netlink.ParseAddr(netip.PrefixFrom(addr, LAN.Bits()).String())
+		if err != nil {
+			return err
+		}
+		if err := netlink.AddrAdd(link, a); err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(link)
+	}))
+	must(l.t, "resolv.conf of "+name, space.Do(func() error {
+		return bindOver(h.resolvConf(), "/etc/resolv.conf")
+	}))
+	must(l.t, "capture of "+name, l.capture.add(port))
+	return h
+}
+
+// end keeps what tells of a failure and removes the lab's directory.
+func (l *Lab) end() {
+	if l.capture != nil {
+		l.capture.stop()
+	}
+	if l.t.Failed() {
+		l.keep()
+	}
+	l.fabric.close()
+	if err := os.RemoveAll(l.Dir); err != nil {
+		l.t.Logf("lab: %v", err)
+	}
+}
+
+// keep saves logs and packets of a failed test where ArtifactsVar says, and shows the ends of the logs.
+func (l *Lab) keep() {
+	logs, _ := filepath.Glob(filepath.Join(l.Dir, "*", "*.log"))
+	for _, path := range logs {
+		if b, err := os.ReadFile(path); err == nil {
+			const most = 8 << 10
+			if len(b) > most {
+				b = append([]byte("[...]\n"), b[len(b)-most:]...)
+			}
+			l.t.Logf("%s:\n%s", strings.TrimPrefix(path, l.Dir+"/"), b)
+		}
+	}
+	dir := os.Getenv(ArtifactsVar)
+	if dir == "" {
+		l.t.Logf("set %s to a directory that everybody can write, to get the whole logs and a packet capture", ArtifactsVar)
+		return
+	}
+	dir = filepath.Join(dir, strings.ReplaceAll(l.t.Name(), "/", "_"))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		l.t.Logf("lab: artifacts: %v", err)
+		return
+	}
+	for _, path := range logs {
+		name := filepath.Base(filepath.Dir(path)) + "-" + filepath.Base(path)
+		if err := copyTo(path, filepath.Join(dir, name)); err != nil {
+			l.t.Logf("lab: artifacts: %v", err)
+		}
+	}
+	if err := l.capture.save(filepath.Join(dir, "lan.pcap")); err != nil {
+		l.t.Logf("lab: artifacts: %v", err)
+	}
+	l.t.Logf("logs and packets are in %s", dir)
+}
+
+func copyTo(from, to string) error {
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	dst, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(dst, src)
+	return errors.Join(err, dst.Close())
+}
+
+// must ends the test where the lab itself fails.
+func must(t T, what string, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatalf("lab: %s: %v", what, err)
+	}
+}
+
+func linkUp(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(link)
+}
+
+// writeSysctl sets a sysctl of the calling thread's network namespace.
+func writeSysctl(name, value string) error {
+	return os.WriteFile("/proc/sys/"+name, []byte(value), 0o644)
+}
+
+// bindOver mounts file over target in the calling thread's mount namespace.
+func bindOver(file, target string) error {
+	real, err := filepath.EvalSymlinks(target)
+	if err != nil {
+		return err
+	}
+	if err := unix.Mount(file, real, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind %s over %s: %w", file, real, err)
+	}
+	return nil
+}
