@@ -1,0 +1,295 @@
+// This file finds network namespaces: by process, by path; whose they are, and that they are not the host's.
+
+package nsutil
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// nsfsMagic is the type of the file system that namespace files live on (linux/magic.h).
+const nsfsMagic = 0x6e736673
+
+// A Namespace is a network namespace that we may open a TAP in. It stays valid, and keeps the namespace alive, until
+// Close, whatever happens to the process it was found by.
+type Namespace struct {
+	name string // for errors: "process 12", or the path
+	dev  uint64
+	ino  uint64
+
+	mu     sync.Mutex
+	net    *os.File
+	owner  *os.File // the user namespace it belongs to; nil where that is our own
+	closed bool
+}
+
+// OpenPID opens the network namespace of a process. The process must live (ErrNoProcess; a zombie does not), its
+// namespace must belong to a user namespace that we own (ErrNotOwner) and must not be the one we are in ourselves
+// (ErrHostNamespace).
+func OpenPID(pid int) (*Namespace, error) {
+	if pid <= 0 {
+		return nil, fail(ErrInvalid, nil, "%d is not a pid", pid)
+	}
+	if _, err := StartTime(pid); err != nil {
+		// Where /proc hides other users' processes (hidepid), the kernel still says that they are there.
+		if errors.Is(err, ErrNoProcess) && errors.Is(unix.Kill(pid, 0), unix.EPERM) {
+			return nil, fail(ErrNotOwner, err, "process %d belongs to another user: only your own containers can be attached", pid)
+		}
+		return nil, err
+	}
+	// The descriptor of the process, taken first, tells afterwards that it was one process all the time.
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	switch {
+	case err == nil:
+		defer unix.Close(pidfd)
+	case errors.Is(err, unix.ESRCH):
+		return nil, noProcess(pid, err)
+	case errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT):
+		return nil, fail(ErrNoProcess, err, "%d is a thread, not a process: give the pid of the process", pid)
+	default:
+		pidfd = -1
+	}
+	name := "process " + strconv.Itoa(pid)
+	path := "/proc/" + strconv.Itoa(pid) + "/ns/net"
+	f, err := openNetns(path)
+	switch {
+	case err == nil:
+	case errors.Is(err, os.ErrPermission):
+		return nil, fail(ErrNotOwner, err, "process %d belongs to %s, not to you: only your own containers can be attached", pid, ownerText(pid))
+	case errors.Is(err, os.ErrNotExist):
+		return nil, noProcess(pid, err)
+	default:
+		return nil, fmt.Errorf("process %d: %w", pid, err)
+	}
+	n, err := newNamespace(f, name)
+	if err != nil {
+		return nil, err
+	}
+	if pidfd >= 0 && readable(pidfd) {
+		n.Close()
+		return nil, noProcess(pid, nil)
+	}
+	return n, nil
+}
+
+// OpenPath opens a network namespace by a path: /proc/PID/ns/net or a bind mount of one. Errors are as for OpenPID, and
+// ErrNoPath and ErrNotNetns.
+func OpenPath(path string) (*Namespace, error) {
+	f, err := openNetns(path)
+	switch {
+	case err == nil:
+		return newNamespace(f, path)
+	case errors.Is(err, os.ErrNotExist):
+		return nil, fail(ErrNoPath, err, "%s does not exist: give the path of a network namespace (a container's is /proc/PID/ns/net)", path)
+	case errors.Is(err, os.ErrPermission):
+		return nil, fail(ErrNotOwner, err, "%s is not yours to open: only your own containers can be attached", path)
+	default:
+		return nil, err
+	}
+}
+
+// openNetns opens a namespace file without touching anything that is not one: opening a FIFO would block, and opening a
+// device may do things.
+func openNetns(path string) (*os.File, error) {
+	at, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(at)
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(at, &fs); err != nil {
+		return nil, &os.PathError{Op: "statfs", Path: path, Err: err}
+	}
+	notOne := fail(ErrNotNetns, nil, "%s is not a network namespace (a container's is /proc/PID/ns/net)", path)
+	if int64(fs.Type) != nsfsMagic {
+		return nil, notOne
+	}
+	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(at), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	if t, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE); err != nil || t != unix.CLONE_NEWNET {
+		unix.Close(fd)
+		return nil, notOne
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// newNamespace takes f over. It checks that the namespace is not ours and that we rule over it.
+func newNamespace(f *os.File, name string) (*Namespace, error) {
+	n := &Namespace{name: name, net: f}
+	var err error
+	if n.dev, n.ino, err = fileID(f); err == nil {
+		err = n.findOwner()
+	}
+	if err != nil {
+		n.Close()
+		return nil, err
+	}
+	return n, nil
+}
+
+func (n *Namespace) findOwner() error {
+	dev, ino, err := pathID("/proc/self/ns/net")
+	if err != nil {
+		return err
+	}
+	if dev == n.dev && ino == n.ino {
+		return fail(ErrHostNamespace, nil, "%s is in the host's own network namespace: attach a process that has one of its own (podman run --network none, docker run --network none, unshare -Urn)", n.name)
+	}
+	_, self, err := pathID("/proc/self/ns/user")
+	if err != nil {
+		return err
+	}
+	foreign := func(whose string, cause error) error {
+		return fail(ErrNotOwner, cause, "the network namespace of %s belongs to %s, not to a user namespace of yours: only containers that you started without root can be attached", n.name, whose)
+	}
+	owner, err := nsIoctl(n.net, unix.NS_GET_USERNS)
+	if err != nil {
+		if errors.Is(err, unix.EPERM) {
+			return foreign("another user", err)
+		}
+		return fmt.Errorf("user namespace of %s: %w", n.name, err)
+	}
+	_, at, err := fileID(owner)
+	if err != nil {
+		owner.Close()
+		return err
+	}
+	if at == self {
+		owner.Close()
+		if capable(unix.CAP_SYS_ADMIN) && capable(unix.CAP_NET_ADMIN) {
+			return nil
+		}
+		return foreign("the root of this machine", nil)
+	}
+	n.owner = owner
+	if capable(unix.CAP_SYS_ADMIN) {
+		return nil
+	}
+	// Whoever made a user namespace rules over it and over all below it. So the one that hangs right below our own counts.
+	step := owner
+	for {
+		parent, err := nsIoctl(step, unix.NS_GET_PARENT)
+		if err != nil {
+			if step != owner {
+				step.Close()
+			}
+			if errors.Is(err, unix.EPERM) {
+				return foreign("another user", err)
+			}
+			return fmt.Errorf("parent of the user namespace of %s: %w", n.name, err)
+		}
+		_, at, err := fileID(parent)
+		if err == nil && at != self {
+			if step != owner {
+				step.Close()
+			}
+			step = parent
+			continue
+		}
+		parent.Close()
+		var uid int
+		if err == nil {
+			uid, err = ownerUID(step)
+		}
+		if step != owner {
+			step.Close()
+		}
+		switch {
+		case err != nil:
+			return fmt.Errorf("owner of the user namespace of %s: %w", n.name, err)
+		case uid != os.Geteuid():
+			return foreign("uid "+strconv.Itoa(uid), nil)
+		}
+		return nil
+	}
+}
+
+// Inode is the number of the namespace, as in `ls -l /proc/PID/ns/net`: it tells two namespaces that exist at the same
+// time apart.
+func (n *Namespace) Inode() uint64 { return n.ino }
+
+// Close lets the namespace go. Its TAPs stay.
+func (n *Namespace) Close() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed {
+		return nil
+	}
+	n.closed = true
+	if n.owner != nil {
+		n.owner.Close()
+	}
+	return n.net.Close()
+}
+
+// enter forks a child into the namespace.
+func (n *Namespace) enter(tuns int) (*inside, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed {
+		return nil, fail(ErrGone, os.ErrClosed, "%s: the namespace was closed", n.name)
+	}
+	userns := -1
+	if n.owner != nil {
+		userns = int(n.owner.Fd())
+	}
+	in, err := forkInside(userns, int(n.net.Fd()), tuns)
+	if err != nil {
+		return nil, fail(err, nil, "%s: %v", n.name, err)
+	}
+	return in, nil
+}
+
+// SelfNetns is the inode of the network namespace we are in.
+func SelfNetns() (uint64, error) {
+	_, ino, err := pathID("/proc/self/ns/net")
+	return ino, err
+}
+
+func nsIoctl(f *os.File, req uint) (*os.File, error) {
+	fd, err := unix.IoctlRetInt(int(f.Fd()), req)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "userns"), nil
+}
+
+func ownerUID(f *os.File) (int, error) {
+	uid, err := unix.IoctlGetUint32(int(f.Fd()), unix.NS_GET_OWNER_UID)
+	return int(uid), err
+}
+
+func fileID(f *os.File) (dev, ino uint64, err error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return 0, 0, &os.PathError{Op: "stat", Path: f.Name(), Err: err}
+	}
+	return uint64(st.Dev), st.Ino, nil
+}
+
+func pathID(path string) (dev, ino uint64, err error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, 0, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return uint64(st.Dev), st.Ino, nil
+}
+
+// readable tells whether a descriptor can be read right now; for that of a process it means that the process has ended.
+func readable(fd int) bool {
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	for {
+		k, err := unix.Poll(p, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		return err == nil && k > 0
+	}
+}

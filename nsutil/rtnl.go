@@ -1,0 +1,315 @@
+// This file speaks rtnetlink over a socket that a fork child opened in another namespace: messages are built with
+// vishvananda/netlink/nl, sent and acknowledged here, because that library can only use sockets it opened itself.
+
+package nsutil
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"syscall"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// rtnl is one rtnetlink socket. It does one request at a time.
+type rtnl struct {
+	fd  int
+	buf []byte
+}
+
+// newRTNL prepares a socket: errors with the kernel's words, and no waiting for ever.
+func newRTNL(fd int) *rtnl {
+	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_EXT_ACK, 1)
+	_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
+	tv := unix.NsecToTimeval(forkTimeout.Nanoseconds())
+	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
+	return &rtnl{fd: fd, buf: make([]byte, 64<<10)}
+}
+
+// do sends a request and reads until the kernel has acknowledged it (requests carry NLM_F_ACK) or a dump is done. It
+// returns the payloads of the answers; the kernel's refusal is a syscall.Errno in the error's chain.
+func (c *rtnl) do(req *nl.NetlinkRequest) ([][]byte, error) {
+	kernel := &unix.SockaddrNetlink{Family: unix.AF_NETLINK}
+	if err := unix.Sendto(c.fd, req.Serialize(), 0, kernel); err != nil {
+		return nil, fmt.Errorf("netlink send: %w", err)
+	}
+	var answers [][]byte
+	for {
+		n, from, err := unix.Recvfrom(c.fd, c.buf, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("netlink receive: %w", err)
+		}
+		if sa, ok := from.(*unix.SockaddrNetlink); !ok || sa.Pid != 0 {
+			continue // not from the kernel
+		}
+		msgs, err := syscall.ParseNetlinkMessage(c.buf[:n])
+		if err != nil {
+			return nil, fmt.Errorf("netlink answer: %w", err)
+		}
+		for _, m := range msgs {
+			if m.Header.Seq != req.Seq {
+				continue
+			}
+			switch m.Header.Type {
+			case unix.NLMSG_DONE:
+				return answers, nil
+			case unix.NLMSG_ERROR:
+				return answers, ackError(m)
+			default:
+				answers = append(answers, append([]byte(nil), m.Data...))
+			}
+		}
+	}
+}
+
+// ackError reads an NLMSG_ERROR: nil for an acknowledgement.
+//
+//	0        4                 20 (or 4 + length of the echoed request)
+//	| errno  | header of req.  | attributes, if NLM_F_ACK_TLVS |
+//
+// Source: include/uapi/linux/netlink.h, struct nlmsgerr.
+func ackError(m syscall.NetlinkMessage) error {
+	if len(m.Data) < 4 {
+		return errors.New("netlink answer: short error message")
+	}
+	code := int32(binary.NativeEndian.Uint32(m.Data))
+	if code == 0 {
+		return nil
+	}
+	err := syscall.Errno(-code)
+	if m.Header.Flags&unix.NLM_F_ACK_TLVS == 0 || len(m.Data) < 4+unix.SizeofNlMsghdr {
+		return err
+	}
+	skip := unix.SizeofNlMsghdr
+	if m.Header.Flags&unix.NLM_F_CAPPED == 0 {
+		skip = (int(binary.NativeEndian.Uint32(m.Data[4:])) + 3) &^ 3
+	}
+	if skip < unix.SizeofNlMsghdr || 4+skip > len(m.Data) {
+		return err
+	}
+	attrs, perr := nl.ParseRouteAttr(m.Data[4+skip:])
+	if perr != nil {
+		return err
+	}
+	for _, a := range attrs {
+		if a.Attr.Type == unix.NLMSGERR_ATTR_MSG {
+			return fmt.Errorf("%w (%s)", err, unix.ByteSliceToString(a.Value))
+		}
+	}
+	return err
+}
+
+// linkAttrs is what we want to know of a device.
+type linkAttrs struct {
+	index int32
+	name  string
+	kind  string // "tun" for TUN and TAP devices
+	mac   [6]byte
+}
+
+// link finds a device by name; syscall.ENODEV if there is none.
+func (c *rtnl) link(name string) (linkAttrs, error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_ACK)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	answers, err := c.do(req)
+	if err != nil {
+		return linkAttrs{}, err
+	}
+	for _, b := range answers {
+		if len(b) < unix.SizeofIfInfomsg {
+			continue
+		}
+		attrs, err := nl.ParseRouteAttr(b[unix.SizeofIfInfomsg:])
+		if err != nil {
+			return linkAttrs{}, err
+		}
+		l := linkAttrs{index: int32(binary.NativeEndian.Uint32(b[4:]))}
+		for _, a := range attrs {
+			switch a.Attr.Type &^ unix.NLA_F_NESTED {
+			case unix.IFLA_IFNAME:
+				l.name = unix.ByteSliceToString(a.Value)
+			case unix.IFLA_ADDRESS:
+				copy(l.mac[:], a.Value)
+			case unix.IFLA_LINKINFO:
+				info, err := nl.ParseRouteAttr(a.Value)
+				if err != nil {
+					return linkAttrs{}, err
+				}
+				for _, i := range info {
+					if i.Attr.Type == unix.IFLA_INFO_KIND {
+						l.kind = unix.ByteSliceToString(i.Value)
+					}
+				}
+			}
+		}
+		return l, nil
+	}
+	return linkAttrs{}, syscall.ENODEV
+}
+
+// setLink changes attributes of a device that exists.
+func (c *rtnl) setLink(index int32, attrs ...*nl.RtAttr) error {
+	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = index
+	req.AddData(msg)
+	for _, a := range attrs {
+		req.AddData(a)
+	}
+	_, err := c.do(req)
+	return err
+}
+
+// setUp brings a device up.
+func (c *rtnl) setUp(index int32) error {
+	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = index
+	msg.Flags = unix.IFF_UP
+	msg.Change = unix.IFF_UP
+	req.AddData(msg)
+	_, err := c.do(req)
+	return err
+}
+
+// addAddr gives a device an address. IPv6 addresses skip duplicate address detection: leases are unique already.
+func (c *rtnl) addAddr(index int32, p netip.Prefix) error {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWADDR, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	msg := nl.NewIfAddrmsg(familyOf(p.Addr()))
+	msg.Index = uint32(index)
+	msg.Prefixlen = uint8(p.Bits())
+	if p.Addr().Is6() {
+		msg.Flags = unix.IFA_F_NODAD
+	}
+	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(unix.IFA_LOCAL, p.Addr().AsSlice()))
+	req.AddData(nl.NewRtAttr(unix.IFA_ADDRESS, p.Addr().AsSlice()))
+	_, err := c.do(req)
+	return err
+}
+
+// addRoute adds a route over the device. onlink says that the gateway is reachable although no address covers it.
+func (c *rtnl) addRoute(index int32, r Route, onlink bool) error {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWROUTE, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	msg := nl.NewRtMsg() // main table, unicast, scope universe
+	msg.Family = uint8(familyOf(r.Dst.Addr()))
+	msg.Dst_len = uint8(r.Dst.Bits())
+	msg.Protocol = unix.RTPROT_STATIC
+	switch {
+	case !r.Gateway.IsValid():
+		if r.Dst.Addr().Is4() {
+			msg.Scope = unix.RT_SCOPE_LINK
+		}
+	case onlink:
+		msg.Flags |= unix.RTNH_F_ONLINK
+	}
+	req.AddData(msg)
+	if r.Dst.Bits() > 0 {
+		req.AddData(nl.NewRtAttr(unix.RTA_DST, r.Dst.Addr().AsSlice()))
+	}
+	if r.Gateway.IsValid() {
+		req.AddData(nl.NewRtAttr(unix.RTA_GATEWAY, r.Gateway.AsSlice()))
+	}
+	req.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
+	if r.MTU > 0 {
+		metrics := nl.NewRtAttr(unix.RTA_METRICS, nil)
+		metrics.AddRtAttr(unix.RTAX_MTU, nl.Uint32Attr(uint32(r.MTU)))
+		req.AddData(metrics)
+	}
+	_, err := c.do(req)
+	return err
+}
+
+// routeTo looks for a route of the main table to exactly this prefix, and puts it into words.
+func (c *rtnl) routeTo(dst netip.Prefix) (string, bool, error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, unix.NLM_F_DUMP)
+	msg := &nl.RtMsg{}
+	msg.Family = uint8(familyOf(dst.Addr()))
+	req.AddData(msg)
+	answers, err := c.do(req)
+	if err != nil {
+		return "", false, fmt.Errorf("listing routes: %w", err)
+	}
+	for _, b := range answers {
+		if len(b) < unix.SizeofRtMsg {
+			continue
+		}
+		m := nl.DeserializeRtMsg(b)
+		if m.Table != unix.RT_TABLE_MAIN || m.Type != unix.RTN_UNICAST || int(m.Dst_len) != dst.Bits() || m.Flags&unix.RTM_F_CLONED != 0 {
+			continue
+		}
+		attrs, err := nl.ParseRouteAttr(b[unix.SizeofRtMsg:])
+		if err != nil {
+			return "", false, err
+		}
+		to := netip.PrefixFrom(zeroAddr(dst.Addr()), 0)
+		text := ""
+		for _, a := range attrs {
+			switch a.Attr.Type {
+			case unix.RTA_DST:
+				if addr, ok := netip.AddrFromSlice(a.Value); ok {
+					to = netip.PrefixFrom(addr, int(m.Dst_len))
+				}
+			case unix.RTA_GATEWAY:
+				if addr, ok := netip.AddrFromSlice(a.Value); ok {
+					text += " via " + addr.String()
+				}
+			case unix.RTA_OIF:
+				if len(a.Value) == 4 {
+					text += " over " + c.nameOf(int32(binary.NativeEndian.Uint32(a.Value)))
+				}
+			}
+		}
+		if to == dst {
+			return text, true, nil
+		}
+	}
+	return "", false, nil
+}
+
+// nameOf is the name of a device, or its number where it has gone.
+func (c *rtnl) nameOf(index int32) string {
+	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_ACK)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = index
+	req.AddData(msg)
+	if answers, err := c.do(req); err == nil {
+		for _, b := range answers {
+			if len(b) < unix.SizeofIfInfomsg {
+				continue
+			}
+			attrs, err := nl.ParseRouteAttr(b[unix.SizeofIfInfomsg:])
+			if err != nil {
+				break
+			}
+			for _, a := range attrs {
+				if a.Attr.Type == unix.IFLA_IFNAME {
+					return unix.ByteSliceToString(a.Value)
+				}
+			}
+		}
+	}
+	return "device " + strconv.Itoa(int(index))
+}
+
+func familyOf(a netip.Addr) int {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+func zeroAddr(like netip.Addr) netip.Addr {
+	if like.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}

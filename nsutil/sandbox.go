@@ -1,0 +1,357 @@
+// This file is the parent's half of a Sandbox: the new user, network and mount namespace of `rootless-ovl run`.
+
+package nsutil
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// childArg0 is what a program that calls MaybeChild is started as to become the first process of a Sandbox.
+const childArg0 = "rootless-ovl-sandbox"
+
+// Descriptors of the first process beside the standard three.
+const (
+	orderFD  = 3 // reads the sandboxOrder, then one byte when it may go on
+	reportFD = 4 // writes sandboxReports; closed by a successful exec
+)
+
+// Spec says what to run in a Sandbox.
+type Spec struct {
+	Args []string // the command and its arguments; looked up in the PATH of Env
+	Env  []string // nil: our own
+	Dir  string   // "": our own working directory
+	// ResolvConf is what /etc/resolv.conf says inside; nil leaves the host's.
+	ResolvConf []byte
+	// MapRoot makes the command root of its own namespaces. Without it the command runs under the user's own uid and
+	// gid and without a capability.
+	MapRoot bool
+	// Nil is our own.
+	Stdin, Stdout, Stderr *os.File
+}
+
+// sandboxOrder is what the first process is told.
+type sandboxOrder struct {
+	Args       []string
+	Env        []string
+	ResolvConf []byte
+	SetResolv  bool
+	KeepCaps   bool
+	Hide       []string // sockets of name services that would answer for the host's network
+	Parent     int
+}
+
+// sandboxReport is what it answers: a warning, or why the command cannot be run.
+type sandboxReport struct {
+	Warning string `json:",omitempty"`
+	Error   string `json:",omitempty"`
+	Code    int    `json:",omitempty"`
+}
+
+// hostNameServices are sockets over which the C library asks a daemon of the host instead of the resolver in resolv.conf.
+var hostNameServices = []string{
+	"/run/systemd/resolve/io.systemd.Resolve", "/run/nscd/socket", "/var/run/nscd/socket",
+}
+
+// A Sandbox is a process in a new user, network and mount namespace that waits until Release and then becomes the
+// command. It dies with us.
+type Sandbox struct {
+	cmd  *exec.Cmd
+	done chan struct{} // closed when the process has been reaped
+	err  error         // of reaping; after done
+
+	mu       sync.Mutex
+	order    *os.File // nil after Release
+	report   *os.File
+	warnings []string
+	failed   *CommandError
+}
+
+// CommandError says that the command could not be run. Code is the exit code shells use: 127 not found, 126 found but not
+// executable.
+type CommandError struct {
+	Code int
+	Text string
+}
+
+func (e *CommandError) Error() string { return e.Text }
+
+// Start makes the namespaces. The process in them, PID, holds still until Release; attach it meanwhile. The program must
+// call MaybeChild first thing in main. ErrNoUserns, with the cause and the remedy, where the system does not allow it.
+func Start(spec Spec) (*Sandbox, error) {
+	if len(spec.Args) == 0 || spec.Args[0] == "" {
+		return nil, fail(ErrInvalid, nil, "no command to run: give one after --")
+	}
+	orderR, orderW, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	reportR, reportW, err := os.Pipe()
+	if err != nil {
+		orderR.Close()
+		orderW.Close()
+		return nil, err
+	}
+	uid, gid := os.Geteuid(), os.Getegid()
+	inUID, inGID := uid, gid
+	if spec.MapRoot {
+		inUID, inGID = 0, 0
+	}
+	attr := &syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWNS,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: inUID, HostID: uid, Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: inGID, HostID: gid, Size: 1}},
+		Pdeathsig:   unix.SIGKILL,
+	}
+	if !spec.MapRoot {
+		// The execution of our own program again would drop the capabilities of a uid other than 0.
+		attr.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN}
+	}
+	s := &Sandbox{
+		cmd: &exec.Cmd{
+			Path:        "/proc/self/exe",
+			Args:        []string{childArg0},
+			Env:         os.Environ(),
+			Dir:         spec.Dir,
+			ExtraFiles:  []*os.File{orderR, reportW},
+			SysProcAttr: attr,
+		},
+		done:   make(chan struct{}),
+		order:  orderW,
+		report: reportR,
+	}
+	s.cmd.Stdin = fileOr(spec.Stdin, os.Stdin)
+	s.cmd.Stdout = fileOr(spec.Stdout, os.Stdout)
+	s.cmd.Stderr = fileOr(spec.Stderr, os.Stderr)
+
+	// The kernel's "parent" that the process dies with is a thread, so one goroutine keeps its thread until the process
+	// has been reaped (https://go.dev/issue/27505).
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := s.cmd.Start()
+		started <- err
+		if err == nil {
+			s.err = s.cmd.Wait()
+			close(s.done)
+		}
+	}()
+	err = <-started
+	orderR.Close()
+	reportW.Close()
+	if err != nil {
+		orderW.Close()
+		reportR.Close()
+		return nil, usernsError(err)
+	}
+	env := spec.Env
+	if env == nil {
+		env = os.Environ()
+	}
+	order, err := json.Marshal(sandboxOrder{
+		Args: spec.Args, Env: env, ResolvConf: spec.ResolvConf, SetResolv: spec.ResolvConf != nil,
+		KeepCaps: spec.MapRoot, Hide: hostNameServices, Parent: os.Getpid(),
+	})
+	if err == nil {
+		err = json.NewEncoder(orderW).Encode(json.RawMessage(order))
+	}
+	if err != nil {
+		s.Close()
+		return nil, fmt.Errorf("preparing the sandbox: %w", err)
+	}
+	return s, nil
+}
+
+func fileOr(f, otherwise *os.File) *os.File {
+	if f != nil {
+		return f
+	}
+	return otherwise
+}
+
+// PID is the process to attach, and later the command's.
+func (s *Sandbox) PID() int { return s.cmd.Process.Pid }
+
+// Done is closed when the command has ended and has been reaped.
+func (s *Sandbox) Done() <-chan struct{} { return s.done }
+
+// Release lets the process put its resolv.conf in place and become the command. It returns when the command has been
+// executed, or a *CommandError. Warnings has what could not be done on the way.
+func (s *Sandbox) Release() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.order == nil {
+		return fail(ErrInvalid, nil, "the sandbox was released or closed before")
+	}
+	_, err := s.order.Write([]byte{'\n'})
+	s.order.Close()
+	s.order = nil
+	if err != nil && !errors.Is(err, unix.EPIPE) {
+		return fmt.Errorf("releasing the sandbox: %w", err)
+	}
+	for dec := json.NewDecoder(s.report); ; {
+		var r sandboxReport
+		if err := dec.Decode(&r); err != nil {
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			return fmt.Errorf("preparing the sandbox: %w", err)
+		}
+		if r.Warning != "" {
+			s.warnings = append(s.warnings, r.Warning)
+		}
+		if r.Error != "" {
+			s.failed = &CommandError{Code: r.Code, Text: r.Error}
+		}
+	}
+	s.report.Close()
+	if s.failed != nil {
+		return s.failed
+	}
+	return nil
+}
+
+// Warnings has, after Release, one line for each thing that could not be set up in the sandbox.
+func (s *Sandbox) Warnings() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]string(nil), s.warnings...)
+}
+
+// Wait waits for the command to end and returns its exit code: 128 + n where signal n ended it, as shells do.
+func (s *Sandbox) Wait() (int, error) {
+	<-s.done
+	var exit *exec.ExitError
+	if s.err != nil && !errors.As(s.err, &exit) {
+		return -1, fmt.Errorf("waiting for the command: %w", s.err)
+	}
+	status, ok := s.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if !ok {
+		return s.cmd.ProcessState.ExitCode(), nil
+	}
+	if status.Signaled() {
+		return 128 + int(status.Signal()), nil
+	}
+	return status.ExitStatus(), nil
+}
+
+// Signal sends a signal to the command; os.ErrProcessDone if it has ended.
+func (s *Sandbox) Signal(sig os.Signal) error { return s.cmd.Process.Signal(sig) }
+
+// Close ends the sandbox: its process is killed if it still lives, and reaped.
+func (s *Sandbox) Close() error {
+	s.mu.Lock()
+	if s.order != nil {
+		s.order.Close()
+		s.order = nil
+		s.report.Close()
+	}
+	s.mu.Unlock()
+	_ = s.cmd.Process.Kill()
+	<-s.done
+	return nil
+}
+
+// ForwardSignals passes signals that we get on to the command until the returned function is called or the command has
+// ended. TERM, HUP, USR1, USR2 and CONT always; INT, QUIT and TSTP only where the terminal has not sent them to the
+// command already, which it has if we are in its foreground process group, as the command then is too. After a TSTP we
+// stop ourselves, so that the shell's job control works.
+func (s *Sandbox) ForwardSignals() (stop func()) {
+	ch := make(chan os.Signal, 16)
+	signal.Notify(ch, unix.SIGTERM, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2, unix.SIGCONT, unix.SIGINT, unix.SIGQUIT, unix.SIGTSTP)
+	quit, gone := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(gone)
+		defer signal.Stop(ch)
+		for {
+			select {
+			case sig := <-ch:
+				switch sig {
+				case unix.SIGINT, unix.SIGQUIT:
+					if !inForeground() {
+						_ = s.Signal(sig)
+					}
+				case unix.SIGTSTP:
+					if !inForeground() {
+						_ = s.Signal(sig)
+					}
+					_ = unix.Kill(os.Getpid(), unix.SIGSTOP)
+				default:
+					_ = s.Signal(sig)
+				}
+			case <-s.done:
+				return
+			case <-quit:
+				return
+			}
+		}
+	}()
+	var once sync.Once
+	return func() {
+		once.Do(func() { close(quit) })
+		<-gone
+	}
+}
+
+// inForeground tells whether our process group is the one that the controlling terminal sends its signals to.
+func inForeground() bool {
+	fd, err := unix.Open("/dev/tty", unix.O_RDONLY|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	group, err := unix.IoctlGetInt(fd, unix.TIOCGPGRP)
+	return err == nil && group == unix.Getpgrp()
+}
+
+// usernsError says why the system refuses a new user namespace, as far as it tells.
+func usernsError(err error) error {
+	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EUSERS) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EACCES) {
+		return fmt.Errorf("starting the sandbox: %w", err)
+	}
+	cause, remedy := usernsRefusal(func(path string) string {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return ""
+		}
+		return strings.TrimSpace(string(b))
+	})
+	return fail(ErrNoUserns, err, "cannot make a user namespace (%v): %s; %s", errors.Unwrap(err), cause, remedy)
+}
+
+// usernsRefusal looks for the setting that forbids user namespaces. read returns the content of a file, or "".
+func usernsRefusal(read func(path string) string) (cause, remedy string) {
+	switch {
+	case read("/proc/sys/kernel/unprivileged_userns_clone") == "0":
+		return "kernel.unprivileged_userns_clone is 0", "as root: sysctl -w kernel.unprivileged_userns_clone=1"
+	case read("/proc/sys/user/max_user_namespaces") == "0":
+		return "user.max_user_namespaces is 0", "as root: sysctl -w user.max_user_namespaces=15000"
+	case read("/proc/sys/user/max_net_namespaces") == "0":
+		return "user.max_net_namespaces is 0", "as root: sysctl -w user.max_net_namespaces=15000"
+	case read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
+		return "AppArmor restricts them (kernel.apparmor_restrict_unprivileged_userns is 1)",
+			"install a profile for this program as root (rootless-ovl doctor prints it), or attach a container of an engine that has one"
+	default:
+		return "the system forbids it", "inside a container allow the system calls clone and unshare (--security-opt seccomp=unconfined); rootless-ovl doctor looks for the cause"
+	}
+}
+
+// AppArmorProfile is a profile that lets the program at this path make user namespaces, for
+// /etc/apparmor.d/ on systems that restrict them (Ubuntu 24.04).
+func AppArmorProfile(exe string) string {
+	name := strings.Trim(strings.ReplaceAll(filepath.Clean(exe), "/", "."), ".")
+	return "abi <abi/4.0>,\ninclude <tunables/global>\n\nprofile " + name + " \"" + exe + "\" flags=(unconfined) {\n  userns,\n  include if exists <local/" + name + ">\n}\n"
+}
