@@ -34,7 +34,8 @@ type Router struct {
 	loops []*loop
 
 	// atomic
-	table atomic.Pointer[table]
+	table  atomic.Pointer[table]
+	closed atomic.Bool // the underlay sockets are closed, or about to be
 
 	// guarded by mu
 	mu      sync.Mutex
@@ -160,11 +161,14 @@ func (r *Router) NewInjector() *Injector { return &Injector{newWorker(r, r.under
 // Forward routes packets of the gateway to their containers, here or on peers. Packets are borrowed until it returns.
 func (i *Injector) Forward(pkts []*packet.Packet) {
 	i.w.begin()
+	defer i.w.end()
+	if i.w.router.closed.Load() {
+		return
+	}
 	in := ingress{kind: fromGateway}
 	for _, p := range pkts {
 		i.w.forward(p, &in)
 	}
-	i.w.end()
 }
 
 // ingress is where a packet came in.
@@ -177,6 +181,8 @@ type ingress struct {
 	cacheKey   uint64
 	cacheHop   *hop
 	cacheValid bool
+	// peer is the peer whose source was last found to be its own (fromPeer).
+	peer *peer
 }
 
 type ingressKind uint8
@@ -309,9 +315,11 @@ func (w *worker) checkSource(src netip.Addr, in *ingress) Drop {
 			return DropSpoofedContainer
 		}
 	case fromPeer:
-		if h := w.table.lookup(src); h == nil || h.kind != hopPeer || !h.peer.sent(in.outer) {
+		h := w.table.lookup(src)
+		if h == nil || h.kind != hopPeer || !h.peer.sent(in.outer) {
 			return DropSpoofedPeer
 		}
+		in.peer = h.peer
 	}
 	return dropNone
 }

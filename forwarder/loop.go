@@ -1,0 +1,220 @@
+// This file is the poll loop: one goroutine that owns an underlay socket and a share of the TAPs, and carries every packet it
+// reads to the end. One loop for both directions, because the ACK that a write to a TAP provokes is then in its ring when the
+// loop comes round, without a wake-up.
+
+package forwarder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/rootless-ovl/rootless-ovl/internal/packet"
+)
+
+const (
+	// A batch from a TAP ends at this many packets or bytes: enough to fill trains, few enough to stay in the cache.
+	batchPackets = 64
+	batchBytes   = 256 << 10
+	maxEvents    = 64
+
+	// epoll data of what is not a port; ports count from 0.
+	wakeID     = -1
+	underlayID = -2
+)
+
+// defaultLoops is one loop for every two cores: the other half runs the containers and the kernel's share.
+func defaultLoops() int { return max(1, runtime.NumCPU()/2) }
+
+// loop is one poll loop.
+type loop struct {
+	// constant after newLoop
+	worker *worker
+	rxq    *rxQueue
+	rx     *packet.Rx
+	epfd   int
+	wakefd int
+
+	// atomic
+	slots atomic.Pointer[[]*Port] // by epoll data; a removed port leaves nil
+
+	// guarded by mu
+	mu     sync.Mutex
+	closed bool
+}
+
+func newLoop(r *Router, fd int) (*loop, error) {
+	l := &loop{worker: newWorker(r, fd), rxq: newRxQueue(fd), rx: packet.NewRx(batchPackets, batchBytes), epfd: -1, wakefd: -1}
+	l.slots.Store(&[]*Port{})
+	var err error
+	if l.epfd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("epoll_create: %w", err)
+	}
+	if l.wakefd, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		l.close()
+		return nil, fmt.Errorf("eventfd: %w", err)
+	}
+	if err := errors.Join(l.watch(l.wakefd, wakeID), l.watch(fd, underlayID)); err != nil {
+		l.close()
+		return nil, fmt.Errorf("epoll_ctl: %w", err)
+	}
+	return l, nil
+}
+
+func (l *loop) watch(fd int, id int32) error {
+	return unix.EpollCtl(l.epfd, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: id})
+}
+
+func (l *loop) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return
+	}
+	l.closed = true
+	for _, fd := range []int{l.epfd, l.wakefd} {
+		if fd >= 0 {
+			_ = unix.Close(fd)
+		}
+	}
+}
+
+// add begins to read p's device in this loop.
+func (l *loop) add(p *Port) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return errors.New("the router has stopped")
+	}
+	old := *l.slots.Load()
+	id := len(old)
+	for i, s := range old {
+		if s == nil {
+			id = i
+			break
+		}
+	}
+	slots := make([]*Port, max(len(old), id+1))
+	copy(slots, old)
+	slots[id] = p
+	l.slots.Store(&slots)
+	if err := l.watch(p.cfg.Device.FD(), int32(id)); err != nil {
+		slots := append([]*Port(nil), slots...)
+		slots[id] = nil
+		l.slots.Store(&slots)
+		return err
+	}
+	return nil
+}
+
+// remove ends it. An event already fetched finds the slot empty or, in a batch that quiesce waits for, the port marked gone.
+func (l *loop) remove(p *Port) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	slots := append([]*Port(nil), *l.slots.Load()...)
+	for i, s := range slots {
+		if s == p {
+			slots[i] = nil
+		}
+	}
+	l.slots.Store(&slots)
+	if !l.closed {
+		_ = unix.EpollCtl(l.epfd, unix.EPOLL_CTL_DEL, p.cfg.Device.FD(), nil) // fails if the loop already did
+	}
+}
+
+// run polls until stop is set and the loop is woken.
+func (l *loop) run(stop *atomic.Bool) error {
+	events := make([]unix.EpollEvent, maxEvents)
+	timeout := -1
+	for !stop.Load() {
+		n, err := unix.EpollWait(l.epfd, events, timeout)
+		if err != nil {
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
+			return fmt.Errorf("epoll_wait: %w", err)
+		}
+		for _, ev := range events[:n] {
+			switch ev.Fd {
+			case wakeID:
+			case underlayID:
+				l.worker.begin()
+				l.rxq.read(l.worker)
+				l.worker.end()
+			default:
+				l.readPort(int(ev.Fd))
+			}
+		}
+	}
+	return nil
+}
+
+// readPort forwards one batch of a container's packets.
+func (l *loop) readPort(id int) {
+	l.worker.begin()
+	defer l.worker.end()
+	// The slots are loaded inside the batch: RemovePort clears them before it waits for the batch to end.
+	slots := *l.slots.Load()
+	if id >= len(slots) || slots[id] == nil {
+		return
+	}
+	p := slots[id]
+	if p.gone.Load() {
+		return
+	}
+	l.rx.Reset()
+	if err := p.cfg.Device.Read(l.rx); err != nil {
+		_ = unix.EpollCtl(l.epfd, unix.EPOLL_CTL_DEL, p.cfg.Device.FD(), nil)
+		if p.cfg.Gone != nil {
+			go p.cfg.Gone(err)
+		}
+	}
+	in := ingress{kind: fromContainer, port: p}
+	pkts := l.rx.Packets()
+	for i := range pkts {
+		l.worker.forward(&pkts[i], &in)
+	}
+}
+
+// Run forwards packets until ctx ends, then closes the underlay sockets. Ports that are still there keep their devices open:
+// they are the caller's.
+func (r *Router) Run(ctx context.Context) error {
+	var stop atomic.Bool
+	g, ctx := errgroup.WithContext(ctx)
+	for _, l := range r.loops {
+		g.Go(func() error { return l.run(&stop) })
+	}
+	g.Go(func() error {
+		<-ctx.Done()
+		stop.Store(true)
+		for _, l := range r.loops {
+			_, _ = unix.Write(l.wakefd, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+		}
+		return nil
+	})
+	err := g.Wait()
+	r.Close()
+	return err
+}
+
+// Close closes the underlay sockets and the loops of a Router that does not run. Run does it itself. An Injector may still be
+// called; it drops what it is given.
+func (r *Router) Close() {
+	if r.closed.Swap(true) {
+		return
+	}
+	r.mu.Lock()
+	r.quiesceLocked()
+	r.mu.Unlock()
+	for _, l := range r.loops {
+		l.close()
+	}
+	r.under.close()
+}

@@ -1,0 +1,489 @@
+// This file is the underlay: the UDP sockets between nodes, with as few system calls as the kernel allows. Many packets of
+// one size for one peer go out in one datagram train (UDP_SEGMENT), many trains in one sendmmsg; trains come in whole
+// (UDP_GRO), several in one recvmmsg.
+
+package forwarder
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/rootless-ovl/rootless-ovl/internal/packet"
+)
+
+// UnderlayConfig is where the underlay sockets are bound.
+type UnderlayConfig struct {
+	// Addr is the address of the external interface and the port; port 0 lets the kernel choose.
+	Addr netip.AddrPort
+	// ReceiveBuffer in bytes is asked for; the kernel grants at most net.core.rmem_max. 0 asks for 4 MiB, below which
+	// the path loses bursts.
+	ReceiveBuffer int
+}
+
+const (
+	defaultBuffer = 4 << 20
+
+	// maxTrain is the payload of the largest UDP datagram, of which a train is cut: 65535 less the IPv4 and UDP
+	// headers.
+	maxTrain = 65535 - outerIPv4Len - outerUDPLen
+	// trainSegs is UDP_MAX_SEGMENTS since Linux 6.9; before, it was 64. Which one holds is probed.
+	trainSegs, oldTrainSegs = 128, 64
+
+	txMsgs   = 64                 // trains in one sendmmsg
+	txIovs   = 4 * packet.MaxIovs // pieces of all trains together; one message has at most MaxIovs
+	txHdrLen = txIovs / 2 * 64    // header bytes of the segments cut in one batch
+	rxMsgs   = 8                  // datagram trains in one recvmmsg
+	rxBufLen = packet.Headroom + 1<<16
+	rxPkts   = 1024
+
+	sendWait = 100 // milliseconds to wait for room in the socket's send buffer before a batch is dropped
+)
+
+// underlay is the set of sockets on one port.
+type underlay struct {
+	// constant after listenUnderlay
+	fds        []int
+	addr       netip.AddrPort
+	recvBuffer int
+	gso        bool // UDP_SEGMENT
+	gro        bool // UDP_GRO
+}
+
+// listenUnderlay opens n sockets on one port (SO_REUSEPORT where there are several). Offloads that the kernel lacks are left out.
+func listenUnderlay(c UnderlayConfig, n int, log *slog.Logger) (*underlay, error) {
+	if !c.Addr.Addr().Is4() {
+		return nil, fmt.Errorf("underlay address %v is not IPv4: the udp format carries IPv4 only", c.Addr.Addr())
+	}
+	if c.ReceiveBuffer == 0 {
+		c.ReceiveBuffer = defaultBuffer
+	}
+	u := &underlay{addr: c.Addr}
+	for i := range n {
+		fd, err := u.open(i, n, c)
+		if err != nil {
+			u.close()
+			if errors.Is(err, unix.EADDRINUSE) {
+				return nil, fmt.Errorf("UDP port %d on %v is taken by another program (`ss -lunp` names it): stop it, or give this node a port of its own with --port", c.Addr.Port(), c.Addr.Addr())
+			}
+			if errors.Is(err, unix.EADDRNOTAVAIL) {
+				return nil, fmt.Errorf("%v is not an address of this host: choose the interface with --iface", c.Addr.Addr())
+			}
+			if errors.Is(err, unix.EACCES) {
+				return nil, fmt.Errorf("UDP port %d needs privilege: choose one above net.ipv4.ip_unprivileged_port_start with --port", c.Addr.Port())
+			}
+			return nil, fmt.Errorf("open the underlay socket on %v: %w", c.Addr, err)
+		}
+		u.fds = append(u.fds, fd)
+	}
+	if got, err := unix.GetsockoptInt(u.fds[0], unix.SOL_SOCKET, unix.SO_RCVBUF); err == nil {
+		u.recvBuffer = got / 2 // the kernel doubles what it grants, for its own bookkeeping
+	}
+	if u.recvBuffer < c.ReceiveBuffer {
+		log.Warn("the kernel grants the underlay socket less receive buffer than asked for; fast bursts may be lost until an administrator raises net.core.rmem_max",
+			"granted", u.recvBuffer, "asked", c.ReceiveBuffer)
+	}
+	return u, nil
+}
+
+func (u *underlay) open(i, n int, c UnderlayConfig) (int, error) {
+	lc := net.ListenConfig{Control: func(_, _ string, rc syscall.RawConn) error {
+		if n == 1 {
+			return nil
+		}
+		var err error
+		if cerr := rc.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+		}); cerr != nil {
+			return cerr
+		}
+		return err
+	}}
+	if i == 0 && n > 1 && c.Addr.Port() != 0 {
+		if err := probeFree(c.Addr); err != nil {
+			return -1, err
+		}
+	}
+	pc, err := lc.ListenPacket(context.Background(), "udp4", u.addr.String())
+	if err != nil {
+		return -1, err
+	}
+	defer func() { _ = pc.Close() }()
+	conn, ok := pc.(*net.UDPConn)
+	if !ok {
+		return -1, fmt.Errorf("%T is not a UDP socket", pc)
+	}
+	file, err := conn.File() // a duplicate outside the runtime's poller
+	if err != nil {
+		return -1, err
+	}
+	defer func() { _ = file.Close() }()
+	fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	for _, o := range []int{unix.SO_RCVBUF, unix.SO_SNDBUF} {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, o, c.ReceiveBuffer) // what was granted is read back and reported
+	}
+	// flannel's peers send without DF; so do we, and let the underlay fragment rather than lose.
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
+	_, err = unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
+	u.gso = err == nil
+	u.gro = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) == nil
+	if la, ok := conn.LocalAddr().(*net.UDPAddr); ok {
+		u.addr = netip.AddrPortFrom(c.Addr.Addr(), uint16(la.Port))
+	}
+	return fd, nil
+}
+
+// probeFree fails if somebody else holds the port, even with SO_REUSEPORT: sharing it would lose packets in silence.
+func probeFree(a netip.AddrPort) error {
+	c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(a))
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
+func (u *underlay) close() {
+	for _, fd := range u.fds {
+		_ = unix.Close(fd)
+	}
+	u.fds = nil
+}
+
+// txQueue collects a batch's datagrams and sends them. It belongs to one worker.
+type txQueue struct {
+	// constant after newTxQueue
+	fd    int
+	w     *worker
+	stats *underlayCounters
+
+	maxSegs int // segments in one train; 1 where the kernel has no UDP_SEGMENT
+	n       int // trains queued
+	trains  [txMsgs]train
+	msgs    [txMsgs]unix.Mmsghdr
+	names   [txMsgs]unix.RawSockaddrInet4
+	ctls    [txMsgs]segmentCtl
+	iovs    []unix.Iovec
+	niov    int
+	hdrs    []byte
+	nhdr    int
+}
+
+// train is a datagram, or several of one size to be cut by the kernel or the network card.
+type train struct {
+	to     *peer
+	iov    int // first iovec
+	niov   int
+	size   int // bytes of each segment but the last
+	segs   int
+	bytes  int
+	closed bool // its last segment is shorter
+}
+
+// segmentCtl is the control message with UDP_SEGMENT's u16.
+type segmentCtl struct {
+	hdr  unix.Cmsghdr
+	size uint16
+	_    [6]byte
+}
+
+func newTxQueue(u *underlay, fd int, w *worker) *txQueue {
+	q := &txQueue{fd: fd, w: w, stats: new(underlayCounters), maxSegs: 1, iovs: make([]unix.Iovec, txIovs), hdrs: make([]byte, txHdrLen)}
+	if u.gso {
+		q.maxSegs = trainSegs
+	}
+	for i := range q.msgs {
+		q.ctls[i].hdr = unix.Cmsghdr{Level: unix.IPPROTO_UDP, Type: unix.UDP_SEGMENT}
+		q.ctls[i].hdr.SetLen(unix.CmsgLen(2))
+		q.names[i].Family = unix.AF_INET
+		q.msgs[i].Hdr.Name = (*byte)(unsafe.Pointer(&q.names[i]))
+		q.msgs[i].Hdr.Namelen = unix.SizeofSockaddrInet4
+	}
+	return q
+}
+
+// reserve makes sure that one more segment fits, sending what is queued if not. Headers taken before are then reused.
+func (q *txQueue) reserve() {
+	if q.n == txMsgs || q.niov+2 > len(q.iovs) || q.nhdr+maxHeaders > len(q.hdrs) {
+		q.flush()
+	}
+}
+
+// header returns n bytes for a segment's headers; they are kept if the segment is added.
+func (q *txQueue) header(n int) []byte { return q.hdrs[q.nhdr : q.nhdr+n] }
+
+// add queues one packet for a peer: head, a header of this queue or a whole packet, and tail, which may be empty. Both are
+// borrowed until flush.
+func (q *txQueue) add(to *peer, head, tail []byte) {
+	size := len(head) + len(tail)
+	if size > maxTrain {
+		q.w.drop(DropUnderlayTooBig)
+		return
+	}
+	if len(tail) > 0 {
+		q.nhdr += len(head)
+	}
+	var t *train
+	if q.n > 0 {
+		t = &q.trains[q.n-1]
+	}
+	if t == nil || t.to != to || t.closed || size > t.size || t.segs == q.maxSegs || t.bytes+size > maxTrain || t.niov+2 > packet.MaxIovs {
+		t = &q.trains[q.n]
+		*t = train{to: to, iov: q.niov, size: size}
+		q.n++
+	}
+	t.segs++
+	t.bytes += size
+	t.closed = size < t.size
+	t.niov += q.piece(head)
+	if len(tail) > 0 {
+		t.niov += q.piece(tail)
+	}
+}
+
+func (q *txQueue) piece(b []byte) int {
+	v := &q.iovs[q.niov]
+	v.Base = &b[0]
+	v.SetLen(len(b))
+	q.niov++
+	return 1
+}
+
+// flush sends the queue and empties it.
+func (q *txQueue) flush() {
+	if q.n == 0 {
+		return
+	}
+	for i := range q.trains[:q.n] {
+		q.address(i, q.trains[i].to)
+		h := &q.msgs[i].Hdr
+		t := &q.trains[i]
+		h.Iov = &q.iovs[t.iov]
+		h.SetIovlen(t.niov)
+		h.Control = nil
+		h.SetControllen(0)
+		if t.segs > 1 {
+			q.ctls[i].size = uint16(t.size)
+			h.Control = (*byte)(unsafe.Pointer(&q.ctls[i]))
+			h.SetControllen(unix.CmsgSpace(2))
+		}
+	}
+	for i := 0; i < q.n; {
+		sent, errno := q.sendmmsg(i, q.n)
+		if errno == 0 {
+			for _, t := range q.trains[i : i+sent] {
+				q.count(&t)
+			}
+			i += sent
+			continue
+		}
+		if errno == unix.EINTR {
+			continue
+		}
+		if errno == unix.EAGAIN {
+			if q.waitWritable() {
+				continue
+			}
+			for _, t := range q.trains[i:q.n] {
+				q.w.drops[DropUnderlayFull].Add(uint64(t.segs))
+			}
+			break
+		}
+		q.refused(i, errno)
+		i++
+	}
+	q.n, q.niov, q.nhdr = 0, 0, 0
+}
+
+func (q *txQueue) address(i int, to *peer) {
+	q.names[i].Addr = to.addr.ip
+	binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&q.names[i].Port))[:], to.addr.port)
+}
+
+func (q *txQueue) count(t *train) {
+	q.stats.trains.Add(1)
+	q.stats.packets.Add(uint64(t.segs))
+	q.stats.bytes.Add(uint64(t.bytes))
+	t.to.sentPackets.Add(uint64(t.segs))
+	t.to.sentBytes.Add(uint64(t.bytes))
+}
+
+func (q *txQueue) sendmmsg(from, to int) (int, unix.Errno) {
+	n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(q.fd), uintptr(unsafe.Pointer(&q.msgs[from])), uintptr(to-from), unix.MSG_DONTWAIT, 0, 0)
+	q.stats.calls.Add(1)
+	return int(n), errno
+}
+
+// waitWritable waits for room in the send buffer: this is the back-pressure of the underlay.
+func (q *txQueue) waitWritable() bool {
+	fds := []unix.PollFd{{Fd: int32(q.fd), Events: unix.POLLOUT}}
+	n, err := unix.Poll(fds, sendWait)
+	return n > 0 || errors.Is(err, unix.EINTR)
+}
+
+// refused deals with train i, which the kernel did not take. A train that the kernel cannot cut (no checksum offload on the
+// device: EIO; a segment above the MTU: EMSGSIZE; more segments than an old kernel allows: EINVAL) goes out one by one.
+func (q *txQueue) refused(i int, errno unix.Errno) {
+	t := &q.trains[i]
+	if t.segs == 1 {
+		q.w.drop(dropOf(errno))
+		return
+	}
+	switch {
+	case errno == unix.EIO:
+		q.maxSegs = 1
+	case errno == unix.EINVAL && t.segs > oldTrainSegs:
+		q.maxSegs = oldTrainSegs
+	case errno != unix.EMSGSIZE && errno != unix.EINVAL:
+		q.w.drops[dropOf(errno)].Add(uint64(t.segs))
+		return
+	}
+	h := &q.msgs[i].Hdr
+	h.Control = nil
+	h.SetControllen(0)
+	iov := t.iov
+	for left := t.bytes; left > 0; {
+		size := min(t.size, left)
+		left -= size
+		first := iov
+		for got := 0; got < size; iov++ {
+			got += int(q.iovs[iov].Len)
+		}
+		h.Iov = &q.iovs[first]
+		h.SetIovlen(iov - first)
+		_, err := q.sendmmsg(i, i+1)
+		for err == unix.EINTR || (err == unix.EAGAIN && q.waitWritable()) {
+			_, err = q.sendmmsg(i, i+1)
+		}
+		if err != 0 {
+			q.w.drop(dropOf(err))
+			continue
+		}
+		q.count(&train{to: t.to, segs: 1, bytes: size})
+	}
+}
+
+func dropOf(errno unix.Errno) Drop {
+	switch errno {
+	case unix.EMSGSIZE:
+		return DropUnderlayTooBig
+	case unix.EAGAIN, unix.ENOBUFS:
+		return DropUnderlayFull
+	}
+	return DropUnderlayRefused
+}
+
+// rxQueue reads a socket. It belongs to one loop.
+type rxQueue struct {
+	fd    int
+	stats *underlayCounters
+	msgs  [rxMsgs]unix.Mmsghdr
+	names [rxMsgs]unix.RawSockaddrInet4
+	ctls  [rxMsgs][64]byte
+	iovs  [rxMsgs]unix.Iovec
+	bufs  [rxMsgs][]byte
+	pkts  []packet.Packet
+}
+
+func newRxQueue(fd int) *rxQueue {
+	q := &rxQueue{fd: fd, stats: new(underlayCounters), pkts: make([]packet.Packet, 0, rxPkts)}
+	for i := range q.msgs {
+		q.bufs[i] = make([]byte, rxBufLen)
+		q.iovs[i].Base = &q.bufs[i][packet.Headroom]
+		q.iovs[i].SetLen(rxBufLen - packet.Headroom)
+		h := &q.msgs[i].Hdr
+		h.Name = (*byte)(unsafe.Pointer(&q.names[i]))
+		h.Iov = &q.iovs[i]
+		h.SetIovlen(1)
+		h.Control = &q.ctls[i][0]
+	}
+	return q
+}
+
+// read takes what the socket has, at most rxMsgs trains, and forwards it. It returns false when nothing was there.
+func (q *rxQueue) read(w *worker) bool {
+	for i := range q.msgs {
+		q.msgs[i].Hdr.Namelen = unix.SizeofSockaddrInet4
+		q.msgs[i].Hdr.SetControllen(len(q.ctls[i]))
+	}
+	r, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(q.fd), uintptr(unsafe.Pointer(&q.msgs[0])), rxMsgs, unix.MSG_DONTWAIT, 0, 0)
+	if errno != 0 {
+		return errno != unix.EAGAIN // an ICMP error of an earlier send is read and forgotten
+	}
+	q.stats.calls.Add(1)
+	q.stats.trains.Add(uint64(r))
+	q.pkts = q.pkts[:0]
+	for i := range int(r) {
+		q.forward(w, i)
+	}
+	return true
+}
+
+// forward cuts train i into packets and routes them.
+func (q *rxQueue) forward(w *worker, i int) {
+	n := int(q.msgs[i].Len)
+	size := q.segmentSize(i)
+	if size <= 0 || size > n {
+		size = n
+	}
+	if size < header.IPv4MinimumSize || q.msgs[i].Hdr.Flags&unix.MSG_TRUNC != 0 {
+		w.drop(DropMalformed)
+		return
+	}
+	in := ingress{kind: fromPeer, outer: outerAddr{ip: q.names[i].Addr, port: binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&q.names[i].Port))[:])}}
+	buf := q.bufs[i]
+	var packets, bytes uint64
+	for at := packet.Headroom; at < packet.Headroom+n; at += size {
+		end := min(at+size, packet.Headroom+n)
+		if len(q.pkts) == cap(q.pkts) {
+			w.flush()
+			q.pkts = q.pkts[:0]
+		}
+		if at == packet.Headroom {
+			q.pkts = append(q.pkts, decapsulateUDP(buf[:end:end], at))
+		} else {
+			// What stands before it is the packet before it: no headroom.
+			q.pkts = append(q.pkts, decapsulateUDP(buf[at:end:end], 0))
+		}
+		w.forward(&q.pkts[len(q.pkts)-1], &in)
+		packets++
+		bytes += uint64(end - at)
+	}
+	q.stats.packets.Add(packets)
+	q.stats.bytes.Add(bytes)
+	if in.peer != nil {
+		in.peer.recvPackets.Add(packets)
+		in.peer.recvBytes.Add(bytes)
+	}
+}
+
+// segmentSize is the UDP_GRO control message of train i: the size of each datagram in it, 0 if it is a single one.
+func (q *rxQueue) segmentSize(i int) int {
+	b := q.ctls[i][:q.msgs[i].Hdr.Controllen]
+	for len(b) >= unix.SizeofCmsghdr {
+		h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+		if h.Len < unix.SizeofCmsghdr || uint64(h.Len) > uint64(len(b)) {
+			return 0
+		}
+		if h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && int(h.Len) >= unix.CmsgLen(4) {
+			return int(binary.NativeEndian.Uint32(b[unix.CmsgLen(0):]))
+		}
+		b = b[min(len(b), unix.CmsgSpace(int(h.Len)-unix.CmsgLen(0))):]
+	}
+	return 0
+}
