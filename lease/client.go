@@ -1,0 +1,405 @@
+// This file is the etcd v3 client behind Store: endpoints, TLS in all its variants, short timeouts, and errors that
+// say what is wrong in the words of errors.go.
+
+package lease
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/status"
+)
+
+// DefaultTimeout bounds one request to the store.
+const DefaultTimeout = 5 * time.Second
+
+// ClientConfig says how to reach etcd. TLS is used where an endpoint begins with https:// or any of the files is
+// given, and then for all endpoints: with CAFile alone the server is verified against it, without CAFile against the
+// system's roots; CertFile and KeyFile, always together, identify this client.
+type ClientConfig struct {
+	Endpoints                 []string // "http://host:2379", "https://..." or "host:2379"
+	CAFile, CertFile, KeyFile string   // PEM
+	Username, Password        string
+	Timeout                   time.Duration // of one request; 0: DefaultTimeout
+}
+
+// Client is a Store on an etcd cluster.
+type Client struct {
+	etcd    *clientv3.Client
+	leases  pb.LeaseClient
+	timeout time.Duration
+	name    string
+}
+
+// Dial makes a client. Without a user name it does not talk to the store, so it succeeds while the store is away; with
+// one it fetches a token first and may fail with ErrUnreachable, ErrTLS or ErrAuth: the caller tries again. Files that
+// cannot be read and settings that contradict each other are plain errors. Close the client after its last use.
+func Dial(ctx context.Context, c ClientConfig) (*Client, error) {
+	if len(c.Endpoints) == 0 {
+		return nil, errors.New("no etcd endpoint given")
+	}
+	endpoints, secure, err := normalize(c)
+	if err != nil {
+		return nil, err
+	}
+	name := "etcd " + strings.Join(endpoints, ",")
+	var tlsConfig *tls.Config
+	if secure {
+		if tlsConfig, err = clientTLS(c); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	if c.Password != "" && c.Username == "" {
+		return nil, fmt.Errorf("%s: a password without a user name", name)
+	}
+	timeout := c.Timeout
+	if timeout == 0 {
+		timeout = DefaultTimeout
+	}
+
+	// clientv3 takes its context for its whole life and has none for the first token, hence the detour.
+	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, cancel)
+	etcd, err := clientv3.New(clientv3.Config{
+		Context:              life,
+		Endpoints:            endpoints,
+		TLS:                  tlsConfig,
+		Username:             c.Username,
+		Password:             c.Password,
+		DialTimeout:          timeout,
+		DialKeepAliveTime:    10 * time.Second, // notice a silent network; etcd allows 5 s and more
+		DialKeepAliveTimeout: 5 * time.Second,
+		MaxUnaryRetries:      3,
+		Logger:               zap.NewNop(),
+		DialOptions: []grpc.DialOption{
+			grpc.WithChainUnaryInterceptor(failFastUnary),
+			grpc.WithChainStreamInterceptor(failFastStream),
+		},
+	})
+	if !stop() && err == nil {
+		err = errors.Join(ctx.Err(), etcd.Close())
+	}
+	if err != nil {
+		cancel()
+		return nil, classify(ctx, name, "connecting", err)
+	}
+	return &Client{etcd, pb.NewLeaseClient(etcd.ActiveConnection()), timeout, name}, nil
+}
+
+// clientv3 waits for a connection until the context ends, and then cannot say why there was none. Failing as soon as
+// an attempt failed gives the reason; trying again is the business of Held and Watch.
+func failFastUnary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, next grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	return next(ctx, method, req, reply, cc, append(opts[:len(opts):len(opts)], grpc.WaitForReady(false))...)
+}
+
+func failFastStream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, next grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	return next(ctx, desc, cc, method, append(opts[:len(opts):len(opts)], grpc.WaitForReady(false))...)
+}
+
+// normalize gives every endpoint a scheme and says whether TLS is to be used. gRPC speaks one of the two to all
+// endpoints, so a mixture is refused.
+func normalize(c ClientConfig) (endpoints []string, secure bool, err error) {
+	if (c.CertFile == "") != (c.KeyFile == "") {
+		return nil, false, errors.New("etcd TLS: a client certificate needs both its certificate file and its key file")
+	}
+	files := c.CAFile != "" || c.CertFile != ""
+	var plain, https int
+	for _, e := range c.Endpoints {
+		e = strings.TrimRight(strings.TrimSpace(e), "/")
+		scheme, rest, ok := strings.Cut(e, "://")
+		if !ok {
+			rest, scheme = e, "http"
+			if files {
+				scheme = "https"
+			}
+		}
+		switch {
+		case rest == "":
+			return nil, false, fmt.Errorf("etcd endpoint %q has no host", e)
+		case scheme == "http" || scheme == "unix":
+			plain++
+		case scheme == "https" || scheme == "unixs":
+			https++
+		default:
+			return nil, false, fmt.Errorf("etcd endpoint %q: the scheme must be http or https", e)
+		}
+		endpoints = append(endpoints, scheme+"://"+rest)
+	}
+	switch {
+	case plain > 0 && https > 0:
+		return nil, false, fmt.Errorf("etcd endpoints %s: http and https cannot be mixed", strings.Join(endpoints, ","))
+	case plain > 0 && files:
+		return nil, false, fmt.Errorf("etcd endpoints %s: TLS files are given, but http endpoints do not use them: write https", strings.Join(endpoints, ","))
+	}
+	return endpoints, https > 0, nil
+}
+
+func clientTLS(c ClientConfig) (*tls.Config, error) {
+	t := &tls.Config{MinVersion: tls.VersionTLS12}
+	if c.CAFile != "" {
+		pem, err := os.ReadFile(c.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("CA file: %w", err)
+		}
+		t.RootCAs = x509.NewCertPool()
+		if !t.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("CA file %s holds no PEM certificate", c.CAFile)
+		}
+	}
+	if c.CertFile != "" {
+		cert, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("client certificate %s with key %s: %w", c.CertFile, c.KeyFile, err)
+		}
+		t.Certificates = []tls.Certificate{cert}
+	}
+	return t, nil
+}
+
+// Close ends the connections and every watch.
+func (c *Client) Close() error {
+	if err := c.etcd.Close(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// Endpoints are the URLs that the client was made with.
+func (c *Client) Endpoints() []string { return c.etcd.Endpoints() }
+
+// String names the store: "etcd http://127.0.0.1:2379".
+func (c *Client) String() string { return c.name }
+
+// Get implements Store.
+func (c *Client) Get(ctx context.Context, key string, prefix bool) ([]Pair, int64, error) {
+	opts := []clientv3.OpOption{}
+	if prefix {
+		opts = append(opts, clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByKey, clientv3.SortAscend))
+	}
+	op, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	resp, err := c.etcd.Get(op, key, opts...)
+	if err != nil {
+		return nil, 0, classify(ctx, c.name, "reading "+key, err)
+	}
+	pairs := make([]Pair, len(resp.Kvs))
+	for i, kv := range resp.Kvs {
+		pairs[i] = pairOf(kv)
+	}
+	return pairs, resp.Header.Revision, nil
+}
+
+func pairOf(kv *mvccpb.KeyValue) Pair {
+	return Pair{string(kv.Key), kv.Value, kv.ModRevision, LeaseID(kv.Lease)}
+}
+
+// Commit implements Store.
+func (c *Client) Commit(ctx context.Context, t Txn) (bool, int64, error) {
+	conds := make([]clientv3.Cmp, len(t.If))
+	for i, g := range t.If {
+		if g.AtMost {
+			conds[i] = clientv3.Compare(clientv3.ModRevision(g.Key), "<", g.ModRevision+1)
+		} else {
+			conds[i] = clientv3.Compare(clientv3.ModRevision(g.Key), "=", g.ModRevision)
+		}
+		if g.Prefix {
+			conds[i] = conds[i].WithPrefix()
+		}
+	}
+	write := clientv3.OpDelete(t.Key)
+	if !t.Delete {
+		write = clientv3.OpPut(t.Key, string(t.Value), clientv3.WithLease(clientv3.LeaseID(t.Lease)))
+	}
+	op, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	resp, err := c.etcd.Txn(op).If(conds...).Then(write).Commit()
+	if err != nil {
+		return false, 0, classify(ctx, c.name, "writing "+t.Key, err)
+	}
+	return resp.Succeeded, resp.Header.Revision, nil
+}
+
+// Grant implements Store.
+func (c *Client) Grant(ctx context.Context, ttl time.Duration) (LeaseID, error) {
+	op, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	resp, err := c.etcd.Grant(op, max(1, int64(ttl/time.Second)))
+	if err != nil {
+		return 0, classify(ctx, c.name, "asking for an etcd lease", err)
+	}
+	return LeaseID(resp.ID), nil
+}
+
+// KeepAlive implements Store. clientv3's KeepAliveOnce spins while the store is away, and its KeepAlive decides itself
+// when to give up, so this is the request itself, once.
+func (c *Client) KeepAlive(ctx context.Context, id LeaseID) (time.Duration, error) {
+	op, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	fail := func(err error) (time.Duration, error) {
+		return 0, classify(ctx, c.name, fmt.Sprintf("keeping etcd lease %x alive", int64(id)), err)
+	}
+	stream, err := c.leases.LeaseKeepAlive(clientv3.WithRequireLeader(op))
+	if err != nil {
+		return fail(err)
+	}
+	// A failed Send reports io.EOF; the reason is in what Recv returns.
+	_ = stream.Send(&pb.LeaseKeepAliveRequest{ID: int64(id)})
+	resp, err := stream.Recv()
+	if err != nil {
+		return fail(err)
+	}
+	if resp.TTL <= 0 {
+		return fail(rpctypes.ErrGRPCLeaseNotFound)
+	}
+	return time.Duration(resp.TTL) * time.Second, nil
+}
+
+// Revoke implements Store.
+func (c *Client) Revoke(ctx context.Context, id LeaseID) error {
+	op, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	_, err := c.etcd.Revoke(op, clientv3.LeaseID(id))
+	if err = classify(ctx, c.name, fmt.Sprintf("revoking etcd lease %x", int64(id)), err); errors.Is(err, ErrLeaseExpired) {
+		return nil
+	}
+	return err
+}
+
+// Watch implements Store. clientv3 resumes a watch by itself and tells nobody; here a lost connection ends the watch,
+// so that its owner notices the outage and lists again, which also survives a store that came back with less data.
+func (c *Client) Watch(ctx context.Context, key string, prefix bool, rev int64) <-chan Events {
+	out := make(chan Events)
+	opts := []clientv3.OpOption{clientv3.WithRev(rev)}
+	if prefix {
+		opts = append(opts, clientv3.WithPrefix())
+	}
+	go func() {
+		defer close(out)
+		send := func(e Events) bool {
+			select {
+			case out <- e:
+				return e.Err == nil
+			case <-ctx.Done():
+				return false
+			}
+		}
+		err := c.watch(ctx, key, opts, send)
+		if err != nil && ctx.Err() == nil {
+			send(Events{Err: classify(ctx, c.name, "watching "+key, err)})
+		}
+	}()
+	return out
+}
+
+func (c *Client) watch(ctx context.Context, key string, opts []clientv3.OpOption, send func(Events) bool) error {
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer cancel()
+	lost := status.Error(codes.Unavailable, "the connection was lost")
+	conn := c.etcd.ActiveConnection()
+	if conn.GetState() != connectivity.Ready {
+		return lost
+	}
+	go func() {
+		conn.WaitForStateChange(ctx, connectivity.Ready)
+		cancel()
+	}()
+	for resp := range c.etcd.Watch(ctx, key, opts...) {
+		if err := resp.Err(); err != nil {
+			return err
+		}
+		e := Events{Revision: resp.Header.Revision, Changes: make([]Change, len(resp.Events))}
+		for i, ev := range resp.Events {
+			e.Changes[i] = Change{pairOf(ev.Kv), ev.Type == clientv3.EventTypeDelete}
+		}
+		if !send(e) {
+			return nil
+		}
+	}
+	return lost
+}
+
+// storeError is a failure of the store: which store, during what, of which kind.
+type storeError struct {
+	store, doing string
+	kind, cause  error
+	detail       string
+}
+
+func (e *storeError) Error() string {
+	s := e.store + ": " + e.doing + ": " + e.kind.Error()
+	if e.detail != "" {
+		s += ": " + e.detail
+	}
+	return s
+}
+
+func (e *storeError) Unwrap() []error { return []error{e.kind, e.cause} }
+
+// classify puts what clientv3 and gRPC report into our words. ctx is the caller's: if it has ended, that is the error.
+func classify(ctx context.Context, store, doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s: %s: %w", store, doing, ctx.Err())
+	}
+	code := status.Code(err)
+	if e := (rpctypes.EtcdError{}); errors.As(err, &e) {
+		code = e.Code()
+	}
+	text := err.Error()
+	e := &storeError{store, doing, ErrUnreachable, err, tidy(text)}
+	is := func(targets ...error) bool {
+		for _, t := range targets {
+			if errors.Is(rpctypes.Error(err), t) {
+				return true
+			}
+		}
+		return false
+	}
+	switch {
+	case is(rpctypes.ErrLeaseNotFound):
+		e.kind, e.detail = ErrLeaseExpired, ""
+	case is(rpctypes.ErrCompacted):
+		e.kind, e.detail = ErrCompacted, ""
+	case is(rpctypes.ErrAuthFailed, rpctypes.ErrPermissionDenied, rpctypes.ErrInvalidAuthToken, rpctypes.ErrUserEmpty,
+		rpctypes.ErrUserNotFound, rpctypes.ErrRootUserNotExist, rpctypes.ErrAuthOldRevision),
+		code == codes.Unauthenticated, code == codes.PermissionDenied:
+		e.kind = ErrAuth
+	case strings.Contains(text, "authentication handshake failed"), strings.Contains(text, "tls: "), strings.Contains(text, "x509: "):
+		e.kind = ErrTLS
+	case errors.Is(err, context.DeadlineExceeded), code == codes.DeadlineExceeded:
+		e.detail = "no answer in time"
+		if _, why, ok := strings.Cut(text, "latest balancer error: "); ok {
+			e.detail += ": " + tidy(why)
+		}
+	}
+	return e
+}
+
+// tidy leaves of gRPC's "rpc error: code = Unavailable desc = connection error: desc = \"transport: Error while
+// dialing: dial tcp 127.0.0.1:1: connect: connection refused\"" only what a person wants to read.
+func tidy(s string) string {
+	if i := strings.LastIndex(s, "desc = "); i >= 0 {
+		s = s[i+len("desc = "):]
+	}
+	s = strings.Trim(s, `"\`)
+	for _, noise := range []string{"transport: ", "Error while dialing: ", "authentication handshake failed: "} {
+		s = strings.TrimPrefix(s, noise)
+	}
+	return s
+}

@@ -1,0 +1,407 @@
+// This file is a lease that is held: it is kept alive, put back when somebody deletes it, and given up only to another
+// node.
+//
+//	        +--> check: keep alive, read own key --absent, stale--> txn put --+
+//	        |         | ours                    --somebody else's--> Done     |
+//	backoff |         v                                                       |
+//	        |    watch own key, keep alive at a third of the TTL  <-----------+
+//	        |         | key changed: check; store away
+//	        +---------+
+//
+// flannel renews by an unconditional put and ends its process when the key is deleted; here every put compares
+// revisions and an outage of any length ends in "still ours" or in Done.
+
+package lease
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Held is this node's lease. Acquire makes it; Run keeps it.
+type Held struct {
+	r    *Registry // constant
+	req  Request   // constant; Attrs is what Acquire was given
+	done chan struct{}
+
+	view atomic.Pointer[Lease] // what Lease returns
+
+	// mu is held across the store's answers, so that a check and an Update do not interleave.
+	mu       sync.Mutex
+	key      string
+	want     Attrs   // what shall be published
+	value    []byte  // want as JSON
+	tried    []Attrs // what may be published: the last known and every attempt since
+	etcd     LeaseID // 0 for a reservation, or when it has to be granted anew
+	reserved bool    // the key hangs on no etcd lease
+	ttl      time.Duration
+	alive    time.Time // of the last successful KeepAlive or Grant
+
+	endOnce sync.Once
+	err     error // constant once done is closed
+}
+
+func newHeld(r *Registry, req Request) *Held {
+	return &Held{r: r, req: req, done: make(chan struct{}), want: req.Attrs, ttl: req.TTL}
+}
+
+// Lease is the subnet and what was last published.
+func (h *Held) Lease() Lease { return *h.view.Load() }
+
+// Done is closed when the lease is no longer ours. The store being away does not close it.
+func (h *Held) Done() <-chan struct{} { return h.done }
+
+// Err says why Done is closed: ErrTaken, ErrDuplicateNode or ErrReleased; nil before.
+func (h *Held) Err() error {
+	select {
+	case <-h.done:
+		return h.err
+	default:
+		return nil
+	}
+}
+
+// Connected is whether the store answers.
+func (h *Held) Connected() bool { return h.r.Health().Connected }
+
+// LastError is why the store does not answer, nil if it does.
+func (h *Held) LastError() error { return h.r.Health().Err }
+
+func (h *Held) end(err error) {
+	h.endOnce.Do(func() {
+		h.err = err
+		close(h.done)
+	})
+}
+
+// adopt takes over an entry that is ours or reserved for us. nil, nil is a lost race.
+func (h *Held) adopt(ctx context.Context, e entry) (*Held, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err := h.encodeLocked(h.want); err != nil {
+		return nil, err
+	}
+	h.key, h.reserved = e.Key, e.lease.Reservation
+	h.view.Store(&Lease{Subnet: e.lease.Subnet, Subnet6: e.lease.Subnet6})
+	ok, err := h.putLocked(ctx, e.ModRevision)
+	if err != nil || !ok {
+		return nil, err
+	}
+	if e.Lease != 0 && e.Lease != h.etcd {
+		// Nothing hangs on the previous run's etcd lease any more. If this fails it expires.
+		_ = h.r.store.Revoke(ctx, e.Lease)
+	}
+	h.r.log.Info("took over own lease", "subnet", e.lease.Subnet, "reservation", h.reserved)
+	return h, nil
+}
+
+// create puts a new key, unless somebody was faster since the list at rev. nil, nil is a lost race.
+func (h *Held) create(ctx context.Context, v4, v6 netip.Prefix, rev int64) (*Held, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err := h.encodeLocked(h.want); err != nil {
+		return nil, err
+	}
+	h.key = h.r.leaseKey(v4, v6)
+	h.view.Store(&Lease{Subnet: v4, Subnet6: v6})
+	// A key of the same IPv4 subnet with another IPv6 part is a rival too.
+	rivals := h.rangeKey()
+	if v6.IsValid() {
+		// Two keys with different IPv4 parts may hold the same IPv6 subnet, so nobody at all may have been faster.
+		rivals = h.r.subnetsKey()
+	}
+	ok, err := h.putLocked(ctx, 0, Guard{Key: rivals, Prefix: true, AtMost: true, ModRevision: rev})
+	if err != nil || !ok {
+		if h.etcd != 0 {
+			_ = h.r.store.Revoke(context.WithoutCancel(ctx), h.etcd)
+		}
+		return nil, err
+	}
+	h.r.log.Info("leased a subnet", "subnet", v4, "key", h.key)
+	return h, nil
+}
+
+func (h *Held) encodeLocked(a Attrs) error {
+	value, err := json.Marshal(a)
+	if err != nil {
+		return err
+	}
+	if len(value) > MaxValue {
+		return fmt.Errorf("lease: the attributes have %d bytes, at most %d", len(value), MaxValue)
+	}
+	h.want, h.value, h.tried = a, value, append(h.tried, a)
+	return nil
+}
+
+// rangeKey begins every key that holds our IPv4 subnet.
+func (h *Held) rangeKey() string { return h.r.leaseKey(h.view.Load().Subnet, netip.Prefix{}) }
+
+// putLocked writes our value if the key is at rev (0: absent) and also holds. false is a lost race.
+func (h *Held) putLocked(ctx context.Context, rev int64, also ...Guard) (bool, error) {
+	guards := append([]Guard{{Key: h.key, ModRevision: rev}}, also...)
+	for granted := false; ; granted = true {
+		if h.etcd == 0 && !h.reserved {
+			id, err := h.r.store.Grant(ctx, h.req.TTL)
+			if err != nil {
+				return false, err
+			}
+			h.etcd, h.ttl, h.alive = id, h.req.TTL, time.Now()
+		}
+		ok, at, err := h.r.store.Commit(ctx, Txn{If: guards, Key: h.key, Value: h.value, Lease: h.etcd})
+		if errors.Is(err, ErrLeaseExpired) && !granted {
+			h.etcd = 0
+			continue
+		}
+		if err == nil && ok {
+			h.acceptLocked(at)
+		}
+		return ok, err
+	}
+}
+
+// acceptLocked notes that the store has our value at rev.
+func (h *Held) acceptLocked(rev int64) {
+	h.tried = []Attrs{h.want}
+	l := *h.view.Load()
+	l.Attrs, l.Reservation, l.ModRevision = h.want, h.reserved, rev
+	h.view.Store(&l)
+}
+
+// Run keeps the lease until ctx ends or Revoke is called (nil), or another node takes it (Err). It never returns
+// because the store is away.
+func (h *Held) Run(ctx context.Context) error {
+	var pause backoff
+	for ctx.Err() == nil {
+		err := h.keep(ctx, &pause)
+		select {
+		case <-h.done:
+			if errors.Is(h.err, ErrReleased) {
+				return nil
+			}
+			return h.err
+		default:
+		}
+		h.r.health.report("lease", err)
+		if ctx.Err() == nil {
+			pause.wait(ctx)
+		}
+	}
+	return nil
+}
+
+// keep checks, watches and keeps alive, until the store fails or the lease ends.
+func (h *Held) keep(ctx context.Context, pause *backoff) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if err := h.renew(ctx); err != nil {
+		return err
+	}
+	rev, err := h.check(ctx)
+	if err != nil {
+		return err
+	}
+	h.r.health.report("lease", nil)
+	events := h.r.store.Watch(ctx, h.rangeKey(), true, rev+1)
+	started := time.Now()
+	timer := time.NewTimer(h.untilRenewal())
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-h.done:
+			return nil
+		case e, ok := <-events:
+			if time.Since(started) > maxBackoff {
+				pause.reset()
+			}
+			if !ok || e.Err != nil {
+				// Only the next check tells whether the store is away.
+				return nil
+			}
+			if h.news(e) {
+				if _, err := h.check(ctx); err != nil {
+					return err
+				}
+			}
+		case <-timer.C:
+			if err := h.renew(ctx); err != nil {
+				return err
+			}
+			if _, err := h.check(ctx); err != nil {
+				return err
+			}
+			timer.Reset(h.untilRenewal())
+		}
+	}
+}
+
+// news is whether somebody else may have written our key.
+func (h *Held) news(e Events) bool {
+	rev := h.view.Load().ModRevision
+	for _, c := range e.Changes {
+		if c.ModRevision != rev {
+			return true
+		}
+	}
+	return false
+}
+
+// untilRenewal is how long the etcd lease may be left alone.
+func (h *Held) untilRenewal() time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.reserved {
+		return h.req.TTL / 3 // nothing to keep alive, but look at the key now and then
+	}
+	return max(0, time.Until(h.alive.Add(min(h.ttl/3, h.ttl-h.req.RenewMargin))))
+}
+
+// renew restarts the time of the etcd lease. One that has expired is left for check to replace.
+func (h *Held) renew(ctx context.Context) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.etcd == 0 {
+		return nil
+	}
+	ttl, err := h.r.store.KeepAlive(ctx, h.etcd)
+	switch {
+	case errors.Is(err, ErrLeaseExpired):
+		h.etcd = 0
+	case err != nil:
+		return err
+	default:
+		h.ttl, h.alive = ttl, time.Now()
+	}
+	return nil
+}
+
+// check compares the store's idea of our key with ours and puts it right, or ends the lease. It returns the store's
+// revision at which it looked.
+func (h *Held) check(ctx context.Context) (int64, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.checkLocked(ctx)
+}
+
+func (h *Held) checkLocked(ctx context.Context) (int64, error) {
+	for range maxRaces {
+		if h.Err() != nil {
+			return 0, h.Err()
+		}
+		pairs, rev, err := h.r.store.Get(ctx, h.rangeKey(), true)
+		if err != nil {
+			return 0, err
+		}
+		var own, rival *entry
+		var raw []byte
+		for _, p := range pairs {
+			e := h.r.entryOf(p)
+			switch {
+			case p.Key == h.key:
+				own, raw = &e, p.Value
+			case e.skip == "" && e.lease.Subnet == h.view.Load().Subnet:
+				rival = &e
+			}
+		}
+		if own == nil && rival != nil {
+			h.lost(*rival)
+			return 0, h.Err()
+		}
+		ok, err := h.settleLocked(ctx, own, raw, rev)
+		if err != nil {
+			return 0, err
+		}
+		if ok {
+			return rev, nil
+		}
+	}
+	return 0, fmt.Errorf("%s: key %s changes faster than it can be read", h.r.store, h.key)
+}
+
+// settleLocked makes the key ours again, whatever became of it: own is nil if it was absent at rev. false: look again.
+func (h *Held) settleLocked(ctx context.Context, own *entry, raw []byte, rev int64) (bool, error) {
+	subnet := h.view.Load().Subnet
+	if own == nil {
+		h.reserved = false // a reservation that is gone is not ours to make again
+		ok, err := h.putLocked(ctx, 0, Guard{Key: h.rangeKey(), Prefix: true, AtMost: true, ModRevision: rev})
+		if ok && err == nil {
+			h.r.log.Warn("own lease was gone from the store; put it back", "subnet", subnet, "key", h.key)
+		}
+		return ok, err
+	}
+	theirs := own.lease.Attrs
+	switch {
+	case own.skip != "": // nobody's: overwritten with garbage
+	case theirs.nodeID() == h.req.NodeID:
+		if !slices.ContainsFunc(h.tried, func(a Attrs) bool { return samePlace(a, theirs) }) {
+			h.end(fmt.Errorf("%w: it publishes %s for %v (key %s): was the state directory copied? Give one of the two a NodeID of its own", ErrDuplicateNode, theirs.who(), subnet, h.key))
+			return false, nil
+		}
+	case own.lease.Reservation && theirs.RootlessOvl == nil && theirs.sharesAddress(h.want): // reserved for us
+	default:
+		h.lost(*own)
+		return false, nil
+	}
+	if own.lease.Reservation != h.reserved {
+		// Somebody turned our lease into a reservation (flannel's Documentation/reservations.md), or back.
+		h.r.log.Info("own lease changed its kind", "subnet", subnet, "reservation", own.lease.Reservation)
+		h.reserved = own.lease.Reservation
+		if h.reserved {
+			h.etcd = 0 // nothing hangs on it; it expires
+		}
+	}
+	if bytes.Equal(raw, h.value) && own.Lease == h.etcd {
+		h.acceptLocked(own.ModRevision)
+		return true, nil
+	}
+	return h.putLocked(ctx, own.ModRevision)
+}
+
+func (h *Held) lost(e entry) {
+	h.end(fmt.Errorf("%w: %v now belongs to %s (key %s)", ErrTaken, e.lease.Subnet, e.lease.Attrs.who(), e.Key))
+}
+
+// samePlace: the two are published by one and the same socket.
+func samePlace(a, b Attrs) bool {
+	return a.PublicIP == b.PublicIP && a.PublicIPv6 == b.PublicIPv6 && a.port(0) == b.port(0)
+}
+
+// Update publishes other attributes for the same subnet; NodeID stays. If the store is away it returns the error, and
+// Run publishes them when the store is back.
+func (h *Held) Update(ctx context.Context, a Attrs) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err := h.Err(); err != nil {
+		return err
+	}
+	if err := h.encodeLocked(stamped(a, h.req.NodeID)); err != nil {
+		return err
+	}
+	_, err := h.checkLocked(ctx)
+	return err
+}
+
+// Revoke gives the lease back: the key goes, Done is closed with ErrReleased, and Run returns. A reservation stays in
+// the store. If the store is away the error says so and the lease ends with its TTL.
+func (h *Held) Revoke(ctx context.Context) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.end(ErrReleased)
+	if h.etcd == 0 {
+		return nil
+	}
+	if err := h.r.store.Revoke(ctx, h.etcd); err != nil {
+		return err
+	}
+	h.r.log.Info("gave the lease back", "subnet", h.view.Load().Subnet)
+	return nil
+}

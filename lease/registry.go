@@ -1,0 +1,138 @@
+// This file is the Registry: one network's keys in one store. It reads and writes the config and lists the leases;
+// acquire.go, held.go and watch.go build on it, health.go says whether the store answers.
+
+package lease
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path"
+	"slices"
+)
+
+// DefaultPrefix is flannel's --etcd-prefix.
+const DefaultPrefix = "/coreos.com/network"
+
+// Lease is a subnet and the node that owns it.
+type Lease struct {
+	Subnet      netip.Prefix
+	Subnet6     netip.Prefix // zero unless dual-stack
+	Attrs       Attrs
+	Reservation bool  // no etcd lease: it stays until somebody deletes it
+	ModRevision int64 // of the last write
+}
+
+// Registry is one network in one store. Make it with NewRegistry; it is safe for concurrent use and starts nothing.
+type Registry struct {
+	store  Store
+	prefix string
+	log    *slog.Logger
+	health health
+}
+
+// NewRegistry names the network at prefix ("" for DefaultPrefix) in store. log receives one line when the store goes
+// away and one when it is back, so that callers who try again need not log each failure; nil discards.
+func NewRegistry(store Store, prefix string, log *slog.Logger) *Registry {
+	if prefix == "" {
+		prefix = DefaultPrefix
+	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	r := &Registry{store: store, prefix: path.Join("/", prefix), log: log}
+	r.health.init(log, store.String())
+	return r
+}
+
+// Prefix is where the network's keys are.
+func (r *Registry) Prefix() string { return r.prefix }
+
+func (r *Registry) configKey() string  { return r.prefix + "/config" }
+func (r *Registry) subnetsKey() string { return r.prefix + "/subnets" } // flannel lists without a slash
+func (r *Registry) leaseKey(v4, v6 netip.Prefix) string {
+	return r.subnetsKey() + "/" + Key(v4, v6)
+}
+
+// Config reads the network config. ErrNoConfig and ErrBadConfig are about its content, the rest about the store.
+func (r *Registry) Config(ctx context.Context) (NetworkConfig, error) {
+	pairs, _, err := r.store.Get(ctx, r.configKey(), false)
+	r.health.report("request", err)
+	if err != nil {
+		return NetworkConfig{}, err
+	}
+	if len(pairs) == 0 {
+		return NetworkConfig{}, fmt.Errorf("%w: %s has no key %s: set one with \"rootless-ovl config set\" or \"etcdctl put\" (etcd API v3), or check the prefix", ErrNoConfig, r.store, r.configKey())
+	}
+	c, err := ParseConfig(pairs[0].Value)
+	if err != nil {
+		return NetworkConfig{}, fmt.Errorf("%s: key %s: %w", r.store, r.configKey(), err)
+	}
+	return c, nil
+}
+
+// CreateConfig writes raw as the network config unless there is one; created says which. raw must parse.
+func (r *Registry) CreateConfig(ctx context.Context, raw []byte) (created bool, err error) {
+	if _, err := ParseConfig(raw); err != nil {
+		return false, err
+	}
+	created, _, err = r.store.Commit(ctx, Txn{If: []Guard{{Key: r.configKey()}}, Key: r.configKey(), Value: raw})
+	r.health.report("request", err)
+	return created, err
+}
+
+// PutConfig writes raw as the network config whatever is there. raw must parse. Nodes read the config when they start.
+func (r *Registry) PutConfig(ctx context.Context, raw []byte) error {
+	if _, err := ParseConfig(raw); err != nil {
+		return err
+	}
+	_, _, err := r.store.Commit(ctx, Txn{Key: r.configKey(), Value: raw})
+	r.health.report("request", err)
+	return err
+}
+
+// entry is one key under <prefix>/subnets. With skip set the value is not a lease; with a valid subnet it occupies
+// that subnet all the same.
+type entry struct {
+	Pair
+	lease Lease
+	skip  string
+}
+
+func (r *Registry) entryOf(p Pair) entry {
+	e := entry{Pair: p}
+	var err error
+	if e.lease.Subnet, e.lease.Subnet6, err = ParseKey(p.Key); err == nil {
+		e.lease.Attrs, err = ParseAttrs(p.Value)
+	}
+	e.lease.Reservation, e.lease.ModRevision = p.Lease == 0, p.ModRevision
+	if err != nil {
+		e.skip = err.Error()
+	}
+	e.Value = nil // the parsed form is enough, and the value may be large
+	return e
+}
+
+// list reads every key under <prefix>/subnets, sorted by key.
+func (r *Registry) list(ctx context.Context) ([]entry, int64, error) {
+	pairs, rev, err := r.store.Get(ctx, r.subnetsKey(), true)
+	if err != nil {
+		return nil, 0, err
+	}
+	entries := make([]entry, len(pairs))
+	for i, p := range pairs {
+		entries[i] = r.entryOf(p)
+	}
+	return entries, rev, nil
+}
+
+// Leases lists the leases once, as Watch would.
+func (r *Registry) Leases(ctx context.Context) (Snapshot, error) {
+	entries, rev, err := r.list(ctx)
+	r.health.report("request", err)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	return snapshot(rev, slices.Values(entries)), nil
+}
