@@ -12,7 +12,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
 	"path/filepath"
 	"regexp"
@@ -20,8 +19,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/rootless-ovl/rootless-ovl/api"
 	"github.com/rootless-ovl/rootless-ovl/forwarder"
@@ -109,8 +106,8 @@ func (n *Node) reserve(r api.AttachRequest, ns namespace) (*attachment, error) {
 
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.path == nil {
-		return nil, api.Errorf(api.CodeUnavailable, "%s", n.notReadyLocked())
+	if !n.open {
+		return nil, api.Errorf(api.CodeUnavailable, "the node is not ready (%s): `rootless-ovl status` says more", n.state)
 	}
 	for _, other := range n.attachments {
 		if other.saved.Inode == s.Inode || r.PID != 0 && other.saved.PID == r.PID {
@@ -169,13 +166,13 @@ func (n *Node) connect(ctx context.Context, a *attachment, r api.AttachRequest, 
 		exit.Close()
 		return err
 	}
-	l, err := ns.create(tapConfig)
+	l, err := ns.create(tapConfig, a.saved)
 	if err != nil {
 		exit.Close()
 		return err
 	}
 	if err = ctx.Err(); err == nil {
-		err = n.enter(a, l, exit)
+		err = n.enter(a, l, exit, tapConfig.MTU)
 	}
 	if err != nil {
 		exit.Close()
@@ -184,42 +181,64 @@ func (n *Node) connect(ctx context.Context, a *attachment, r api.AttachRequest, 
 	return nil
 }
 
-// enter gives l to the router, makes a live and begins to watch for its end. On an error l is out of the router again.
-func (n *Node) enter(a *attachment, l link, exit exitWatch) error {
-	port, err := n.path.AddPort(forwarder.PortConfig{Name: a.saved.Name, Addrs: []netip.Addr{a.saved.Addr.Addr()}, Device: l})
+// enter gives l to the router, makes a live and begins to watch for its end. On an error l is not in the router.
+func (n *Node) enter(a *attachment, l link, exit exitWatch, mtu int) error {
+	broken := make(chan struct{})
+	addr := a.saved.Addr.Addr()
+	port, err := n.path.AddPort(forwarder.PortConfig{
+		Name:   a.saved.Name,
+		Addrs:  []netip.Addr{addr},
+		MTU:    mtu,
+		Device: l,
+		Gone:   func(error) { close(broken) },
+	})
 	if err != nil {
 		return err
 	}
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	a.link, a.port, a.exit, a.phase = l, port, exit, live
-	n.publishLocked()
+	if err = n.publishLocked(); err != nil {
+		a.phase = pending
+	}
+	n.mu.Unlock()
+	if err != nil {
+		n.path.RemovePort(port)
+		return err
+	}
 	n.watchers.Go(func() {
+		event := "detached: its container has ended"
 		select {
 		case <-exit.Done():
-			n.leave(a, func(l link) error { return l.Delete() }, "container gone")
+		case <-broken:
+			event = "detached: its interface was removed inside the container"
 		case <-a.off:
+			return
 		case <-n.stopping:
+			return
+		}
+		if _, err := n.leave(a, event); err != nil {
+			n.log.Debug("TAP of an ended container", "name", a.saved.Name, "err", err)
 		}
 	})
 	return nil
 }
 
-// leave takes a live attachment off the overlay; end says what becomes of its TAP. It reports whether it was this call
-// that did.
-func (n *Node) leave(a *attachment, end func(link) error, event string) (bool, error) {
+// leave takes a live attachment off the overlay and removes its TAP. It reports whether it was this call that did.
+func (n *Node) leave(a *attachment, event string) (bool, error) {
 	n.mu.Lock()
 	if a.phase != live {
 		n.mu.Unlock()
 		return false, nil
 	}
 	a.phase = leaving
-	n.publishLocked()
+	if err := n.publishLocked(); err != nil {
+		n.log.Error("route table not replaced", "err", err)
+	}
 	n.mu.Unlock()
 
 	n.path.RemovePort(a.port)
-	a.exit.Close()
-	err := end(a.link)
+	err := errors.Join(a.link.Delete(), a.exit.Close())
+	n.gateway.Release(a.saved.Addr.Addr())
 
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -247,7 +266,7 @@ func (n *Node) Detach(ctx context.Context, nameOrPID string) error {
 	case now == pending:
 		return api.Errorf(api.CodeUnavailable, "attachment %q is still being made: try again", nameOrPID)
 	}
-	done, err := n.leave(a, func(l link) error { return l.Delete() }, "detached")
+	done, err := n.leave(a, "detached")
 	if !done { // somebody else is at it: our caller may rely on its being gone, all the same
 		select {
 		case <-a.off:
@@ -379,12 +398,12 @@ func (n *Node) adoptOne(s savedAttachment) (err error) {
 	if err != nil {
 		return err
 	}
-	l, err := ns.adopt(s.IfName)
+	l, err := ns.adopt(s)
 	if err != nil {
 		exit.Close()
 		return err
 	}
-	if err := n.enter(a, l, exit); err != nil {
+	if err := n.enter(a, l, exit, n.overlayMTU()); err != nil {
 		exit.Close()
 		return errors.Join(err, l.Close())
 	}
@@ -467,20 +486,23 @@ func attachError(r api.AttachRequest, err error) error {
 	}
 	var coded *api.Error
 	code := api.CodeInternal
+	is := func(targets ...error) bool {
+		return slices.ContainsFunc(targets, func(t error) bool { return errors.Is(err, t) })
+	}
 	switch {
 	case errors.As(err, &coded):
 		code = coded.Code
-	case errors.Is(err, nsutil.ErrNoProcess), errors.Is(err, fs.ErrNotExist):
-		code = api.CodeNotFound
-	case errors.Is(err, nsutil.ErrNotOwner), errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+	case is(nsutil.ErrNotOwner, nsutil.ErrTunDevice):
 		code = api.CodeDenied
-	case errors.Is(err, nsutil.ErrHostNamespace), errors.Is(err, ErrAddrInvalid):
+	case is(nsutil.ErrNoProcess, nsutil.ErrNoPath, nsutil.ErrGone):
+		code = api.CodeNotFound
+	case is(nsutil.ErrHostNamespace, nsutil.ErrNotNetns, nsutil.ErrInvalid, nsutil.ErrIfName, ErrAddrInvalid):
 		code = api.CodeInvalid
-	case errors.Is(err, nsutil.ErrIfNameTaken), errors.Is(err, ErrAddrInUse):
+	case is(nsutil.ErrIfNameTaken, nsutil.ErrRouteTaken, nsutil.ErrTAPBusy, ErrAddrInUse):
 		code = api.CodeInUse
-	case errors.Is(err, ErrNoAddrsLeft):
+	case is(ErrNoAddrsLeft):
 		code = api.CodeExhausted
-	case errors.Is(err, errNoSubnetHeld), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+	case is(errNoSubnetHeld, nsutil.ErrTimeout, context.Canceled, context.DeadlineExceeded):
 		code = api.CodeUnavailable
 	}
 	return api.Errorf(code, "%s: %w", what, err)

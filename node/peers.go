@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/rootless-ovl/rootless-ovl/forwarder"
 	"github.com/rootless-ovl/rootless-ovl/lease"
 )
 
@@ -31,6 +32,11 @@ type peer struct {
 	problem string         // why nothing is sent to it; empty when all is well
 }
 
+// config is the peer as the router knows it. A stock node's port may be translated on the way, ours is published as it is.
+func (p peer) config() forwarder.PeerConfig {
+	return forwarder.PeerConfig{Addr: p.addr, MTU: p.mtu, AnyPort: p.stock}
+}
+
 // peersOf returns one peer per lease that is not ours, in the order of the snapshot. What others have put into the store is
 // not trusted: a lease that makes no sense gets a problem, and the rest of the overlay goes on.
 func peersOf(leases []lease.Lease, me self) []peer {
@@ -44,7 +50,9 @@ func peersOf(leases []lease.Lease, me self) []peer {
 		p := peer{lease: l, stock: ext == nil, mtu: me.mtu}
 		port := me.stockPort
 		if ext != nil {
-			port = ext.Port
+			if ext.Port != 0 {
+				port = ext.Port
+			}
 			if ext.MTU >= minPeerMTU {
 				p.mtu = min(p.mtu, ext.MTU)
 			}

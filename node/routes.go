@@ -23,54 +23,40 @@ type attachedPort struct {
 	port *forwarder.Port
 }
 
-// routes returns the full table, most specific first in meaning (the order of the slice does not matter):
+// routes returns the full table; the longest prefix wins, so its order does not matter:
 //
-//	an attachment's address                  its port
-//	.0 and .1 of the subnet                  the gateway
-//	the rest of our subnet                   unreachable: no such host
-//	a peer's subnet                          that peer
-//	the rest of the network                  unreachable: nobody leases it
-//	everything else                          the gateway, which sends it out of the overlay
+//	an attachment's address        its port
+//	.1 and .0 of our subnet        the gateway, for containers here and on peers
+//	the rest of our subnet         unreachable: no such host
+//	a peer's subnet                that peer
+//	the rest of the network        unreachable: nobody leases it
+//	everything else                out of the overlay through the gateway, for containers here alone
 //
 // An attachment of an earlier subnet of ours keeps its route, and its gateway's, until it is detached: only peers no
 // longer find it.
-func routes(src routeSources) []forwarder.Route {
-	gateway := forwarder.ToGateway(src.gateway)
-	table := []forwarder.Route{
-		{Prefix: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Hop: gateway},
-		{Prefix: src.me.network, Hop: forwarder.Unreachable},
+func routes(src routeSources) forwarder.TableConfig {
+	var table forwarder.TableConfig
+	to := func(p netip.Prefix, h forwarder.Hop) {
+		table.Routes = append(table.Routes, forwarder.Route{Prefix: p.Masked(), Hop: h})
 	}
-	// Several leases of one node (a flannel host that got a new subnet and whose old one has not expired) are one peer.
-	byAddr := make(map[netip.AddrPort]*forwarder.PeerConfig)
-	var order []*forwarder.PeerConfig
+	host := func(a netip.Addr, h forwarder.Hop) { to(netip.PrefixFrom(a, a.BitLen()), h) }
+
+	to(netip.PrefixFrom(netip.IPv4Unspecified(), 0), forwarder.ToEgress(src.gateway))
+	to(src.me.network, forwarder.UnreachableNet)
 	for _, p := range src.peers {
-		if p.problem != "" {
-			continue
-		}
-		c := byAddr[p.addr]
-		if c == nil {
-			c = &forwarder.PeerConfig{Addr: p.addr, MTU: p.mtu, AnyPort: p.stock}
-			byAddr[p.addr] = c
-			order = append(order, c)
-		}
-		c.Subnets = append(c.Subnets, p.lease.Subnet.Masked())
-		c.MTU = min(c.MTU, p.mtu)
-		c.AnyPort = c.AnyPort || p.stock
-	}
-	for _, c := range order {
-		hop := forwarder.ToPeer(*c)
-		for _, subnet := range c.Subnets {
-			table = append(table, forwarder.Route{Prefix: subnet, Hop: hop})
+		if p.problem == "" {
+			to(p.lease.Subnet, forwarder.ToPeer(p.config()))
 		}
 	}
 	if src.me.subnet.IsValid() {
-		table = append(table, forwarder.Route{Prefix: src.me.subnet.Masked(), Hop: forwarder.Unreachable})
+		table.Gateway = gatewayAddr(src.me.subnet)
+		to(src.me.subnet, forwarder.UnreachableHost)
 	}
-	for _, addr := range gatewayAddrs(src.me.subnet, src.attachments) {
-		table = append(table, forwarder.Route{Prefix: netip.PrefixFrom(addr, 32), Hop: gateway})
+	for _, a := range gatewayAddrs(src.me.subnet, src.attachments) {
+		host(a, forwarder.ToGateway(src.gateway))
 	}
 	for _, a := range src.attachments {
-		table = append(table, forwarder.Route{Prefix: netip.PrefixFrom(a.addr.Addr(), 32), Hop: forwarder.ToPort(a.port)})
+		host(a.addr.Addr(), forwarder.ToPort(a.port))
 	}
 	return table
 }

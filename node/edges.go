@@ -1,0 +1,141 @@
+// This file is where the node meets the rooms that need a kernel or a store: small interfaces, so that tests can stand in
+// for them, and the real things behind them.
+
+package node
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rootless-ovl/rootless-ovl/api"
+	"github.com/rootless-ovl/rootless-ovl/forwarder"
+	"github.com/rootless-ovl/rootless-ovl/internal/packet"
+	"github.com/rootless-ovl/rootless-ovl/internal/tap"
+	"github.com/rootless-ovl/rootless-ovl/nsutil"
+	"github.com/rootless-ovl/rootless-ovl/stack"
+)
+
+// dataPath is what the node does with a forwarder.Router.
+type dataPath interface {
+	AddPort(forwarder.PortConfig) (*forwarder.Port, error)
+	RemovePort(*forwarder.Port)
+	SetTable(forwarder.TableConfig) error
+}
+
+// gateway is what the node does with a stack.Gateway while it runs.
+type gateway interface {
+	packet.Sender
+	SetAddresses([]netip.Addr) error
+	Release(container netip.Addr)
+}
+
+// namespace is a container's network namespace.
+type namespace interface {
+	Inode() uint64
+	create(c nsutil.TAPConfig, s savedAttachment) (link, error)
+	adopt(s savedAttachment) (link, error)
+	Close() error
+}
+
+// link is a TAP that we hold, as the router's device.
+type link interface {
+	forwarder.Device
+	Close() error  // lets it go; it stays in its namespace
+	Delete() error // removes it from its namespace
+}
+
+// edges are the calls that reach into the kernel.
+type edges struct {
+	openPID   func(pid int) (namespace, error)
+	openPath  func(path string) (namespace, error)
+	startTime func(pid int) (uint64, error)
+	watchPID  func(pid int) (exitWatch, error)
+}
+
+func kernelEdges() edges {
+	return edges{
+		openPID:   func(pid int) (namespace, error) { return asNamespace(nsutil.OpenPID(pid)) },
+		openPath:  func(path string) (namespace, error) { return asNamespace(nsutil.OpenPath(path)) },
+		startTime: nsutil.StartTime,
+		watchPID: func(pid int) (exitWatch, error) {
+			e, err := nsutil.WatchExit(pid)
+			if err != nil {
+				return nil, err
+			}
+			return e, nil
+		},
+	}
+}
+
+type kernelNamespace struct{ *nsutil.Namespace }
+
+func asNamespace(ns *nsutil.Namespace, err error) (namespace, error) {
+	if err != nil {
+		return nil, err
+	}
+	return kernelNamespace{ns}, nil
+}
+
+func (ns kernelNamespace) create(c nsutil.TAPConfig, s savedAttachment) (link, error) {
+	t, err := ns.CreateTAP(c)
+	if err != nil {
+		return nil, err
+	}
+	l, err := newTAPLink(t, s)
+	if err != nil {
+		return nil, errors.Join(err, t.Delete())
+	}
+	return l, nil
+}
+
+func (ns kernelNamespace) adopt(s savedAttachment) (link, error) {
+	t, err := ns.AdoptTAP(s.IfName, 1)
+	if err != nil {
+		return nil, err
+	}
+	l, err := newTAPLink(t, s)
+	if err != nil {
+		return nil, errors.Join(err, t.Close())
+	}
+	return l, nil
+}
+
+// tapLink is a link whose other end is in a container.
+type tapLink struct{ *tap.Device }
+
+func newTAPLink(t *nsutil.TAP, s savedAttachment) (link, error) {
+	mac, err := api.ParseMAC(s.MAC)
+	if err != nil {
+		return nil, err
+	}
+	d, err := tap.New(tap.Config{File: t.Files[0], MAC: mac, Addrs: []netip.Addr{s.Addr.Addr()}})
+	if err != nil {
+		return nil, err
+	}
+	return tapLink{d}, nil
+}
+
+// Delete makes the TAP end with its descriptor, which is then closed.
+func (l tapLink) Delete() error {
+	err := unix.IoctlSetInt(l.FD(), unix.TUNSETPERSIST, 0)
+	if errors.Is(err, unix.EBADFD) { // the namespace took it along
+		err = nil
+	}
+	if err != nil {
+		err = fmt.Errorf("TUNSETPERSIST: %w", err)
+	}
+	return errors.Join(err, l.Close())
+}
+
+// openUnderlay binds the underlay sockets.
+func openUnderlay(log *slog.Logger, addr netip.AddrPort) (*forwarder.Router, error) {
+	return forwarder.NewRouter(forwarder.Config{Log: log, Underlay: forwarder.UnderlayConfig{Addr: addr}})
+}
+
+var (
+	_ dataPath = (*forwarder.Router)(nil)
+	_ gateway  = (*stack.Gateway)(nil))

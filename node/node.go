@@ -1,0 +1,300 @@
+// This file is the Node and its life: what Run does, in order, and what it undoes.
+
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rootless-ovl/rootless-ovl/api"
+	"github.com/rootless-ovl/rootless-ovl/forwarder"
+	"github.com/rootless-ovl/rootless-ovl/internal/packet"
+	"github.com/rootless-ovl/rootless-ovl/lease"
+	"github.com/rootless-ovl/rootless-ovl/stack"
+)
+
+// maxMTU is the largest overlay MTU in bytes: the payload of the largest UDP datagram over IPv4.
+const maxMTU = 65535 - forwarder.UDPOverhead
+
+// Node is one host's daemon. It implements api.Backend; those methods are safe for concurrent use, before, during and
+// after Run.
+type Node struct {
+	// constant after New
+	cfg     Config
+	log     *slog.Logger
+	edges   edges
+	started time.Time
+
+	// constant once open is true, and set before anything that uses it runs
+	path     dataPath
+	router   *forwarder.Router
+	gateway  gateway
+	stack    *stack.Gateway
+	stopping chan struct{} // closed when Run begins to end
+
+	watchers sync.WaitGroup // one goroutine an attachment, see enter
+
+	// guarded by mu
+	mu          sync.Mutex
+	state       string // of api.State...
+	open        bool   // attachments are taken
+	id          string
+	external    external
+	port        int // of the underlay
+	mtu         int // of the overlay, bytes
+	store       storeHealth
+	endpoints   []string
+	registry    *lease.Registry
+	netConfig   lease.NetworkConfig
+	held        *lease.Held // nil while no lease is held
+	pool        *pool       // pool.subnet is our subnet
+	leases      []lease.Lease
+	peers       []peer
+	attachments map[string]*attachment // by name
+	dirty       chan struct{}          // has one element when what lastKnown saves has changed
+}
+
+// external is how this host is seen from the others.
+type external struct {
+	ifName string
+	bind   netip.Addr // the interface's address
+	public netip.Addr // what peers send to
+	mtu    int        // of the interface, bytes
+}
+
+// New checks c and makes a Node. It starts nothing and touches no file.
+func New(c Config) (*Node, error) {
+	c, err := c.checked()
+	if err != nil {
+		return nil, err
+	}
+	return &Node{
+		cfg:         c,
+		log:         c.Log,
+		edges:       kernelEdges(),
+		stopping:    make(chan struct{}),
+		state:       api.StateStarting,
+		pool:        newPool(),
+		attachments: make(map[string]*attachment),
+		dirty:       make(chan struct{}, 1),
+	}, nil
+}
+
+// Run is the daemon: it returns nil after ctx is done and everything has been stopped, or the error that stopped it. It is
+// called once. What stays behind is said in the package's doc.
+func (n *Node) Run(ctx context.Context) error {
+	lock, err := openStateDir(n.cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	id, err := nodeID(n.cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	ln, err := api.Listen(n.cfg.RuntimeDir)
+	if err != nil {
+		return err
+	}
+	defer ln.Close()
+	n.mu.Lock()
+	n.id, n.started = id, time.Now()
+	n.mu.Unlock()
+
+	store, err := n.openStore(ctx)
+	if err != nil {
+		return err
+	}
+	defer store.close()
+
+	g, ctx := errgroup.WithContext(ctx)
+	run := func(part string, f func(context.Context) error) {
+		g.Go(func() error {
+			err := f(ctx)
+			if err != nil && ctx.Err() == nil {
+				return err
+			}
+			if ctx.Err() == nil && part != "" {
+				return fmt.Errorf("%s ended", part)
+			}
+			return nil
+		})
+	}
+	run("the API", func(ctx context.Context) error { return api.Serve(ctx, ln, api.Handler(n), n.log) })
+	run("the embedded store", store.wait)
+	run("", func(ctx context.Context) error { return n.bringUp(ctx, store, run) })
+	g.Go(func() error {
+		<-ctx.Done()
+		n.mu.Lock()
+		n.state, n.open = api.StateStopping, false
+		n.mu.Unlock()
+		n.notify(daemon.SdNotifyStopping)
+		return nil
+	})
+	err = g.Wait()
+	close(n.stopping)
+	n.watchers.Wait()
+	n.release()
+	if err == nil {
+		n.log.Info("stopped")
+	}
+	return err
+}
+
+// bringUp takes the node from nothing to ready. Each step fails cleanly: what is in the store is written last.
+func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string, func(context.Context) error)) error {
+	ext, err := n.chooseExternal()
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	n.external = ext
+	n.mu.Unlock()
+	n.log.Info("external interface", "interface", ext.ifName, "addr", ext.bind, "public_ip", ext.public, "mtu", ext.mtu)
+
+	last := n.lastKnown()
+	cfg, fromLast, err := n.networkConfig(ctx, store, last)
+	if err != nil || ctx.Err() != nil {
+		return err
+	}
+	if err := n.checkNetwork(cfg); err != nil {
+		return err
+	}
+	router, err := n.openRouter(cfg, ext, last)
+	if err != nil {
+		return err
+	}
+	injector := router.NewInjector()
+	run("the packet path", router.Run)
+
+	n.mu.Lock()
+	n.netConfig, n.router, n.path = cfg, router, router
+	n.port = int(router.Underlay().Port())
+	n.mtu = min(ext.mtu-forwarder.UDPOverhead, maxMTU)
+	n.mu.Unlock()
+
+	var held *lease.Held
+	subnet := last.Subnet
+	if fromLast {
+		n.setLeases(last.restore())
+		n.log.Warn("store unreachable: forwarding on the last known leases", "subnet", subnet, "saved", last.SavedAt)
+	} else {
+		if held, err = n.acquire(ctx, store.registry, n.previousSubnet(last)); err != nil || ctx.Err() != nil {
+			return err
+		}
+		subnet = held.Lease().Subnet
+	}
+
+	gw, err := n.newGateway(subnet, injector)
+	if err != nil {
+		return errors.Join(err, n.giveUp(held))
+	}
+	run("the gateway", gw.Run)
+	n.mu.Lock()
+	n.stack, n.gateway = gw, gw
+	n.pool.subnet = subnet
+	n.mu.Unlock()
+	if err := n.adopt(); err != nil {
+		return errors.Join(err, n.giveUp(held))
+	}
+	if err := n.leased(held, subnet); err != nil {
+		return errors.Join(err, n.giveUp(held))
+	}
+	n.mu.Lock()
+	n.open = true
+	n.mu.Unlock()
+	n.notify(daemon.SdNotifyReady)
+	n.log.Info("ready", "subnet", subnet, "network", cfg.Network, "port", n.port, "mtu", n.mtu, "node_id", n.id)
+
+	run("the lease", func(ctx context.Context) error { return n.hold(ctx, store.registry, held, fromLast) })
+	run("the watch", func(ctx context.Context) error { return store.registry.Watch(ctx, n.watched) })
+	run("", n.saveWhenDirty)
+	return nil
+}
+
+// openRouter binds the underlay's port before anything tells others of it.
+func (n *Node) openRouter(cfg lease.NetworkConfig, ext external, last savedLast) (*forwarder.Router, error) {
+	stock, err := cfg.UDPPort()
+	if err != nil {
+		return nil, err
+	}
+	port := n.cfg.Port
+	if port == PortFromConfig {
+		port = stock
+	}
+	if port == PortAny && last.Port != 0 { // peers and firewalls know it; if it is taken now, any other does
+		if r, err := openUnderlay(n.log, netip.AddrPortFrom(ext.bind, uint16(last.Port))); err == nil {
+			return r, nil
+		}
+	}
+	r, err := openUnderlay(n.log, netip.AddrPortFrom(ext.bind, uint16(port)))
+	if err != nil {
+		return nil, fmt.Errorf("%w: stop what has the port, or start with --port 0 for any free one", err)
+	}
+	return r, nil
+}
+
+// newGateway makes the stack behind the gateway address.
+func (n *Node) newGateway(subnet netip.Prefix, injector *forwarder.Injector) (*stack.Gateway, error) {
+	gw, err := stack.New(stack.Config{
+		Addresses:    gatewayAddrs(subnet, nil),
+		MTU:          n.overlayMTU(),
+		Exit:         func(pkts []*packet.Packet) { injector.Forward(pkts) },
+		Log:          n.log,
+		HostLoopback: n.cfg.HostLoopback,
+		LinkLocal:    n.cfg.LinkLocal,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return gw, nil
+}
+
+func (n *Node) overlayMTU() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.mtu
+}
+
+// publishLocked replaces the router's table by one made of what is known now.
+func (n *Node) publishLocked() error {
+	src := routeSources{me: n.selfLocked(), peers: n.peers, gateway: n.gateway}
+	for _, a := range n.attachments {
+		if a.phase == live {
+			src.attachments = append(src.attachments, attachedPort{a.saved.Addr, a.port})
+		}
+	}
+	if err := n.gateway.SetAddresses(gatewayAddrs(src.me.subnet, src.attachments)); err != nil {
+		return err
+	}
+	return n.path.SetTable(routes(src))
+}
+
+func (n *Node) selfLocked() self {
+	stock, err := n.netConfig.UDPPort()
+	if err != nil {
+		stock = lease.DefaultUDPPort // openRouter has refused such a config
+	}
+	return self{
+		nodeID:    n.id,
+		subnet:    n.pool.subnet,
+		network:   n.netConfig.Network,
+		public:    netip.AddrPortFrom(n.external.public, uint16(n.port)),
+		mtu:       n.mtu,
+		stockPort: stock,
+	}
+}
+
+func (n *Node) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		n.log.Warn("systemd not told", "state", state, "err", err)
+	}
+}
