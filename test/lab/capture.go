@@ -37,8 +37,6 @@ type captured struct {
 	data []byte
 }
 
-func newCapture(s *Space) (*capture, error) { return &capture{space: s}, nil }
-
 // add captures on a port of the switch what the plugged-in host sends.
 func (c *capture) add(port string) error {
 	var f *os.File

@@ -77,8 +77,7 @@ func New(t T, n int) *Lab {
 		}
 		return netlink.LinkSetUp(bridge)
 	}))
-	l.capture, err = newCapture(fabric)
-	must(t, "capture", err)
+	l.capture = &capture{space: fabric}
 
 	l.Outside = l.plug("outside", RouterAddr)
 	must(t, "outside addresses", l.Outside.Do(func() error {

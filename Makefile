@@ -1,0 +1,99 @@
+# What a developer and CI do here, each in one word. `make` lists the words.
+
+GO        ?= go
+BIN       := bin/rootless-ovl
+PACKAGES  := ./...
+UNIT      := $$($(GO) list ./... | grep -v '/test')
+FUZZTIME  ?= 30s
+VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS   := -s -w -X main.version=$(VERSION)
+LINT_VERSION := v2.15.0
+LINT      := github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+# The commands that the tests run (command:package), with the Debian packages that have them.
+NEEDS     := etcd:etcd-server unshare:util-linux
+
+export CGO_ENABLED ?= 0
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build the static binary bin/rootless-ovl
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/rootless-ovl
+
+.PHONY: cross
+cross: ## build for arm64 too
+	GOARCH=arm64 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)-arm64 ./cmd/rootless-ovl
+
+.PHONY: test
+test: check-deps build ## vet, unit tests and integration tests
+	$(GO) vet $(PACKAGES)
+	ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) $(GO) test -timeout 20m $(TESTFLAGS) $(PACKAGES)
+
+.PHONY: unit
+unit: ## unit tests only: no namespaces, no etcd-server
+	$(GO) vet $(PACKAGES)
+	$(GO) test $(TESTFLAGS) $(UNIT)
+
+.PHONY: integration
+integration: check-deps build ## black-box tests on simulated hosts; TESTFLAGS='-v -run NAME' chooses
+	ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 20m $(TESTFLAGS) ./test/...
+
+.PHONY: race
+race: check-race ## unit tests under the race detector (needs gcc)
+	CGO_ENABLED=1 $(GO) test -race -timeout 20m $(TESTFLAGS) $(UNIT)
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for FUZZTIME (30s)
+	@for pkg in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
+			echo "fuzz $$pkg $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+		done; \
+	done
+
+.PHONY: lint
+lint: ## golangci-lint, as .golangci.yml says
+	@if golangci-lint version 2>/dev/null | grep -qF '$(LINT_VERSION:v%=%)'; then \
+		golangci-lint run $(PACKAGES); \
+	else \
+		$(GO) run $(LINT)@$(LINT_VERSION) run $(PACKAGES); \
+	fi
+
+.PHONY: fmt
+fmt: ## format the code
+	gofmt -w $$(git ls-files '*.go')
+
+.PHONY: check
+check: ## what must be clean before a commit: format, vet, lint, unit tests
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'not formatted: make fmt'; exit 1; }
+	$(MAKE) lint unit
+
+.PHONY: demo
+demo: build ## two hosts, containers on both, and what they can reach
+	@$(GO) build -o bin/demo ./test/demo
+	@ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) bin/demo
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin
+
+.PHONY: check-deps
+check-deps: ## name what is missing to run the tests
+	@missing=; for need in $(NEEDS); do \
+		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${need%%:*}" >/dev/null || missing="$$missing $${need#*:}"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+		echo "missing Debian packages:$$missing"; \
+		echo "install them with: sudo apt-get install$$missing"; exit 1; \
+	fi
+	@test -r /dev/net/tun -a -w /dev/net/tun || { \
+		echo "/dev/net/tun is missing or closed to $$(id -un): sudo modprobe tun; sudo chmod 666 /dev/net/tun"; exit 1; }
+
+.PHONY: check-race
+check-race:
+	@command -v gcc >/dev/null || { echo 'the race detector needs gcc: sudo apt-get install gcc libc6-dev'; exit 1; }
