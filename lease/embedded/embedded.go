@@ -1,0 +1,238 @@
+// This file starts and stops the server.
+
+package embedded
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/sys/unix"
+)
+
+// DefaultListen is etcd's own client port, on loopback only.
+const DefaultListen = "http://127.0.0.1:2379"
+
+// Errors of Start.
+var (
+	// ErrPortTaken: something else listens at the client URL.
+	ErrPortTaken = errors.New("the port is taken")
+	// ErrDataDirInUse: another daemon runs on the data directory.
+	ErrDataDirInUse = errors.New("the data directory is in use")
+)
+
+// startTimeout bounds how long a member may take to be ready, which includes reading its data.
+const startTimeout = 30 * time.Second
+
+// Config says where the server lives. It listens in the clear with an http URL; with https, CertFile and KeyFile are
+// required, and ClientCAFile makes it demand a client certificate of that CA.
+type Config struct {
+	DataDir      string // made with mode 0700 if absent
+	ListenClient string // URL with a numeric host; port 0 picks a free one; "" is DefaultListen
+	CertFile     string // PEM
+	KeyFile      string
+	ClientCAFile string
+	Log          *slog.Logger // receives what etcd dies of, and at debug level its errors; nil discards
+}
+
+// Server is a running member. Methods may be called from any goroutine.
+type Server struct {
+	etcd *embed.Etcd
+	lock *os.File
+	url  string
+	err  chan error
+
+	closeOnce sync.Once
+}
+
+// Start runs a member on c.DataDir, new or from a previous run, and returns when it answers. If ctx ends first, or
+// anything fails, nothing is left running.
+func Start(ctx context.Context, c Config) (*Server, error) {
+	if c.ListenClient == "" {
+		c.ListenClient = DefaultListen
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	u, err := url.Parse(c.ListenClient)
+	if err != nil {
+		return nil, fmt.Errorf("embedded etcd: listen URL: %w", err)
+	}
+	host, _, err := net.SplitHostPort(u.Host)
+	if err != nil || net.ParseIP(host) == nil || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, fmt.Errorf("embedded etcd: listen URL %q is not of the form http://127.0.0.1:2379", c.ListenClient)
+	}
+	if u.Scheme == "https" {
+		if c.CertFile == "" || c.KeyFile == "" {
+			return nil, fmt.Errorf("embedded etcd: listening at %s needs a certificate file and a key file", c.ListenClient)
+		}
+		// etcd notices bad files at the first connection only.
+		if _, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile); err != nil {
+			return nil, fmt.Errorf("embedded etcd: certificate %s with key %s: %w", c.CertFile, c.KeyFile, err)
+		}
+	}
+	lock, err := lockDir(c.DataDir)
+	if err != nil {
+		return nil, fmt.Errorf("embedded etcd: %w", err)
+	}
+	e, err := start(config(c, *u))
+	if err != nil {
+		return nil, errors.Join(explain(err, u.Host), lock.Close())
+	}
+	s := &Server{etcd: e, lock: lock, err: make(chan error, 1)}
+	u.Host = e.Clients[0].Addr().String()
+	s.url = u.String()
+
+	t := time.NewTimer(startTimeout)
+	defer t.Stop()
+	select {
+	case <-e.Server.ReadyNotify():
+	case err = <-e.Err():
+	case <-e.Server.StopNotify():
+		err = errors.New("it stopped while starting")
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-t.C:
+		err = fmt.Errorf("not ready after %v with data in %s", startTimeout, c.DataDir)
+	}
+	if err != nil {
+		s.Close()
+		return nil, fmt.Errorf("embedded etcd: %w", err)
+	}
+	go s.forward()
+	return s, nil
+}
+
+// start is embed.StartEtcd, which ends the process on some errors by way of its logger; see quiet.
+func start(cfg *embed.Config) (e *embed.Etcd, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("etcd cannot start: %v", r)
+		}
+	}()
+	return embed.StartEtcd(cfg)
+}
+
+func explain(err error, addr string) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("embedded etcd: %w: %s: if it is an etcd, use it with --etcd-endpoints; else choose another with --listen-etcd", ErrPortTaken, addr)
+	}
+	return fmt.Errorf("embedded etcd: %w", err)
+}
+
+func config(c Config, u url.URL) *embed.Config {
+	cfg := embed.NewConfig()
+	cfg.Name = "rootless-ovl"
+	cfg.Dir = c.DataDir
+	cfg.ListenClientUrls = []url.URL{u}
+	cfg.AdvertiseClientUrls = []url.URL{u}
+	cfg.ClientTLSInfo.CertFile, cfg.ClientTLSInfo.KeyFile = c.CertFile, c.KeyFile
+	if c.ClientCAFile != "" {
+		cfg.ClientTLSInfo.TrustedCAFile, cfg.ClientTLSInfo.ClientCertAuth = c.ClientCAFile, true
+	}
+	// The peer URL is a label in the member list: nothing listens there.
+	cfg.ListenPeerUrls = nil
+	cfg.AdvertisePeerUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
+	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	cfg.TickMs, cfg.ElectionMs = 10, 100
+	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = embed.CompactorModePeriodic, "1h"
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(quiet(c.Log))
+	return cfg
+}
+
+// forward turns the first failure of the server, or its unexpected end, into one error.
+func (s *Server) forward() {
+	defer close(s.err)
+	select {
+	case err := <-s.etcd.Err():
+		if err != nil {
+			s.err <- fmt.Errorf("embedded etcd at %s: %w", s.url, err)
+		}
+	case <-s.etcd.Server.StopNotify():
+	}
+}
+
+// Endpoint is the client URL, with the port that was picked.
+func (s *Server) Endpoint() string { return s.url }
+
+// Err receives at most one error, if the server fails while running, and is closed when the server ends.
+func (s *Server) Err() <-chan error { return s.err }
+
+// Close stops the server and returns when all of it has ended. The data stays. Further calls do nothing.
+func (s *Server) Close() {
+	s.closeOnce.Do(func() {
+		s.etcd.Close()
+		_ = s.lock.Close() // also unlocks
+	})
+}
+
+// lockDir makes the directory and locks it: etcd itself would wait for another process without end.
+func lockDir(dir string) (*os.File, error) {
+	if dir == "" {
+		return nil, errors.New("no data directory")
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: %s: is another rootless-ovl running? Give this one its own --state-dir", ErrDataDirInUse, dir), f.Close())
+	}
+	return f, nil
+}
+
+// quiet is a zap logger for etcd, which reports much as an error that needs nobody's attention (a new directory has no
+// storage version; a listener that was closed is closed). What matters comes back as an error or is fatal. Where etcd
+// would end the process without a word it panics instead.
+func quiet(log *slog.Logger) *zap.Logger {
+	return zap.New(&slogCore{log: log}, zap.WithFatalHook(zapcore.WriteThenPanic))
+}
+
+// slogCore is a zapcore.Core on slog, for errors and worse.
+type slogCore struct {
+	log    *slog.Logger
+	fields []zapcore.Field
+}
+
+func (c *slogCore) Enabled(l zapcore.Level) bool { return l >= zapcore.ErrorLevel }
+
+func (c *slogCore) With(f []zapcore.Field) zapcore.Core {
+	return &slogCore{c.log, append(c.fields[:len(c.fields):len(c.fields)], f...)}
+}
+
+func (c *slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if c.Enabled(e.Level) {
+		return ce.AddCore(e, c)
+	}
+	return ce
+}
+
+func (c *slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	enc := zapcore.NewMapObjectEncoder()
+	for _, f := range append(c.fields[:len(c.fields):len(c.fields)], fields...) {
+		f.AddTo(enc)
+	}
+	level := slog.LevelDebug
+	if e.Level > zapcore.ErrorLevel {
+		level = slog.LevelError
+	}
+	c.log.Log(context.Background(), level, "embedded etcd: "+e.Message, "details", enc.Fields)
+	return nil
+}
+
+func (c *slogCore) Sync() error { return nil }
