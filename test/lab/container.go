@@ -86,9 +86,9 @@ func (c *Container) Run(name string, args ...string) Result {
 	return finish(c.Host.lab.t, c.Space, c.Host.Command(name, args...), true)
 }
 
-// Sysctl sets a sysctl of the container's network namespace.
-func (c *Container) Sysctl(name, value string) error {
-	return c.Do(func() error { return writeSysctl(name, value) })
+// Sysctl sets a sysctl of the network namespace.
+func (s *Space) Sysctl(name, value string) error {
+	return s.Do(func() error { return writeSysctl(name, value) })
 }
 
 // Interface is what a container sees of one of its network interfaces.

@@ -1,0 +1,205 @@
+// Tests of the gateway: what containers reach beside the overlay.
+
+package test
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/rootless-ovl/rootless-ovl/test/lab"
+)
+
+// lone is one node with one container.
+func lone(t *testing.T, flags ...string) (*lab.Lab, *lab.Daemon, *member) {
+	t.Helper()
+	l := lab.New(t, 1)
+	d := upEmbedded(l.Host(1), flags...)
+	return l, d, join(t, l.Host(1), "a")
+}
+
+func TestGateway_ReachesTheOutside(t *testing.T) {
+	l, _, a := lone(t)
+	l.Outside.HTTPServer(t, port(lab.OutsideAddr, 80))
+	l.Outside.UDPEcho(t, port(lab.OutsideAddr, 9000))
+	pings(t, a.Space, lab.OutsideAddr)
+	if got, err := a.Fetch("http://" + lab.OutsideAddr.String() + "/"); err != nil || got != l.Host(1).Addr.String() {
+		t.Errorf("the outside saw %q, %v; want the host's address", got, err)
+	}
+	if err := a.Download(port(lab.OutsideAddr, 80), 20<<20); err != nil {
+		t.Errorf("download: %v", err)
+	}
+	if err := a.Upload(port(lab.OutsideAddr, 80), 20<<20); err != nil {
+		t.Errorf("upload: %v", err)
+	}
+	for _, size := range []int{1, 512, overlayMTU - 28, 9000, 65507} {
+		if err := a.EchoUDP(port(lab.OutsideAddr, 9000), size); err != nil {
+			t.Errorf("UDP, %d bytes: %v", size, err)
+		}
+	}
+}
+
+func TestGateway_AnswersPing(t *testing.T) {
+	_, _, a := lone(t)
+	pings(t, a.Space, a.gateway)
+	r, err := a.PingWith(a.gateway, lab.PingOptions{Count: 3, Size: 4000})
+	if err != nil || r.Lost() != 0 {
+		t.Errorf("large ping: %v, %v", r, err)
+	}
+}
+
+func TestGateway_PassesRefusalOn(t *testing.T) {
+	_, _, a := lone(t)
+	_, err := a.DialContext(t.Context(), "tcp4", port(lab.OutsideAddr, 81).String())
+	if err == nil || !strings.Contains(err.Error(), "refused") {
+		t.Errorf("a closed port of the outside: %v, want connection refused", err)
+	}
+	conn, err := a.DialContext(t.Context(), "udp4", port(lab.OutsideAddr, 81).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	lab.Eventually(t, "a closed UDP port of the outside is told to the container", func() bool {
+		_, _ = conn.Write([]byte("x"))
+		_ = conn.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+		_, err := conn.Read(make([]byte, 10))
+		return err != nil && strings.Contains(err.Error(), "refused")
+	})
+}
+
+// Without permission for ICMP sockets the gateway must not pretend that the outside answered.
+func TestGateway_NeverForgesAnEcho(t *testing.T) {
+	l := lab.New(t, 1)
+	if err := l.Host(1).Sysctl("net/ipv4/ping_group_range", "1 0"); err != nil {
+		t.Fatal(err)
+	}
+	upEmbedded(l.Host(1))
+	a := join(t, l.Host(1), "a")
+	r, err := a.PingWith(lab.OutsideAddr, lab.PingOptions{Count: 3, Interval: 300 * time.Millisecond})
+	if err != nil || r.Received != 0 || len(r.Errors) == 0 {
+		t.Fatalf("ping: %v, %v; want errors only", r, err)
+	}
+	if e := r.Errors[0]; e.Type != 3 || e.Code != 13 {
+		t.Errorf("got %+v, want admin-prohibited (3, 13)", e)
+	}
+	pings(t, a.Space, a.gateway)
+}
+
+func TestGateway_ResolvesNames(t *testing.T) {
+	l, _, a := lone(t)
+	l.Outside.DNSServer(t, port(lab.RouterAddr, 53), map[string]netip.Addr{"outside.lab.test.": lab.OutsideAddr})
+	for _, network := range []string{"udp4", "tcp4"} {
+		answer, err := a.Resolve(network, port(a.gateway, 53), "outside.lab.test.", dns.TypeA)
+		if err != nil || len(answer.Answer) != 1 || !strings.HasSuffix(answer.Answer[0].String(), lab.OutsideAddr.String()) {
+			t.Errorf("%s: %v, %v; want %s", network, answer, err, lab.OutsideAddr)
+		}
+		answer, err = a.Resolve(network, port(a.gateway, 53), "nowhere.lab.test.", dns.TypeA)
+		if err != nil || answer.Rcode != dns.RcodeNameError {
+			t.Errorf("%s: %v, %v; want NXDOMAIN", network, answer, err)
+		}
+	}
+	answer, err := a.Resolve("udp4", port(a.gateway, 53), "big.lab.test.", dns.TypeTXT)
+	if err != nil || !answer.Truncated {
+		t.Errorf("big answer by UDP: %v, %v; want it truncated", answer, err)
+	}
+	answer, err = a.Resolve("tcp4", port(a.gateway, 53), "big.lab.test.", dns.TypeTXT)
+	if err != nil || len(answer.Answer) != 1 {
+		t.Errorf("big answer by TCP: %v, %v; want it whole", answer, err)
+	}
+}
+
+func TestGateway_FollowsTheHostsResolvConf(t *testing.T) {
+	l, _, a := lone(t)
+	l.Outside.DNSServer(t, port(lab.OutsideAddr, 53), map[string]netip.Addr{"outside.lab.test.": lab.OutsideAddr})
+	l.Host(1).SetResolvConf("nameserver " + lab.OutsideAddr.String() + "\n")
+	lab.Eventually(t, "the gateway asks the new resolver", func() bool {
+		answer, err := a.Resolve("udp4", port(a.gateway, 53), "outside.lab.test.", dns.TypeA)
+		return err == nil && len(answer.Answer) == 1
+	})
+}
+
+// closed fails the test if a TCP connection comes about and the server answers.
+func closed(t *testing.T, from *lab.Space, addr netip.AddrPort, what string) {
+	t.Helper()
+	client := from.HTTPClient()
+	client.Timeout = 3 * time.Second
+	resp, err := client.Get("http://" + addr.String() + "/")
+	if err == nil {
+		resp.Body.Close()
+		t.Errorf("%s (%s) is open to containers", what, addr)
+	}
+}
+
+func TestGateway_KeepsTheHostClosed(t *testing.T) {
+	l, d, a := lone(t)
+	h := l.Host(1)
+	loopback := netip.MustParseAddr("127.0.0.1")
+	h.HTTPServer(t, port(loopback, 8080))
+	h.UDPEcho(t, port(loopback, 9000))
+	l.Outside.HTTPServer(t, port(lab.MetadataAddr, 80))
+	if _, err := h.Fetch("http://" + lab.MetadataAddr.String() + "/"); err != nil {
+		t.Fatalf("the host itself must reach %s: %v", lab.MetadataAddr, err)
+	}
+	closed(t, a.Space, port(a.gateway, 8080), "the host's loopback by the gateway's address")
+	closed(t, a.Space, port(a.subnet.Addr(), 8080), "the host's loopback by the subnet's address")
+	closed(t, a.Space, port(lab.MetadataAddr, 80), "the metadata address")
+	closed(t, a.Space, port(h.Addr, 2379), "the embedded etcd")
+	if err := a.EchoUDP(port(a.gateway, 9000), 10); err == nil {
+		t.Error("the host's loopback is open by UDP")
+	}
+	noPing(t, a.Space, lab.MetadataAddr)
+
+	// Straight to 127.0.0.1: no container's kernel routes it out, a raw frame does.
+	pings(t, a.Space, a.gateway)
+	raw, err := a.RawSocket("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	before := d.Drops("")
+	packet := lab.IPv4(a.addr, loopback, 17, 64, lab.UDP(1234, 9000, []byte("x")))
+	if err := raw.Send(lab.EthernetFrame(mac(t, a.Neighbour(a.gateway)), mac(t, eth0(t, a.Space).MAC), packet)); err != nil {
+		t.Fatal(err)
+	}
+	lab.Eventually(t, "the drop is counted", func() bool { return d.Drops("") > before })
+}
+
+func TestGateway_OpensTheHostWhenTold(t *testing.T) {
+	l, _, a := lone(t, "--allow-host-loopback", "--allow-link-local")
+	h := l.Host(1)
+	h.HTTPServer(t, port(netip.MustParseAddr("127.0.0.1"), 8080))
+	l.Outside.HTTPServer(t, port(lab.MetadataAddr, 80))
+	if _, err := a.Fetch("http://" + port(a.gateway, 8080).String() + "/"); err != nil {
+		t.Errorf("the host's loopback by the gateway's address: %v", err)
+	}
+	if _, err := a.Fetch("http://" + port(lab.MetadataAddr, 80).String() + "/"); err != nil {
+		t.Errorf("a link-local address: %v", err)
+	}
+}
+
+func TestGateway_ManyShortConnections(t *testing.T) {
+	l, _, a := lone(t)
+	l.Outside.HTTPServer(t, port(lab.OutsideAddr, 80))
+	const workers, each = 8, 50
+	errs := make(chan error, workers)
+	for range workers {
+		go func() {
+			for range each {
+				if _, err := a.Fetch("http://" + lab.OutsideAddr.String() + "/"); err != nil {
+					errs <- err
+					return
+				}
+			}
+			errs <- nil
+		}()
+	}
+	for range workers {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+}
+

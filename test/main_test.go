@@ -1,0 +1,180 @@
+// This file is what the tests share: entry, two nodes with containers, attaching, expectations.
+
+package test
+
+import (
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/rootless-ovl/rootless-ovl/test/lab"
+)
+
+func TestMain(m *testing.M) { os.Exit(lab.Main(m.Run)) }
+
+// network is the overlay's network in most tests; its subnets are /24.
+var network = netip.MustParsePrefix("10.66.0.0/16")
+
+// overlayMTU is the LAN's MTU without an IPv4 and a UDP header.
+const overlayMTU = lab.MTU - 20 - 8
+
+// site is two nodes: the first runs the embedded etcd, the second joins it.
+type site struct {
+	*lab.Lab
+	h1, h2 *lab.Host
+	d1, d2 *lab.Daemon
+}
+
+func newSite(t *testing.T) *site {
+	t.Helper()
+	s := &site{Lab: lab.New(t, 2)}
+	s.h1, s.h2 = s.Host(1), s.Host(2)
+	s.d1 = upEmbedded(s.h1)
+	s.d2 = s.h2.Up("--etcd-endpoints", etcdURL(s.h1))
+	waitPeers(t, 1, s.d1, s.d2)
+	return s
+}
+
+func etcdURL(h *lab.Host) string { return "http://" + h.Addr.String() + ":2379" }
+
+// upEmbedded starts a node with an embedded etcd that the LAN may join.
+func upEmbedded(h *lab.Host, args ...string) *lab.Daemon {
+	return h.Up(append([]string{"--listen-etcd", etcdURL(h), "--network", network.String()}, args...)...)
+}
+
+func waitPeers(t *testing.T, n int, daemons ...*lab.Daemon) {
+	t.Helper()
+	for _, d := range daemons {
+		lab.Eventually(t, d.Host.Name+" knows "+strconv.Itoa(n)+" peers", func() bool { return d.Status().Peers == n })
+	}
+}
+
+// member is a container on the overlay.
+type member struct {
+	*lab.Container
+	addr    netip.Addr
+	subnet  netip.Prefix
+	gateway netip.Addr
+	at      lab.Attachment
+}
+
+// join starts a container and attaches it, with further flags of attach.
+func join(t *testing.T, h *lab.Host, name string, flags ...string) *member {
+	t.Helper()
+	return attach(t, h.Container(name), flags...)
+}
+
+func attach(t *testing.T, c *lab.Container, flags ...string) *member {
+	t.Helper()
+	m := &member{Container: c}
+	c.Host.CLIJSON(&m.at, append([]string{"attach", strconv.Itoa(c.PID), "--name", c.Name}, flags...)...)
+	m.read(t)
+	return m
+}
+
+func (m *member) read(t *testing.T) {
+	t.Helper()
+	prefix, err := netip.ParsePrefix(m.at.Addr)
+	if err != nil {
+		t.Fatalf("attach of %s printed the address %q: %v", m.Name, m.at.Addr, err)
+	}
+	m.addr, m.subnet = prefix.Addr(), prefix.Masked()
+	if m.gateway, err = netip.ParseAddr(m.at.Gateway); err != nil {
+		t.Fatalf("attach of %s printed the gateway %q: %v", m.Name, m.at.Gateway, err)
+	}
+}
+
+// pings fails the test unless every echo comes back.
+func pings(t *testing.T, from *lab.Space, to netip.Addr) {
+	t.Helper()
+	r, err := from.Ping(to, 5)
+	if err != nil || r.Lost() != 0 {
+		t.Errorf("ping %s: %v, %v", to, r, err)
+	}
+}
+
+// noPing fails the test if an echo comes back.
+func noPing(t *testing.T, from *lab.Space, to netip.Addr) {
+	t.Helper()
+	r, err := from.Ping(to, 3)
+	if err != nil || r.Received != 0 {
+		t.Errorf("ping %s: %v, %v; want no answer", to, r, err)
+	}
+}
+
+func port(addr netip.Addr, n uint16) netip.AddrPort { return netip.AddrPortFrom(addr, n) }
+
+func pid(c *lab.Container) string { return strconv.Itoa(c.PID) }
+
+// refused fails the test unless the program ended with an error of one line that holds each of the words.
+func refused(t *testing.T, r lab.Result, words ...string) {
+	t.Helper()
+	if r.Code == 0 {
+		t.Errorf("exit code 0, want an error\nstdout: %s\nstderr: %s", r.Stdout, r.Stderr)
+		return
+	}
+	line := strings.TrimSuffix(r.Stderr, "\n")
+	if line == "" || strings.Contains(line, "\n") {
+		t.Errorf("want one line of error, got %q (stdout %q)", r.Stderr, r.Stdout)
+	}
+	for _, word := range words {
+		if !strings.Contains(strings.ToLower(line), strings.ToLower(word)) {
+			t.Errorf("the error does not say %q: %s", word, line)
+		}
+	}
+}
+
+// lastLine is the last line of a daemon's log.
+func lastLine(d *lab.Daemon) string {
+	lines := strings.Split(strings.TrimSpace(d.LogText()), "\n")
+	return lines[len(lines)-1]
+}
+
+// upRefused starts a daemon that must end by itself with an error whose last line holds each of the words.
+func upRefused(t *testing.T, h *lab.Host, args []string, words ...string) {
+	t.Helper()
+	d := h.UpNoWait(args...)
+	if code := d.Wait(); code <= 0 {
+		t.Errorf("up %v: exit code %d, want an error\n%s", args, code, d.LogText())
+	}
+	for _, word := range words {
+		if !strings.Contains(strings.ToLower(lastLine(d)), strings.ToLower(word)) {
+			t.Errorf("up %v: the error does not say %q: %s", args, word, lastLine(d))
+		}
+	}
+	if _, err := os.Stat(d.Socket()); err == nil {
+		t.Errorf("up %v left its API socket behind", args)
+	}
+}
+
+// eth0 returns the interface of that name; the test fails when it is not there.
+func eth0(t *testing.T, s *lab.Space) lab.Interface {
+	t.Helper()
+	return iface(t, s, "eth0")
+}
+
+func iface(t *testing.T, s *lab.Space, name string) lab.Interface {
+	t.Helper()
+	all, err := s.Interfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range all {
+		if i.Name == name {
+			return i
+		}
+	}
+	t.Fatalf("no interface %s among %v", name, all)
+	return lab.Interface{}
+}
+
+// noInterface fails the test if the container has any interface but lo.
+func noInterface(t *testing.T, s *lab.Space) {
+	t.Helper()
+	all, err := s.Interfaces()
+	if err != nil || len(all) != 0 {
+		t.Errorf("the container is left with interfaces %v, %v", all, err)
+	}
+}
