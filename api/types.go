@@ -29,23 +29,23 @@ const (
 
 // Status is one look at a node.
 type Status struct {
-	Version    string    `json:"version"`
-	State      string    `json:"state"`
-	Since      time.Time `json:"since"` // when the daemon started
-	PID        int       `json:"pid"`
-	NodeID     string    `json:"node_id"`
-	PublicIP   string    `json:"public_ip"`
-	Interface  string    `json:"interface"` // the external interface
-	Port       int       `json:"port"`      // the underlay's UDP port
-	Subnet     string    `json:"subnet"`    // CIDR; empty until leased
-	Network    string    `json:"network"`   // CIDR; empty until the config is read
-	Gateway    string    `json:"gateway"`   // the subnet's gateway address
-	Backend    string    `json:"backend"`   // the encapsulation
-	MTU        int       `json:"mtu"`       // overlay MTU, bytes
-	Ephemeral  bool      `json:"ephemeral"` // the lease is given back on stop
-	RuntimeDir string    `json:"runtime_dir"`
-	StateDir   string    `json:"state_dir"`
-	SubnetEnv  string    `json:"subnet_file"`
+	Version   string    `json:"version"`
+	State     string    `json:"state"`
+	Since     time.Time `json:"since"` // when the daemon started
+	PID       int       `json:"pid"`
+	NodeID    string    `json:"node_id"`
+	PublicIP  string    `json:"public_ip"`
+	Interface string    `json:"interface"` // the external interface
+	Port      int       `json:"port"`      // the underlay's UDP port
+	Subnet    string    `json:"subnet"`    // CIDR; empty until leased
+	Network   string    `json:"network"`   // CIDR; empty until the config is read
+	Gateway   string    `json:"gateway"`   // the subnet's gateway address
+	Backend   string    `json:"backend"`   // the encapsulation
+	MTU       int       `json:"mtu"`       // overlay MTU, bytes
+	Ephemeral bool      `json:"ephemeral"` // the lease is given back on stop
+	RunDir    string    `json:"runtime_dir"`
+	StateDir  string    `json:"state_dir"`
+	SubnetEnv string    `json:"subnet_file"`
 
 	Store StoreStatus `json:"store"`
 
