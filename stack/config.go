@@ -1,0 +1,126 @@
+// This file is what a Gateway is told at its start: addresses, limits, timeouts, and their defaults.
+
+package stack
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/rootless-ovl/rootless-ovl/internal/packet"
+)
+
+// Config is what New needs. Addresses, MTU and Exit are required.
+type Config struct {
+	// Addresses are the gateway's own, the address that containers use as gateway first (the source of ICMP errors).
+	Addresses []netip.Addr
+	// MTU of the container's link in bytes: what a packet that is not a superpacket may have.
+	MTU int
+	// Exit takes packets for containers. It is called from the goroutine of Run alone; the packets and their memory
+	// are lent until it returns. It must not block.
+	Exit func([]*packet.Packet)
+	// Log gets the few events worth a line; nil is slog.Default().
+	Log *slog.Logger
+
+	// HostLoopback opens the host's loopback: the gateway's first address of each family, on every port but 53, leads to
+	// 127.0.0.1 or ::1, and 127.0.0.0/8 and ::1 are not refused.
+	HostLoopback bool
+	// LinkLocal opens 169.254.0.0/16 and fe80::/10 with the metadata services of clouds in them, and fd00:ec2::254.
+	LinkLocal bool
+
+	// ResolvConf names the host's resolvers; "" is /etc/resolv.conf.
+	ResolvConf string
+	// Limits and Timeouts: a zero field takes its default.
+	Limits   Limits
+	Timeouts Timeouts
+}
+
+// Limits bound what containers can make the gateway hold. A zero field takes the default in its comment.
+type Limits struct {
+	TCPFlows    int // connections, half-open ones included: 16384
+	TCPHalfOpen int // connections being dialled or in the handshake: 1024
+	UDPFlows    int // 16384
+	EchoFlows   int // 1024
+	DNSQueries  int // queries in flight: 512
+
+	// The share that one container may take of each, so that one cannot starve the others.
+	TCPFlowsEach    int // 8192
+	TCPHalfOpenEach int // 256
+	UDPFlowsEach    int // 8192
+	EchoFlowsEach   int // 256
+
+	// ExitQueue is the length of the exit queue in packets: 4096.
+	ExitQueue int
+}
+
+// Timeouts end what is idle. A zero field takes the default in its comment.
+type Timeouts struct {
+	Dial       time.Duration // for a host to accept a connection: 60 s
+	UDP        time.Duration // UDP flow without a reply yet: 60 s
+	UDPReplied time.Duration // UDP flow that has had a reply: 180 s
+	UDPDNS     time.Duration // UDP flow to port 53: 10 s
+	Echo       time.Duration // echo flow: 30 s
+	TCPIdle    time.Duration // idle time after which a container is asked whether it still has the connection: 2 min
+}
+
+func orDefault[T ~int | ~int64](v *T, d T) {
+	if *v <= 0 {
+		*v = d
+	}
+}
+
+func (l *Limits) setDefaults() {
+	orDefault(&l.TCPFlows, 16384)
+	orDefault(&l.TCPHalfOpen, 1024)
+	orDefault(&l.UDPFlows, 16384)
+	orDefault(&l.EchoFlows, 1024)
+	orDefault(&l.DNSQueries, 512)
+	orDefault(&l.TCPFlowsEach, 8192)
+	orDefault(&l.TCPHalfOpenEach, 256)
+	orDefault(&l.UDPFlowsEach, 8192)
+	orDefault(&l.EchoFlowsEach, 256)
+	orDefault(&l.ExitQueue, 4096)
+}
+
+func (t *Timeouts) setDefaults() {
+	orDefault(&t.Dial, 60*time.Second)
+	orDefault(&t.UDP, 60*time.Second)
+	orDefault(&t.UDPReplied, 180*time.Second)
+	orDefault(&t.UDPDNS, 10*time.Second)
+	orDefault(&t.Echo, 30*time.Second)
+	orDefault(&t.TCPIdle, 2*time.Minute)
+}
+
+// Bounds of Config.MTU in bytes. Below 576 a host need not accept what we send unfragmented (RFC 791); IPv6 needs 1280.
+const (
+	minMTU     = 576
+	minMTUIPv6 = 1280
+	maxMTU     = 65535
+)
+
+func (c *Config) validate() error {
+	if c.Exit == nil {
+		return errors.New("stack: Exit is missing: packets for containers have nowhere to go")
+	}
+	if c.MTU < minMTU || c.MTU > maxMTU {
+		return fmt.Errorf("stack: MTU %d is not between %d and %d", c.MTU, minMTU, maxMTU)
+	}
+	return validateAddresses(c.Addresses, c.MTU)
+}
+
+func validateAddresses(addrs []netip.Addr, mtu int) error {
+	if len(addrs) == 0 {
+		return errors.New("stack: no address: the gateway needs at least the one that containers use as their gateway")
+	}
+	for _, a := range addrs {
+		if !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a.Is4In6() {
+			return fmt.Errorf("stack: %v cannot be an address of the gateway", a)
+		}
+		if a.Is6() && mtu < minMTUIPv6 {
+			return fmt.Errorf("stack: MTU %d is too small for %v: IPv6 needs %d", mtu, a, minMTUIPv6)
+		}
+	}
+	return nil
+}

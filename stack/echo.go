@@ -1,0 +1,113 @@
+// This file is egress ping: ICMP echo by the host's unprivileged ICMP datagram sockets, identifiers mapped. No reply is made up.
+
+package stack
+
+import (
+	"errors"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
+)
+
+// echoHeader is the size in bytes of [type 1][code 1][checksum 2][identifier 2][sequence 2], the same in ICMP and ICMPv6.
+const echoHeader = 8
+
+// echoPermission remembers that the lack of permission to ping has been logged.
+type echoPermission struct{ once sync.Once }
+
+// acceptEcho takes echo requests, put together from their fragments. False lets gVisor answer for the gateway itself.
+func (ns *netstack) acceptEcho(id gstack.TransportEndpointID, pkt *gstack.PacketBuffer) bool {
+	h := pkt.TransportHeader().Slice()
+	if len(h) < echoHeader {
+		return true
+	}
+	dst := netipAddr(id.LocalAddress)
+	proto, socket := protoICMP, unix.IPPROTO_ICMP
+	request, answer := uint8(header.ICMPv4Echo), uint8(header.ICMPv4EchoReply)
+	if dst.Is6() {
+		proto, socket = protoICMPv6, unix.IPPROTO_ICMPV6
+		request, answer = uint8(header.ICMPv6EchoRequest), uint8(header.ICMPv6EchoReply)
+	}
+	if h[0] != request || ns.gw.isOwn(dst) {
+		return false
+	}
+	q := quote(pkt)
+	if ns.gw.denied(netip.AddrPortFrom(dst, 0)) {
+		ns.count.drop(dropDenied)
+		ns.sendError(adminProhibited, q)
+		return true
+	}
+	key := flowKey{
+		proto: proto,
+		src:   netip.AddrPortFrom(netipAddr(id.RemoteAddress), id.LocalPort), // gVisor has the identifier there
+		dst:   netip.AddrPortFrom(dst, 0),
+	}
+	message := append(append(make([]byte, 0, len(h)+pkt.Data().Size()), h...), pkt.Data().AsRange().ToSlice()...)
+	if e := ns.flows.find(key); e != nil {
+		e.flow.(*datagramFlow).send(message, q)
+		return true
+	}
+	f := &datagramFlow{ns: ns, opened: make(chan struct{})}
+	f.idle = func() time.Duration { return ns.gw.cfg.Timeouts.Echo }
+	f.reply = func(b []byte) {
+		if len(b) >= echoHeader && b[0] == answer {
+			ns.sendEcho(f.route, key, b)
+		}
+	}
+	e, fresh, why := ns.flows.add(key, kindEcho, f)
+	if e == nil {
+		ns.count.drop(why)
+		return true
+	}
+	if fresh {
+		f.entry = e
+		if err := f.open(func() (*hostSocket, error) { return openSocket(socket, key.dst) }); err != nil {
+			ns.refuseEcho(err, q)
+			return true
+		}
+		ns.count.echoOpened.Add(1)
+	}
+	e.flow.(*datagramFlow).send(message, q)
+	return true
+}
+
+// refuseEcho says that the host does not let us ping, where that is the trouble.
+func (ns *netstack) refuseEcho(err error, quote []byte) {
+	if errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM) {
+		ns.count.drop(dropEchoForbidden)
+		ns.echo.once.Do(func() {
+			ns.gw.log.Warn("containers cannot ping the outside: this host does not let us open ICMP sockets",
+				"err", err, "remedy", "sysctl net.ipv4.ping_group_range, so that it includes our group")
+		})
+	}
+	ns.refuseDatagram(err, quote)
+}
+
+// sendEcho sends the echo reply b to the container with the identifier that it used.
+func (ns *netstack) sendEcho(r *gstack.Route, key flowKey, b []byte) {
+	p := gstack.NewPacketBuffer(gstack.PacketBufferOptions{
+		ReserveHeaderBytes: echoHeader + int(r.MaxHeaderLength()),
+		Payload:            copied(b[echoHeader:]),
+	})
+	defer p.DecRef()
+	h := p.TransportHeader().Push(echoHeader)
+	copy(h, b[:echoHeader])
+	icmp := header.ICMPv4(h)
+	icmp.SetIdent(key.src.Port())
+	icmp.SetChecksum(0)
+	sum := checksum.Checksum(b[echoHeader:], 0)
+	p.TransportProtocolNumber = header.ICMPv4ProtocolNumber
+	if key.dst.Addr().Is6() {
+		p.TransportProtocolNumber = header.ICMPv6ProtocolNumber
+		sum = checksum.Combine(sum, r.PseudoHeaderChecksum(header.ICMPv6ProtocolNumber, uint16(len(b))))
+	}
+	icmp.SetChecksum(^checksum.Checksum(h, sum))
+	// What the exit queue drops is counted there.
+	_ = r.WritePacket(gstack.NetworkHeaderParams{Protocol: p.TransportProtocolNumber, TTL: gatewayTTL}, p)
+}

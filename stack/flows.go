@@ -1,0 +1,185 @@
+// This file keeps the flows: which there are, how many there may be, and whose they are.
+
+package stack
+
+import (
+	"net/netip"
+	"sync"
+)
+
+// kind is a class of flow with a limit of its own.
+type kind uint8
+
+const (
+	kindHalfOpen kind = iota // TCP before the handshake is complete
+	kindTCP
+	kindUDP
+	kindEcho
+	kinds
+)
+
+// flowKey tells flows apart: container's address and port, and where it wants to go. For echo the ports are identifier and
+// zero.
+type flowKey struct {
+	proto    uint8
+	src, dst netip.AddrPort
+}
+
+// flow is one of a container's conversations.
+type flow interface {
+	// end makes the goroutines of the flow return soon. It may be called at any time, and more than once.
+	end()
+}
+
+type entry struct {
+	key  flowKey
+	kind kind
+	flow flow
+}
+
+// flowTable holds the flows of one netstack. A flow counts in wg from add to remove.
+type flowTable struct {
+	limits *Limits
+	wg     sync.WaitGroup
+
+	mu     sync.RWMutex
+	closed bool
+	flows  map[flowKey]*entry
+	total  [kinds]int
+	each   map[netip.Addr]*[kinds]int
+}
+
+func newFlowTable(l *Limits) *flowTable {
+	return &flowTable{limits: l, flows: make(map[flowKey]*entry), each: make(map[netip.Addr]*[kinds]int)}
+}
+
+func (t *flowTable) find(k flowKey) *entry {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.flows[k]
+}
+
+// add puts a flow into the table. nil means that it did not fit, for the reason given; a flow that has the key already is
+// returned with fresh false. A TCP connection that is past its handshake gives its key up to a new one: gVisor has asked
+// about a SYN, so it has forgotten the old connection.
+func (t *flowTable) add(k flowKey, kd kind, f flow) (e *entry, fresh bool, why dropReason) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil, false, dropNotRunning
+	}
+	if e := t.flows[k]; e != nil && e.kind != kindTCP {
+		return e, false, 0
+	}
+	src := k.src.Addr()
+	mine := t.each[src]
+	if mine == nil {
+		mine = new([kinds]int)
+	}
+	l := t.limits
+	switch kd {
+	case kindHalfOpen:
+		switch {
+		case t.total[kindHalfOpen] >= l.TCPHalfOpen:
+			return nil, false, dropTCPHalfOpen
+		case t.total[kindHalfOpen]+t.total[kindTCP] >= l.TCPFlows:
+			return nil, false, dropTCPFlows
+		case mine[kindHalfOpen] >= l.TCPHalfOpenEach, mine[kindHalfOpen]+mine[kindTCP] >= l.TCPFlowsEach:
+			return nil, false, dropContainerShare
+		}
+	case kindUDP:
+		switch {
+		case t.total[kindUDP] >= l.UDPFlows:
+			return nil, false, dropUDPFlows
+		case mine[kindUDP] >= l.UDPFlowsEach:
+			return nil, false, dropContainerShare
+		}
+	case kindEcho:
+		switch {
+		case t.total[kindEcho] >= l.EchoFlows:
+			return nil, false, dropEchoFlows
+		case mine[kindEcho] >= l.EchoFlowsEach:
+			return nil, false, dropContainerShare
+		}
+	}
+	e = &entry{key: k, kind: kd, flow: f}
+	t.flows[k] = e
+	t.total[kd]++
+	mine[kd]++
+	t.each[src] = mine
+	t.wg.Add(1)
+	return e, true, 0
+}
+
+// establish turns a half-open connection into a connection.
+func (t *flowTable) establish(e *entry) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	mine := t.each[e.key.src.Addr()]
+	t.total[e.kind]--
+	mine[e.kind]--
+	e.kind = kindTCP
+	t.total[e.kind]++
+	mine[e.kind]++
+}
+
+// remove takes a flow out. It is called once, by the last goroutine of the flow.
+func (t *flowTable) remove(e *entry) {
+	t.mu.Lock()
+	if t.flows[e.key] == e {
+		delete(t.flows, e.key)
+	}
+	src := e.key.src.Addr()
+	mine := t.each[src]
+	t.total[e.kind]--
+	mine[e.kind]--
+	if *mine == [kinds]int{} {
+		delete(t.each, src)
+	}
+	t.mu.Unlock()
+	t.wg.Done()
+}
+
+// begin counts a goroutine that is no flow, until wg.Done. No means that the table is closed.
+func (t *flowTable) begin() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return false
+	}
+	t.wg.Add(1)
+	return true
+}
+
+func (t *flowTable) counts() [kinds]int {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.total
+}
+
+// release ends the flows of one container.
+func (t *flowTable) release(src netip.Addr) {
+	t.endWhere(func(k flowKey) bool { return k.src.Addr() == src })
+}
+
+// close ends all flows and lets no more in.
+func (t *flowTable) close() {
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+	t.endWhere(func(flowKey) bool { return true })
+}
+
+func (t *flowTable) endWhere(which func(flowKey) bool) {
+	t.mu.RLock()
+	var found []flow
+	for k, e := range t.flows {
+		if which(k) {
+			found = append(found, e.flow)
+		}
+	}
+	t.mu.RUnlock()
+	for _, f := range found {
+		f.end()
+	}
+}

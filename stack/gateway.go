@@ -1,0 +1,148 @@
+// This file is the Gateway: its life from New to the end of Run, and what may be changed while it runs.
+
+package stack
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/rootless-ovl/rootless-ovl/internal/packet"
+	"github.com/rootless-ovl/rootless-ovl/stack/dns"
+)
+
+// Gateway is the containers' way out. It implements packet.Sender. Make one with New; all methods are safe for concurrent
+// use.
+type Gateway struct {
+	cfg      Config
+	log      *slog.Logger
+	resolver *dns.Resolver
+
+	own   atomic.Pointer[[]netip.Addr]            // a published slice is never changed
+	deny  atomic.Pointer[map[netip.AddrPort]bool] // a published map is never changed
+	live  atomic.Pointer[netstack]                // nil when Run is not running
+	count counters
+
+	mu      sync.Mutex // orders SetAddresses with the start and the end of Run
+	running bool
+}
+
+var _ packet.Sender = (*Gateway)(nil)
+
+// New checks c and makes a Gateway. It starts nothing and opens nothing.
+func New(c Config) (*Gateway, error) {
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	c.Limits.setDefaults()
+	c.Timeouts.setDefaults()
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	g := &Gateway{cfg: c, log: c.Log}
+	g.resolver = dns.New(dns.Config{ResolvConf: c.ResolvConf, MaxQueries: c.Limits.DNSQueries, Log: c.Log})
+	own := slices.Clone(c.Addresses)
+	g.own.Store(&own)
+	g.deny.Store(&map[netip.AddrPort]bool{})
+	return g, nil
+}
+
+// ErrRunning says that Run was called while another Run of the same Gateway had not returned.
+var ErrRunning = errors.New("stack: the gateway is running already")
+
+// Run makes the stack and carries traffic until ctx is done; then every flow is reset, and nil is returned when the last
+// goroutine has ended. It calls Config.Exit from its own goroutine.
+func (g *Gateway) Run(ctx context.Context) error {
+	g.mu.Lock()
+	if g.running {
+		g.mu.Unlock()
+		return ErrRunning
+	}
+	ns, err := newNetstack(g)
+	if err != nil {
+		g.mu.Unlock()
+		return err
+	}
+	g.running = true
+	g.live.Store(ns)
+	g.mu.Unlock()
+
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		g.mu.Lock()
+		g.live.Store(nil)
+		g.mu.Unlock()
+		ns.shutDown()
+	})
+	defer stop()
+	ns.exit.drain(g.cfg.Exit, &g.count)
+	<-ended
+	g.mu.Lock()
+	g.running = false
+	g.mu.Unlock()
+	return nil
+}
+
+// SetAddresses replaces the gateway's own addresses; the first is the source of ICMP errors. Flows go on.
+func (g *Gateway) SetAddresses(addrs []netip.Addr) error {
+	if err := validateAddresses(addrs, g.cfg.MTU); err != nil {
+		return err
+	}
+	addrs = slices.Clone(addrs)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	old := *g.own.Swap(&addrs)
+	if ns := g.live.Load(); ns != nil {
+		return ns.changeAddresses(old, addrs)
+	}
+	return nil
+}
+
+// Deny replaces the set of addresses and ports that are never dialled, whatever else is open: the store, the API. Port 0 means every port
+// of the address. An address of the host's loopback is denied on the way through the gateway's address, too. Flows that exist go on.
+func (g *Gateway) Deny(hosts []netip.AddrPort) {
+	m := make(map[netip.AddrPort]bool, len(hosts))
+	for _, h := range hosts {
+		m[netip.AddrPortFrom(h.Addr().Unmap(), h.Port())] = true
+	}
+	g.deny.Store(&m)
+}
+
+// Release ends every flow of a container, so that the next one with its address starts clean.
+func (g *Gateway) Release(container netip.Addr) {
+	if ns := g.live.Load(); ns != nil {
+		ns.flows.release(container.Unmap())
+	}
+}
+
+// Stats is a snapshot of the counters.
+func (g *Gateway) Stats() Stats {
+	s := g.count.snapshot()
+	s.DNS = g.resolver.Stats()
+	if ns := g.live.Load(); ns != nil {
+		n := ns.flows.counts()
+		s.TCPFlows = uint64(n[kindTCP] + n[kindHalfOpen])
+		s.TCPHalfOpen = uint64(n[kindHalfOpen])
+		s.UDPFlows = uint64(n[kindUDP])
+		s.EchoFlows = uint64(n[kindEcho])
+		s.ExitQueue = uint64(ns.exit.length())
+	}
+	return s
+}
+
+func (g *Gateway) isOwn(a netip.Addr) bool { return slices.Contains(*g.own.Load(), a) }
+
+// errorSource is the address that ICMP errors of a family come from.
+func (g *Gateway) errorSource(is4 bool) (netip.Addr, bool) {
+	for _, a := range *g.own.Load() {
+		if a.Is4() == is4 {
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
+}

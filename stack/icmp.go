@@ -1,0 +1,185 @@
+// This file makes the ICMP errors that containers get from the gateway, as a router would send them.
+
+package stack
+
+import (
+	"encoding/binary"
+	"errors"
+	"syscall"
+
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
+)
+
+// unreachable is a kind of ICMP error.
+type unreachable uint8
+
+const (
+	netUnreachable unreachable = iota
+	hostUnreachable
+	protoUnreachable
+	portUnreachable
+	adminProhibited
+)
+
+// code4 is the code of ICMP type 3 (RFC 792, RFC 1812 section 5.2.7.1).
+var code4 = [...]header.ICMPv4Code{
+	netUnreachable:   header.ICMPv4NetUnreachable,
+	hostUnreachable:  header.ICMPv4HostUnreachable,
+	protoUnreachable: header.ICMPv4ProtoUnreachable,
+	portUnreachable:  header.ICMPv4PortUnreachable,
+	adminProhibited:  header.ICMPv4AdminProhibited,
+}
+
+// code6 is the code of ICMPv6 type 1 (RFC 4443 section 3.1). An unknown protocol is a parameter problem there.
+var code6 = [...]header.ICMPv6Code{
+	netUnreachable:   header.ICMPv6NetworkUnreachable,
+	hostUnreachable:  header.ICMPv6AddressUnreachable,
+	protoUnreachable: header.ICMPv6UnknownHeader,
+	portUnreachable:  header.ICMPv6PortUnreachable,
+	adminProhibited:  header.ICMPv6Prohibited,
+}
+
+// How much of an ICMP error there may be in bytes, IP header included (RFC 1812 section 4.3.2.3, RFC 4443 section 2.4).
+const (
+	maxError4 = 576
+	maxError6 = header.IPv6MinimumMTU
+)
+
+// kindOf turns what a host socket says into the error that a router would send about the same trouble. ok is false for
+// trouble that a router would not report: the packet is dropped, and the container's own retransmission tries again.
+func kindOf(err error) (kind unreachable, ok bool) {
+	var errno syscall.Errno
+	if !errors.As(err, &errno) {
+		return hostUnreachable, isTimeout(err)
+	}
+	switch errno {
+	case syscall.ENETUNREACH, syscall.EAFNOSUPPORT, syscall.ENETDOWN:
+		return netUnreachable, true
+	case syscall.EHOSTUNREACH, syscall.ETIMEDOUT, syscall.EHOSTDOWN, syscall.ENONET, syscall.EADDRNOTAVAIL:
+		// EADDRNOTAVAIL: the host has no address of that family to send from, or no port left.
+		return hostUnreachable, true
+	case syscall.ECONNREFUSED:
+		return portUnreachable, true
+	case syscall.ENOPROTOOPT, syscall.EPROTO:
+		return protoUnreachable, true
+	case syscall.EACCES, syscall.EPERM:
+		return adminProhibited, true
+	}
+	return 0, false
+}
+
+func isTimeout(err error) bool {
+	var t interface{ Timeout() bool }
+	return errors.As(err, &t) && t.Timeout()
+}
+
+// sendError answers the packet that orig begins with. Nothing is sent about ICMP errors and later fragments (RFC 1122 section
+// 3.2.2), nor beyond the rate that gVisor allows (1000 a second).
+func (ns *netstack) sendError(kind unreachable, orig []byte) {
+	in, ok := parseQuote(orig)
+	if !ok || in.later || isICMPError(orig, in) {
+		return
+	}
+	if !ns.s.AllowICMPMessage() {
+		ns.count.drop(dropICMPRate)
+		return
+	}
+	src, ok := ns.gw.errorSource(in.dst.Is4())
+	if !ok {
+		src = in.dst
+	}
+	var b []byte
+	if in.dst.Is4() {
+		b = icmp4Error(kind, orig, src.As4(), in.src.As4())
+	} else {
+		b = icmp6Error(kind, orig, src.As16(), in.src.As16())
+	}
+	p := gstack.NewPacketBuffer(gstack.PacketBufferOptions{Payload: copied(b)})
+	defer p.DecRef()
+	if ns.exit.push(p) {
+		ns.count.icmpErrorsOut.Add(1)
+	}
+}
+
+// parseQuote reads a packet that may have been cut short after its transport header's first eight bytes.
+func parseQuote(b []byte) (in inbound, ok bool) {
+	in, ok = parseIP(b)
+	if ok || len(b) < header.IPv4MinimumSize {
+		return in, ok
+	}
+	// Only the length was wrong, or it is no packet at all: look again with the length that there is.
+	fixed := append([]byte(nil), b...)
+	if fixed[0]>>4 == 4 {
+		binary.BigEndian.PutUint16(fixed[2:], uint16(len(fixed)))
+	} else if len(fixed) >= header.IPv6MinimumSize {
+		binary.BigEndian.PutUint16(fixed[4:], uint16(len(fixed)-header.IPv6MinimumSize))
+	}
+	return parseIP(fixed)
+}
+
+func isICMPError(b []byte, in inbound) bool {
+	if len(b) <= in.transport {
+		return false
+	}
+	switch in.proto {
+	case protoICMP:
+		switch header.ICMPv4Type(b[in.transport]) {
+		case header.ICMPv4Echo, header.ICMPv4EchoReply, header.ICMPv4Timestamp, header.ICMPv4TimestampReply,
+			header.ICMPv4InfoRequest, header.ICMPv4InfoReply:
+			return false
+		}
+		return true
+	case protoICMPv6:
+		return header.ICMPv6Type(b[in.transport]).IsErrorType()
+	}
+	return false
+}
+
+// icmp4Error lays out [IPv4 20][ICMP 8][as much of orig as fits].
+func icmp4Error(kind unreachable, orig []byte, src, dst [4]byte) []byte {
+	const head = header.IPv4MinimumSize + header.ICMPv4MinimumSize
+	n := min(len(orig), maxError4-head)
+	b := make([]byte, head+n)
+	copy(b[head:], orig[:n])
+	ip := header.IPv4(b)
+	ip[0] = 4<<4 | header.IPv4MinimumSize/4
+	ip[1] = 0xc0 // internetwork control, as Linux marks its ICMP errors (RFC 1812 section 4.3.2.5)
+	ip.SetTotalLength(uint16(len(b)))
+	ip[8] = gatewayTTL
+	ip[9] = protoICMP
+	copy(ip[12:16], src[:])
+	copy(ip[16:20], dst[:])
+	ip.SetChecksum(^ip.CalculateChecksum())
+	icmp := header.ICMPv4(b[header.IPv4MinimumSize:])
+	icmp.SetType(header.ICMPv4DstUnreachable)
+	icmp.SetCode(code4[kind])
+	icmp.SetChecksum(^checksum.Checksum(icmp, 0))
+	return b
+}
+
+// icmp6Error lays out [IPv6 40][ICMPv6 8][as much of orig as fits].
+func icmp6Error(kind unreachable, orig []byte, src, dst [16]byte) []byte {
+	const head = header.IPv6MinimumSize + header.ICMPv6MinimumSize
+	n := min(len(orig), maxError6-head)
+	b := make([]byte, head+n)
+	copy(b[head:], orig[:n])
+	b[0] = 6 << 4
+	binary.BigEndian.PutUint16(b[4:], uint16(len(b)-header.IPv6MinimumSize))
+	b[6] = protoICMPv6
+	b[7] = gatewayTTL
+	copy(b[8:24], src[:])
+	copy(b[24:40], dst[:])
+	icmp := header.ICMPv6(b[header.IPv6MinimumSize:])
+	icmp.SetType(header.ICMPv6DstUnreachable)
+	if kind == protoUnreachable {
+		icmp.SetType(header.ICMPv6ParamProblem)
+		binary.BigEndian.PutUint32(icmp[4:], 6) // the offset of the Next Header field
+	}
+	icmp.SetCode(code6[kind])
+	sum := checksum.Checksum(b[8:40], uint16(protoICMPv6))
+	sum = checksum.Combine(sum, uint16(len(icmp)))
+	icmp.SetChecksum(^checksum.Checksum(icmp, sum))
+	return b
+}

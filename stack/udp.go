@@ -1,0 +1,129 @@
+// This file is egress UDP: one connected host socket for every pair of container port and destination.
+
+package stack
+
+import (
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
+)
+
+// acceptUDP takes every datagram of containers, put together from its fragments. False makes gVisor answer port
+// unreachable.
+func (ns *netstack) acceptUDP(id gstack.TransportEndpointID, pkt *gstack.PacketBuffer) bool {
+	u := header.UDP(pkt.TransportHeader().Slice())
+	size := int(u.Length()) - header.UDPMinimumSize
+	if size < 0 || size > pkt.Data().Size() {
+		ns.count.drop(dropMalformed)
+		return true
+	}
+	payload, ok := pkt.Data().PullUp(size)
+	if !ok && size > 0 {
+		ns.count.drop(dropMalformed)
+		return true
+	}
+	key := keyOf(protoUDP, id)
+	if ns.isResolver(key.dst) {
+		ns.resolve(key, payload)
+		return true
+	}
+	if e := ns.flows.find(key); e != nil {
+		e.flow.(*datagramFlow).send(payload, quote(pkt))
+		return true
+	}
+	to, ok := ns.gw.target(key.dst)
+	if !ok {
+		return false
+	}
+	if ns.gw.denied(key.dst) || ns.gw.denied(to) {
+		ns.count.drop(dropDenied)
+		ns.sendError(adminProhibited, quote(pkt))
+		return true
+	}
+	ns.openUDP(key, to, payload, quote(pkt))
+	return true
+}
+
+func (ns *netstack) openUDP(key flowKey, to netip.AddrPort, payload, quote []byte) {
+	f := &datagramFlow{ns: ns, opened: make(chan struct{})}
+	f.idle = func() time.Duration {
+		t := &ns.gw.cfg.Timeouts
+		switch {
+		case key.dst.Port() == dnsPort:
+			return t.UDPDNS
+		case f.replied.Load():
+			return t.UDPReplied
+		}
+		return t.UDP
+	}
+	f.reply = func(b []byte) { ns.sendDatagram(f.route, key, b) }
+	e, fresh, why := ns.flows.add(key, kindUDP, f)
+	if e == nil {
+		ns.count.drop(why)
+		return
+	}
+	if fresh {
+		f.entry = e
+		if err := f.open(func() (*hostSocket, error) { return openSocket(unix.IPPROTO_UDP, to) }); err != nil {
+			ns.refuseDatagram(err, quote)
+			return
+		}
+		ns.count.udpOpened.Add(1)
+	}
+	e.flow.(*datagramFlow).send(payload, quote)
+}
+
+// refuseDatagram answers a datagram whose flow could not be opened.
+func (ns *netstack) refuseDatagram(err error, quote []byte) {
+	if kind, ok := kindOf(err); ok {
+		ns.sendError(kind, quote)
+		return
+	}
+	ns.count.drop(dropNoSocket)
+}
+
+// sendDatagram sends b to the container of key, from where the container sent to. gVisor cuts it into fragments where it must.
+func (ns *netstack) sendDatagram(r *gstack.Route, key flowKey, b []byte) {
+	p := gstack.NewPacketBuffer(gstack.PacketBufferOptions{
+		ReserveHeaderBytes: header.UDPMinimumSize + int(r.MaxHeaderLength()),
+		Payload:            copied(b),
+	})
+	defer p.DecRef()
+	u := header.UDP(p.TransportHeader().Push(header.UDPMinimumSize))
+	p.TransportProtocolNumber = header.UDPProtocolNumber
+	length := uint16(header.UDPMinimumSize + len(b))
+	u.Encode(&header.UDPFields{SrcPort: key.dst.Port(), DstPort: key.src.Port(), Length: length})
+	sum := checksum.Combine(r.PseudoHeaderChecksum(header.UDPProtocolNumber, length), checksum.Checksum(b, 0))
+	sum = ^u.CalculateChecksum(sum)
+	if sum == 0 { // zero would mean that there is none (RFC 768)
+		sum = 0xffff
+	}
+	u.SetChecksum(sum)
+	// What the exit queue drops is counted there.
+	_ = r.WritePacket(gstack.NetworkHeaderParams{Protocol: header.UDPProtocolNumber, TTL: gatewayTTL}, p)
+}
+
+// resolve has a query answered in a goroutine of its own; the resolver bounds their number.
+func (ns *netstack) resolve(key flowKey, query []byte) {
+	query = append([]byte(nil), query...)
+	if !ns.flows.begin() {
+		return
+	}
+	go func() {
+		defer ns.flows.wg.Done()
+		answer := ns.gw.resolver.Answer(ns.ctx, query)
+		if answer == nil {
+			return
+		}
+		r, terr := ns.route(key.dst.Addr(), key.src.Addr())
+		if terr != nil {
+			return
+		}
+		defer r.Release()
+		ns.sendDatagram(r, key, answer)
+	}()
+}
