@@ -237,7 +237,12 @@ func (n *Node) leave(a *attachment, event string) (bool, error) {
 	n.mu.Unlock()
 
 	n.path.RemovePort(a.port)
-	err := errors.Join(a.link.Delete(), a.exit.Close())
+	n.mu.Lock()
+	n.retireLocked(a.link)
+	removed := a.link
+	a.link = nil
+	n.mu.Unlock()
+	err := errors.Join(removed.Delete(), a.exit.Close())
 	n.gateway.Release(a.saved.Addr.Addr())
 
 	n.mu.Lock()

@@ -44,6 +44,7 @@ type namespace interface {
 // link is a TAP that we hold, as the router's device.
 type link interface {
 	forwarder.Device
+	counted
 	Close() error  // lets it go; it stays in its namespace
 	Delete() error // removes it from its namespace
 }
@@ -54,6 +55,9 @@ type edges struct {
 	openPath  func(path string) (namespace, error)
 	startTime func(pid int) (uint64, error)
 	watchPID  func(pid int) (exitWatch, error)
+
+	external func(Config) (external, error)      // of this host
+	overlaps func(network netip.Prefix) []string // what of this host lies in network
 }
 
 func kernelEdges() edges {
@@ -138,4 +142,5 @@ func openUnderlay(log *slog.Logger, addr netip.AddrPort) (*forwarder.Router, err
 
 var (
 	_ dataPath = (*forwarder.Router)(nil)
-	_ gateway  = (*stack.Gateway)(nil))
+	_ gateway  = (*stack.Gateway)(nil)
+)

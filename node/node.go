@@ -4,7 +4,6 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -17,6 +16,7 @@ import (
 	"github.com/rootless-ovl/rootless-ovl/api"
 	"github.com/rootless-ovl/rootless-ovl/forwarder"
 	"github.com/rootless-ovl/rootless-ovl/internal/packet"
+	"github.com/rootless-ovl/rootless-ovl/internal/tap"
 	"github.com/rootless-ovl/rootless-ovl/lease"
 	"github.com/rootless-ovl/rootless-ovl/stack"
 )
@@ -28,10 +28,9 @@ const maxMTU = 65535 - forwarder.UDPOverhead
 // after Run.
 type Node struct {
 	// constant after New
-	cfg     Config
-	log     *slog.Logger
-	edges   edges
-	started time.Time
+	cfg   Config
+	log   *slog.Logger
+	edges edges
 
 	// constant once open is true, and set before anything that uses it runs
 	path     dataPath
@@ -39,6 +38,7 @@ type Node struct {
 	gateway  gateway
 	stack    *stack.Gateway
 	stopping chan struct{} // closed when Run begins to end
+	dirty    chan struct{} // has one element when what saveLastLocked writes has changed
 
 	watchers sync.WaitGroup // one goroutine an attachment, see enter
 
@@ -47,10 +47,11 @@ type Node struct {
 	state       string // of api.State...
 	open        bool   // attachments are taken
 	id          string
+	started     time.Time
 	external    external
-	port        int // of the underlay
-	mtu         int // of the overlay, bytes
-	store       storeHealth
+	port        int   // of the underlay
+	mtu         int   // of the overlay, bytes
+	storeErr    error // why the store could not be reached while there was no registry
 	endpoints   []string
 	registry    *lease.Registry
 	netConfig   lease.NetworkConfig
@@ -59,7 +60,9 @@ type Node struct {
 	leases      []lease.Lease
 	peers       []peer
 	attachments map[string]*attachment // by name
-	dirty       chan struct{}          // has one element when what lastKnown saves has changed
+	savedAt     time.Time              // when our lease was last known to be held
+	gone        tap.Stats              // of TAPs that are detached
+	goneDrops   map[string]uint64
 }
 
 // external is how this host is seen from the others.
@@ -84,6 +87,7 @@ func New(c Config) (*Node, error) {
 		state:       api.StateStarting,
 		pool:        newPool(),
 		attachments: make(map[string]*attachment),
+		goneDrops:   make(map[string]uint64),
 		dirty:       make(chan struct{}, 1),
 	}, nil
 }
@@ -109,10 +113,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.id, n.started = id, time.Now()
 	n.mu.Unlock()
 
-	store, err := n.openStore(ctx)
-	if err != nil {
-		return err
-	}
+	store := &openedStore{config: n.cfg.Etcd}
 	defer store.close()
 
 	g, ctx := errgroup.WithContext(ctx)
@@ -129,7 +130,6 @@ func (n *Node) Run(ctx context.Context) error {
 		})
 	}
 	run("the API", func(ctx context.Context) error { return api.Serve(ctx, ln, api.Handler(n), n.log) })
-	run("the embedded store", store.wait)
 	run("", func(ctx context.Context) error { return n.bringUp(ctx, store, run) })
 	g.Go(func() error {
 		<-ctx.Done()
@@ -151,7 +151,7 @@ func (n *Node) Run(ctx context.Context) error {
 
 // bringUp takes the node from nothing to ready. Each step fails cleanly: what is in the store is written last.
 func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string, func(context.Context) error)) error {
-	ext, err := n.chooseExternal()
+	ext, err := n.edges.external(n.cfg)
 	if err != nil {
 		return err
 	}
@@ -159,6 +159,10 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	n.external = ext
 	n.mu.Unlock()
 	n.log.Info("external interface", "interface", ext.ifName, "addr", ext.bind, "public_ip", ext.public, "mtu", ext.mtu)
+	if err := n.openStore(ctx, store); err != nil {
+		return err
+	}
+	run("the embedded store", store.wait)
 
 	last := n.lastKnown()
 	cfg, fromLast, err := n.networkConfig(ctx, store, last)
@@ -182,20 +186,26 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	n.mu.Unlock()
 
 	var held *lease.Held
+	handedOver := false
+	defer func() {
+		if !handedOver {
+			n.giveBack(held)
+		}
+	}()
 	subnet := last.Subnet
 	if fromLast {
 		n.setLeases(last.restore())
-		n.log.Warn("store unreachable: forwarding on the last known leases", "subnet", subnet, "saved", last.SavedAt)
+		n.log.Warn("the store is away: forwarding on the last known leases", "subnet", subnet, "known_at", last.SavedAt)
 	} else {
-		if held, err = n.acquire(ctx, store.registry, n.previousSubnet(last)); err != nil || ctx.Err() != nil {
+		if held, err = n.acquire(ctx, store.registry, n.previousSubnet(last)); err != nil || held == nil {
 			return err
 		}
 		subnet = held.Lease().Subnet
 	}
 
-	gw, err := n.newGateway(subnet, injector)
+	gw, err := n.newGateway(ctx, subnet, injector)
 	if err != nil {
-		return errors.Join(err, n.giveUp(held))
+		return err
 	}
 	run("the gateway", gw.Run)
 	n.mu.Lock()
@@ -203,20 +213,20 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	n.pool.subnet = subnet
 	n.mu.Unlock()
 	if err := n.adopt(); err != nil {
-		return errors.Join(err, n.giveUp(held))
+		return err
 	}
 	if err := n.leased(held, subnet); err != nil {
-		return errors.Join(err, n.giveUp(held))
+		return err
 	}
+	handedOver = true
+	run("the lease", func(ctx context.Context) error { return n.follow(ctx, store, held) })
+	run("", n.saveWhenDirty)
+
 	n.mu.Lock()
 	n.open = true
 	n.mu.Unlock()
 	n.notify(daemon.SdNotifyReady)
 	n.log.Info("ready", "subnet", subnet, "network", cfg.Network, "port", n.port, "mtu", n.mtu, "node_id", n.id)
-
-	run("the lease", func(ctx context.Context) error { return n.hold(ctx, store.registry, held, fromLast) })
-	run("the watch", func(ctx context.Context) error { return store.registry.Watch(ctx, n.watched) })
-	run("", n.saveWhenDirty)
 	return nil
 }
 
@@ -243,7 +253,7 @@ func (n *Node) openRouter(cfg lease.NetworkConfig, ext external, last savedLast)
 }
 
 // newGateway makes the stack behind the gateway address.
-func (n *Node) newGateway(subnet netip.Prefix, injector *forwarder.Injector) (*stack.Gateway, error) {
+func (n *Node) newGateway(ctx context.Context, subnet netip.Prefix, injector *forwarder.Injector) (*stack.Gateway, error) {
 	gw, err := stack.New(stack.Config{
 		Addresses:    gatewayAddrs(subnet, nil),
 		MTU:          n.overlayMTU(),
@@ -255,6 +265,7 @@ func (n *Node) newGateway(subnet netip.Prefix, injector *forwarder.Injector) (*s
 	if err != nil {
 		return nil, err
 	}
+	gw.Deny(storeAddrs(ctx, n.endpoints))
 	return gw, nil
 }
 

@@ -195,12 +195,12 @@ type savedAttachment struct {
 
 // savedLast is last-known.json: enough to forward on while the store is away at the next start, and our previous subnet.
 type savedLast struct {
-	V       int             `json:"v"`
-	SavedAt time.Time       `json:"saved_at"` // when our lease was last known to be held
-	Subnet  netip.Prefix    `json:"subnet"`
-	Port    int             `json:"port"` // UDP port the underlay was bound to
-	Config  json.RawMessage `json:"config,omitempty"`
-	Leases  []savedLease    `json:"leases,omitempty"`
+	V       int          `json:"v"`
+	SavedAt time.Time    `json:"saved_at"` // when our lease was last known to be held
+	Subnet  netip.Prefix `json:"subnet"`
+	Port    int          `json:"port"`             // UDP port the underlay was bound to
+	Config  string       `json:"config,omitempty"` // as in the store, byte for byte
+	Leases  []savedLease `json:"leases,omitempty"`
 }
 
 // savedLease is one lease of the overlay; Attrs is the value in the store.

@@ -1,0 +1,283 @@
+// This file is the node as the API shows it: api.Backend, but for Attach and Detach, which are in attach.go.
+
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rootless-ovl/rootless-ovl/api"
+	"github.com/rootless-ovl/rootless-ovl/forwarder"
+	"github.com/rootless-ovl/rootless-ovl/internal/tap"
+	"github.com/rootless-ovl/rootless-ovl/lease"
+)
+
+var _ api.Backend = (*Node)(nil)
+
+// storeTimeout bounds a request to the store that somebody waits for at a prompt.
+const storeTimeout = 5 * time.Second
+
+// Status is one look at the node, in any state.
+func (n *Node) Status(context.Context) (api.Status, error) {
+	counters := n.counters()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	s := api.Status{
+		Version:     n.cfg.Version,
+		State:       n.state,
+		Since:       n.started,
+		PID:         os.Getpid(),
+		NodeID:      n.id,
+		Interface:   n.external.ifName,
+		Port:        n.port,
+		MTU:         n.mtu,
+		Ephemeral:   n.cfg.Ephemeral,
+		RunDir:      n.cfg.RuntimeDir,
+		StateDir:    n.cfg.StateDir,
+		SubnetEnv:   n.cfg.SubnetFile,
+		Backend:     n.netConfig.BackendType,
+		Attachments: len(n.attachments),
+		Peers:       len(n.peers),
+		Counters:    counters,
+		Store: api.StoreStatus{
+			Endpoints: n.endpoints,
+			Prefix:    n.cfg.EtcdPrefix,
+			Embedded:  len(n.cfg.Etcd.Endpoints) == 0,
+			Since:     n.started,
+		},
+	}
+	if n.external.public.IsValid() {
+		s.PublicIP = n.external.public.String()
+	}
+	if n.netConfig.Network.IsValid() {
+		s.Network = n.netConfig.Network.String()
+	}
+	if n.pool.subnet.IsValid() {
+		s.Subnet = n.pool.subnet.String()
+		s.Gateway = gatewayAddr(n.pool.subnet).String()
+	}
+	err := n.storeErr
+	if n.registry != nil {
+		h := n.registry.Health()
+		s.Store.Connected, s.Store.Since, err = h.Connected, h.Since, h.Err
+	}
+	if err != nil && !s.Store.Connected {
+		s.Store.Error = err.Error()
+	}
+	return s, nil
+}
+
+// Attachments lists what is on the overlay here, by name.
+func (n *Node) Attachments(context.Context) ([]api.Attachment, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var list []api.Attachment
+	for _, a := range n.attachments {
+		if a.phase == live {
+			list = append(list, n.describeLocked(a))
+		}
+	}
+	slices.SortFunc(list, func(a, b api.Attachment) int { return strings.Compare(a.Name, b.Name) })
+	return list, nil
+}
+
+func (n *Node) describeLocked(a *attachment) api.Attachment {
+	s := a.saved
+	d := api.Attachment{
+		Name:         s.Name,
+		PID:          s.PID,
+		Netns:        s.Netns,
+		IfName:       s.IfName,
+		Addr:         s.Addr.String(),
+		MAC:          s.MAC,
+		Gateway:      gatewayAddr(s.Addr).String(),
+		MTU:          n.mtu,
+		DefaultRoute: !s.NoDefault,
+		Since:        s.Since,
+	}
+	if a.link != nil {
+		d.Counters = numbers(a.link.Stats())
+	}
+	return d
+}
+
+// Peers lists the other nodes as the store describes them.
+func (n *Node) Peers(context.Context) ([]api.Peer, error) {
+	n.mu.Lock()
+	peers, router, backend := n.peers, n.router, n.netConfig.BackendType
+	n.mu.Unlock()
+	var stats forwarder.Stats
+	if router != nil {
+		stats = router.Stats()
+	}
+	var list []api.Peer
+	for _, p := range peers {
+		d := api.Peer{
+			Subnet:  p.lease.Subnet.String(),
+			Port:    int(p.addr.Port()),
+			MTU:     p.mtu,
+			Stock:   p.stock,
+			Backend: backend,
+			Problem: p.problem,
+		}
+		if p.lease.Attrs.PublicIP.IsValid() {
+			d.PublicIP = p.lease.Attrs.PublicIP.String()
+		}
+		if e := p.lease.Attrs.RootlessOvl; e != nil {
+			d.NodeID = e.NodeID
+		}
+		if s, ok := stats.Peers[p.addr]; ok {
+			d.Counters = numbers(s)
+		}
+		list = append(list, d)
+	}
+	return list, nil
+}
+
+// Config is the network config as it stands in the store now.
+func (n *Node) Config(ctx context.Context) (json.RawMessage, error) {
+	r, err := n.storeNow()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	cfg, err := r.Config(ctx)
+	if err != nil {
+		return nil, configError(err)
+	}
+	return cfg.Raw, nil
+}
+
+// SetConfig replaces the network config in the store. Running nodes go on with the one that they started with.
+func (n *Node) SetConfig(ctx context.Context, raw json.RawMessage) error {
+	cfg, err := lease.ParseConfig(raw)
+	if err == nil {
+		err = checkBackend(cfg)
+	}
+	if err != nil {
+		return api.Errorf(api.CodeInvalid, "%w", err)
+	}
+	r, err := n.storeNow()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	if err := r.PutConfig(ctx, raw); err != nil {
+		return configError(err)
+	}
+	n.log.Info("network config replaced; nodes follow it when they are started again", "network", cfg.Network)
+	return nil
+}
+
+// storeNow is the way to the store, if there is one yet.
+func (n *Node) storeNow() (*lease.Registry, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.registry == nil {
+		return nil, api.Errorf(api.CodeUnavailable, "the store has not answered yet: `rootless-ovl status` says more")
+	}
+	return n.registry, nil
+}
+
+func configError(err error) error {
+	switch {
+	case errors.Is(err, lease.ErrNoConfig):
+		return api.Errorf(api.CodeNotFound, "%w", err)
+	case errors.Is(err, lease.ErrUnreachable), errors.Is(err, lease.ErrTLS), errors.Is(err, context.DeadlineExceeded):
+		return api.Errorf(api.CodeUnavailable, "%w", err)
+	case errors.Is(err, lease.ErrAuth):
+		return api.Errorf(api.CodeDenied, "%w", err)
+	}
+	return err
+}
+
+// counters are all totals of the packet path since the start.
+func (n *Node) counters() map[string]map[string]uint64 {
+	n.mu.Lock()
+	router, gw := n.router, n.stack
+	taps := n.gone
+	drops := make(map[string]uint64)
+	for reason, count := range n.goneDrops {
+		drops[reason] = count
+	}
+	for _, a := range n.attachments {
+		if a.link != nil {
+			taps.Add(a.link.Stats())
+			a.link.Drops(drops)
+		}
+	}
+	n.mu.Unlock()
+	all := map[string]map[string]uint64{"tap": numbers(taps), "drops": drops}
+	if router != nil {
+		s := router.Stats()
+		all["underlay"] = numbers(s.Underlay)
+		all["underlay"]["icmp_errors"] = s.ICMPErrors
+		for reason, count := range s.Drops {
+			drops[reason] += count
+		}
+	}
+	if gw != nil {
+		s := gw.Stats()
+		all["gateway"] = numbers(s)
+		for reason, count := range s.Drops {
+			drops["gateway-"+reason] += count
+		}
+	}
+	return all
+}
+
+// retireLocked keeps the counts of a TAP that goes, so that totals never fall.
+func (n *Node) retireLocked(l link) {
+	n.gone.Add(l.Stats())
+	l.Drops(n.goneDrops)
+}
+
+// counted is what a link tells of itself.
+type counted interface {
+	Stats() tap.Stats
+	Drops(m map[string]uint64)
+}
+
+// numbers are the numeric members of v's JSON; those of an object inside get its name in front, truth values are 0 or 1.
+// Objects named "drops" are left out: they are shown as a group.
+func numbers(v any) map[string]uint64 {
+	flat := make(map[string]uint64)
+	b, err := json.Marshal(v)
+	if err != nil {
+		return flat
+	}
+	var members map[string]any
+	dec := json.NewDecoder(strings.NewReader(string(b)))
+	dec.UseNumber()
+	if dec.Decode(&members) == nil {
+		flatten(flat, "", members)
+	}
+	return flat
+}
+
+func flatten(flat map[string]uint64, before string, members map[string]any) {
+	for name, v := range members {
+		switch v := v.(type) {
+		case json.Number:
+			if u, err := v.Int64(); err == nil && u >= 0 {
+				flat[before+name] = uint64(u)
+			}
+		case bool:
+			flat[before+name] = 0
+			if v {
+				flat[before+name] = 1
+			}
+		case map[string]any:
+			if name != "drops" {
+				flatten(flat, before+name+"_", v)
+			}
+		}
+	}
+}

@@ -1,0 +1,98 @@
+// This file is what a node knew last, kept on disk: its subnet, so that it gets it again, and everything that forwarding
+// needs, so that a start while the store is away does not cut off containers.
+
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"path/filepath"
+	"time"
+
+	"github.com/rootless-ovl/rootless-ovl/lease"
+)
+
+// saveDelay joins changes of a busy overlay into one write.
+const saveDelay = time.Second
+
+// lastKnown reads what the last run saved; nothing, if that cannot be read.
+func (n *Node) lastKnown() savedLast {
+	var last savedLast
+	_, err := readState(filepath.Join(n.cfg.StateDir, lastFile), &last)
+	if err != nil {
+		n.log.Warn("last known leases not read", "err", err)
+		return savedLast{}
+	}
+	last.Subnet = last.Subnet.Masked()
+	if last.Port < 0 || last.Port > 65535 || !last.Subnet.Addr().Is4() {
+		last.Port, last.Subnet = 0, savedLast{}.Subnet
+	}
+	n.mu.Lock()
+	n.savedAt = last.SavedAt
+	n.mu.Unlock()
+	return last
+}
+
+// usable gives the network config of the last run if the node may forward on it: the lease that it held cannot have
+// expired by now.
+func (l savedLast) usable(c Config, now time.Time) (lease.NetworkConfig, bool) {
+	age := now.Sub(l.SavedAt)
+	if !l.Subnet.IsValid() || c.Ephemeral || age < 0 || age >= c.LeaseTTL {
+		return lease.NetworkConfig{}, false
+	}
+	cfg, err := lease.ParseConfig([]byte(l.Config))
+	return cfg, err == nil && inside(cfg.Network, l.Subnet)
+}
+
+// restore are the leases of the last run, those that cannot be read left out.
+func (l savedLast) restore() []lease.Lease {
+	var leases []lease.Lease
+	for _, s := range l.Leases {
+		attrs, err := lease.ParseAttrs(s.Attrs)
+		if err == nil && s.Subnet.IsValid() {
+			leases = append(leases, lease.Lease{Subnet: s.Subnet.Masked(), Attrs: attrs})
+		}
+	}
+	return leases
+}
+
+// saveLastLocked writes what restore and usable read.
+func (n *Node) saveLastLocked() error {
+	if n.held != nil && (n.registry == nil || n.registry.Health().Connected) {
+		n.savedAt = time.Now()
+	}
+	last := savedLast{V: 1, SavedAt: n.savedAt, Subnet: n.pool.subnet, Port: n.port, Config: string(n.netConfig.Raw)}
+	for _, l := range n.leases {
+		attrs, err := json.Marshal(l.Attrs)
+		if err != nil {
+			return err
+		}
+		last.Leases = append(last.Leases, savedLease{Subnet: l.Subnet, Attrs: attrs})
+	}
+	return writeState(filepath.Join(n.cfg.StateDir, lastFile), last)
+}
+
+// saveWhenDirty writes changes down, and now and then the time until which our lease is known to be held.
+func (n *Node) saveWhenDirty(ctx context.Context) error {
+	tick := time.NewTicker(max(n.cfg.LeaseTTL/24, 10*time.Second))
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		select {
+		case <-n.dirty:
+			select {
+			case <-time.After(saveDelay):
+			case <-ctx.Done():
+			}
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+		n.mu.Lock()
+		err := n.saveLastLocked()
+		n.mu.Unlock()
+		if err != nil && !errors.Is(err, context.Canceled) {
+			n.log.Error("last known leases not saved", "err", err)
+		}
+	}
+	return nil
+}

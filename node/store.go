@@ -1,0 +1,537 @@
+// This file is the node's side of the store: opening it, reading or creating the network config, taking a lease and
+// keeping it, following the peers. While the store is away every one of these waits; nothing is torn down.
+
+package node
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rootless-ovl/rootless-ovl/api"
+	"github.com/rootless-ovl/rootless-ovl/lease"
+	"github.com/rootless-ovl/rootless-ovl/lease/embedded"
+)
+
+const (
+	firstBackoff = 100 * time.Millisecond
+	maxBackoff   = 5 * time.Second
+	// patience is how long a start waits for the store before it goes on with what the last run knew.
+	patience = 3 * time.Second
+	// revokeTimeout bounds giving back the lease of an ephemeral node.
+	revokeTimeout = 3 * time.Second
+)
+
+// openedStore is the way to the store, and the embedded server where there is one.
+type openedStore struct {
+	config   lease.ClientConfig
+	server   *embedded.Server // nil with endpoints of others
+	client   *lease.Client    // nil until the first dial succeeds
+	registry *lease.Registry
+}
+
+// openStore starts the embedded store, unless there are endpoints to go to.
+func (n *Node) openStore(ctx context.Context, s *openedStore) error {
+	if len(s.config.Endpoints) == 0 {
+		server, err := embedded.Start(ctx, embedded.Config{
+			DataDir:      filepath.Join(n.cfg.StateDir, etcdDir),
+			ListenClient: "http://" + n.cfg.ListenEtcd,
+			Log:          n.log,
+		})
+		if err != nil {
+			return err
+		}
+		s.server = server
+		s.config.Endpoints = []string{server.Endpoint()}
+		n.log.Info("embedded store", "endpoint", server.Endpoint())
+	}
+	n.mu.Lock()
+	n.endpoints = s.config.Endpoints
+	n.mu.Unlock()
+	return nil
+}
+
+// connectStore makes the client, if there is none yet.
+func (n *Node) connectStore(ctx context.Context, s *openedStore) error {
+	if s.registry != nil {
+		return nil
+	}
+	client, err := lease.Dial(ctx, s.config)
+	if err != nil {
+		return err
+	}
+	s.client = client
+	s.registry = lease.NewRegistry(client, n.cfg.EtcdPrefix, n.log)
+	n.mu.Lock()
+	n.registry = s.registry
+	n.mu.Unlock()
+	return nil
+}
+
+// untilConnected makes the client however long it takes; false means that ctx has ended.
+func (n *Node) untilConnected(ctx context.Context, s *openedStore) bool {
+	var pause retry
+	for ctx.Err() == nil {
+		if n.connectStore(ctx, s) == nil {
+			return true
+		}
+		pause.wait(ctx, maxBackoff)
+	}
+	return false
+}
+
+// wait returns when the embedded store fails, or with ctx.
+func (s *openedStore) wait(ctx context.Context) error {
+	if s.server == nil {
+		<-ctx.Done()
+		return nil
+	}
+	select {
+	case err := <-s.server.Err():
+		return err
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+func (s *openedStore) close() {
+	if s.client != nil {
+		_ = s.client.Close() // its requests are over; nothing is left to report
+	}
+	if s.server != nil {
+		s.server.Close()
+	}
+}
+
+// retry is a pause that doubles from firstBackoff to a bound.
+type retry struct{ next time.Duration }
+
+// wait pauses, or returns with ctx.
+func (r *retry) wait(ctx context.Context, bound time.Duration) {
+	r.next = min(max(firstBackoff, 2*r.next), bound)
+	t := time.NewTimer(r.next)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// networkConfig reads the network config from the store, or creates it where there is none. While the store is away it
+// waits; if the last run knew enough to forward and still holds its lease, that is used after a while, and fromLast is
+// true. With ctx it returns early, without an error.
+func (n *Node) networkConfig(ctx context.Context, s *openedStore, last savedLast) (cfg lease.NetworkConfig, fromLast bool, err error) {
+	var pause retry
+	started := time.Now()
+	said := false
+	for ctx.Err() == nil {
+		if err = n.connectStore(ctx, s); err == nil {
+			cfg, err = n.readOrCreateConfig(ctx, s.registry)
+		}
+		if err == nil {
+			n.setState(api.StateStarting)
+			return cfg, false, nil
+		}
+		lastCfg, usable := last.usable(n.cfg, time.Now())
+		switch {
+		case ctx.Err() != nil:
+			return cfg, false, nil
+		case !isAway(err), !usable && !errors.Is(err, lease.ErrUnreachable):
+			return cfg, false, err // waiting does not mend it
+		case usable && s.server == nil && time.Since(started) >= patience:
+			return lastCfg, true, nil
+		}
+		n.storeAway(err)
+		if !said && s.registry == nil { // a registry says it by itself
+			n.log.Warn("the store is away; trying again", "store", s.config.Endpoints, "err", err)
+			said = true
+		}
+		pause.wait(ctx, maxBackoff)
+	}
+	return cfg, false, nil
+}
+
+// isAway tells whether an error is about reaching the store, and not about what is in it.
+func isAway(err error) bool {
+	return errors.Is(err, lease.ErrUnreachable) || errors.Is(err, lease.ErrTLS) || errors.Is(err, lease.ErrAuth)
+}
+
+func (n *Node) readOrCreateConfig(ctx context.Context, r *lease.Registry) (lease.NetworkConfig, error) {
+	cfg, err := r.Config(ctx)
+	if !errors.Is(err, lease.ErrNoConfig) {
+		return cfg, err
+	}
+	if err := n.checkOverlap(n.cfg.Network); err != nil {
+		return cfg, err
+	}
+	created, err := r.CreateConfig(ctx, lease.DefaultConfig(n.cfg.Network))
+	if err != nil {
+		return cfg, err
+	}
+	if created {
+		n.log.Info("network config created", "network", n.cfg.Network, "prefix", r.Prefix())
+	}
+	return r.Config(ctx)
+}
+
+// refusals is why a backend of flannel's is not spoken, and what to do.
+var refusals = map[string]string{
+	"vxlan":     "is not spoken by this version",
+	"wireguard": "is not spoken by this version",
+	"host-gw":   "sends packets between hosts without encapsulation, which needs routes on the hosts and so root",
+	"alloc":     "does not forward packets, so there is nothing for a node to do",
+	"ipip":      "needs raw sockets and so root",
+	"ipsec":     "needs the kernel's IPsec and so root",
+	"extension": "runs shell commands of the config as root",
+}
+
+// checkBackend refuses network configs that a node without root, or this version, cannot serve.
+func checkBackend(cfg lease.NetworkConfig) error {
+	if cfg.BackendType == "udp" {
+		_, err := cfg.UDPPort()
+		return err
+	}
+	why, ok := refusals[cfg.BackendType]
+	if !ok {
+		why = "is not known"
+	}
+	return fmt.Errorf("network config: backend %q %s: use {\"Backend\": {\"Type\": \"udp\"}}, which flannel speaks too", cfg.BackendType, why)
+}
+
+// checkNetwork says whether the network that the store describes can be joined.
+func (n *Node) checkNetwork(cfg lease.NetworkConfig) error {
+	if err := checkBackend(cfg); err != nil {
+		return err
+	}
+	if n.cfg.NetworkSet && cfg.Network != n.cfg.Network {
+		return fmt.Errorf("--network is %v, but the network at %s is %v: leave --network out to join it, or use another --etcd-prefix",
+			n.cfg.Network, n.cfg.EtcdPrefix, cfg.Network)
+	}
+	if cfg.EnableIPv6 {
+		n.log.Warn("the network config enables IPv6, which the udp backend does not carry: containers get IPv4 only")
+	}
+	return n.checkOverlap(cfg.Network)
+}
+
+// checkOverlap refuses a network that holds addresses which this host reaches elsewhere: containers could not.
+func (n *Node) checkOverlap(network netip.Prefix) error {
+	found := n.edges.overlaps(network)
+	if len(found) == 0 {
+		return nil
+	}
+	what := strings.Join(found, ", ")
+	if n.cfg.AllowOverlap {
+		n.log.Warn("the overlay network hides addresses of this host's surroundings from containers", "network", network, "hidden", what)
+		return nil
+	}
+	return fmt.Errorf("network %v overlaps %s, which containers could then not reach: choose another (--network for a new one, `rootless-ovl config set` for one that is in the store), or accept it with --allow-overlap", network, what)
+}
+
+// previousSubnet is what we would like to have again.
+func (n *Node) previousSubnet(last savedLast) netip.Prefix {
+	if last.Subnet.IsValid() {
+		return last.Subnet
+	}
+	env, err := lease.ReadSubnetEnv(n.cfg.SubnetFile)
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			n.log.Warn("previous subnet not read", "err", err)
+		}
+		return netip.Prefix{}
+	}
+	return env.Subnet
+}
+
+// request is what we ask the store for.
+func (n *Node) request(previous netip.Prefix) lease.Request {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	me := n.selfLocked()
+	return lease.Request{
+		NodeID: n.id,
+		Attrs: lease.Attrs{
+			PublicIP:    n.external.public,
+			RootlessOvl: &lease.Extension{V: lease.ExtensionVersion, NodeID: n.id, Port: n.port, MTU: n.mtu},
+		},
+		Previous:  previous,
+		TTL:       n.cfg.LeaseTTL,
+		Ephemeral: n.cfg.Ephemeral,
+		StockPort: me.stockPort,
+	}
+}
+
+// acquire gets the lease at start: it waits for the store, and fails on everything that waiting does not mend. With ctx
+// it returns nil, nil.
+func (n *Node) acquire(ctx context.Context, r *lease.Registry, previous netip.Prefix) (*lease.Held, error) {
+	var pause retry
+	for ctx.Err() == nil {
+		held, err := r.Acquire(ctx, n.netConfig, n.request(previous))
+		switch {
+		case err == nil:
+			return held, nil
+		case errors.Is(err, lease.ErrUnreachable):
+			n.storeAway(err)
+		case !errors.Is(err, lease.ErrContended) && ctx.Err() == nil:
+			return nil, err
+		}
+		pause.wait(ctx, maxBackoff)
+	}
+	return nil, nil
+}
+
+// acquireAgain gets a lease for a node that is running: it never gives up, because forwarding goes on without.
+func (n *Node) acquireAgain(ctx context.Context, r *lease.Registry) *lease.Held {
+	var pause retry
+	said := ""
+	for ctx.Err() == nil {
+		n.mu.Lock()
+		cfg, previous := n.netConfig, n.pool.subnet
+		n.mu.Unlock()
+		held, err := r.Acquire(ctx, cfg, n.request(previous))
+		if err == nil {
+			return held
+		}
+		if text := err.Error(); text != said && !errors.Is(err, lease.ErrUnreachable) && ctx.Err() == nil {
+			n.log.Error("no lease; forwarding on what is known, and trying again", "err", err)
+			said = text
+		}
+		pause.wait(ctx, 2*maxBackoff)
+	}
+	return nil
+}
+
+// follow is the node's life with the store: it holds the lease and watches the peers.
+func (n *Node) follow(ctx context.Context, s *openedStore, held *lease.Held) error {
+	if !n.untilConnected(ctx, s) {
+		return nil
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return n.hold(ctx, s.registry, held) })
+	g.Go(func() error { return s.registry.Watch(ctx, func(l lease.Snapshot) { n.setLeases(l.Leases) }) })
+	return g.Wait()
+}
+
+// hold keeps the lease for as long as the node runs; held is nil where the node started without the store.
+func (n *Node) hold(ctx context.Context, r *lease.Registry, held *lease.Held) error {
+	if held == nil {
+		if err := n.configStands(ctx, r); err != nil {
+			return err
+		}
+	}
+	for ctx.Err() == nil {
+		if held == nil {
+			if held = n.acquireAgain(ctx, r); held == nil {
+				break
+			}
+			if err := n.leased(held, held.Lease().Subnet); err != nil {
+				return err
+			}
+		}
+		err := held.Run(ctx)
+		if err == nil {
+			break
+		}
+		held = nil
+		if errors.Is(err, lease.ErrDuplicateNode) {
+			return err
+		}
+		n.log.Warn("lease lost; forwarding goes on while another is acquired", "err", err)
+		n.mu.Lock()
+		n.held, n.state = nil, api.StateLeaseLost
+		n.mu.Unlock()
+	}
+	n.giveBack(held)
+	return nil
+}
+
+// giveBack revokes the lease of an ephemeral node. Others keep theirs.
+func (n *Node) giveBack(held *lease.Held) {
+	if held == nil || !n.cfg.Ephemeral {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), revokeTimeout)
+	defer cancel()
+	if err := held.Revoke(ctx); err != nil {
+		n.log.Warn("lease not given back; it ends by itself", "ttl", n.cfg.LeaseTTL, "err", err)
+	}
+}
+
+// configStands waits for the store and makes sure that the network config is still the one of the last run. A store that
+// came back empty gets it again.
+func (n *Node) configStands(ctx context.Context, r *lease.Registry) error {
+	var pause retry
+	n.mu.Lock()
+	raw := n.netConfig.Raw
+	n.mu.Unlock()
+	for ctx.Err() == nil {
+		_, err := r.CreateConfig(ctx, raw)
+		if err == nil {
+			var now lease.NetworkConfig
+			if now, err = r.Config(ctx); err == nil {
+				if bytes.Equal(now.Raw, raw) {
+					return nil
+				}
+				return errors.New("the network config has changed while the store was away: start again to follow it")
+			}
+			if errors.Is(err, lease.ErrBadConfig) {
+				return err
+			}
+		}
+		pause.wait(ctx, maxBackoff)
+	}
+	return nil
+}
+
+// leased makes subnet ours: addresses, routes, files. held is nil where only the last run knows of it.
+func (n *Node) leased(held *lease.Held, subnet netip.Prefix) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	old := n.pool.subnet
+	n.held, n.pool.subnet = held, subnet
+	n.state = api.StateReady
+	if held == nil {
+		n.state = api.StateLeaseLost
+	}
+	n.peers = peersOf(n.leases, n.selfLocked())
+	if err := n.publishLocked(); err != nil {
+		return err
+	}
+	env := lease.SubnetEnv{Network: n.netConfig.Network, Subnet: subnet, MTU: n.mtu, IPMasq: true}
+	if err := lease.WriteSubnetEnv(n.cfg.SubnetFile, env); err != nil {
+		return err
+	}
+	if err := n.saveLastLocked(); err != nil {
+		return err
+	}
+	if old.IsValid() && old != subnet {
+		n.log.Warn("the node has another subnet now", "old", old, "new", subnet)
+	}
+	for name, a := range n.attachments {
+		if !subnet.Contains(a.saved.Addr.Addr()) {
+			n.log.Warn("attachment has an address of an earlier subnet: it reaches this node and the outside, but no peer; detach it and attach it again",
+				"name", name, "addr", a.saved.Addr.Addr())
+		}
+	}
+	return nil
+}
+
+// setLeases takes a new snapshot of the leases.
+func (n *Node) setLeases(leases []lease.Lease) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	old, first := n.peers, n.leases == nil
+	n.leases = append([]lease.Lease{}, leases...)
+	n.peers = peersOf(n.leases, n.selfLocked())
+	n.tellPeersLocked(old, first)
+	if n.gateway != nil {
+		if err := n.publishLocked(); err != nil {
+			n.log.Error("route table not replaced", "err", err)
+		}
+	}
+	select {
+	case n.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// tellPeersLocked logs what has changed between two snapshots.
+func (n *Node) tellPeersLocked(old []peer, first bool) {
+	type key struct {
+		subnet  netip.Prefix
+		addr    netip.AddrPort
+		problem string
+	}
+	keyOf := func(p peer) key { return key{p.lease.Subnet, p.addr, p.problem} }
+	before, after := make(map[key]bool), make(map[key]bool)
+	for _, p := range old {
+		before[keyOf(p)] = true
+	}
+	for _, p := range n.peers {
+		k := keyOf(p)
+		after[k] = true
+		switch {
+		case before[k]:
+		case p.problem != "":
+			n.log.Warn("peer cannot be used", "subnet", k.subnet, "problem", p.problem)
+		case !first:
+			n.log.Info("peer", "subnet", k.subnet, "addr", k.addr, "mtu", p.mtu, "stock", p.stock)
+		}
+	}
+	if first {
+		n.log.Info("peers", "count", len(n.peers))
+	}
+	for _, p := range old {
+		if k := keyOf(p); !after[k] {
+			n.log.Info("peer gone", "subnet", k.subnet, "addr", k.addr)
+		}
+	}
+}
+
+func (n *Node) setState(state string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.state = state
+}
+
+func (n *Node) storeAway(err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.state, n.storeErr = api.StateWaitingForStore, err
+}
+
+// storeAddrs are the addresses of the store, which containers may not reach through the gateway.
+func storeAddrs(ctx context.Context, endpoints []string) []netip.AddrPort {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	var addrs []netip.AddrPort
+	for _, e := range endpoints {
+		hostPort := e
+		if u, err := url.Parse(e); err == nil && u.Host != "" {
+			hostPort = u.Host
+		}
+		host, portText, err := net.SplitHostPort(hostPort)
+		if err != nil {
+			continue
+		}
+		port, err := net.LookupPort("tcp", portText)
+		if err != nil {
+			continue
+		}
+		ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		if err != nil {
+			continue // what we cannot resolve, the client cannot reach either
+		}
+		for _, ip := range ips {
+			if ip.IsUnspecified() {
+				addrs = append(addrs, hostAddrs(uint16(port))...)
+				continue
+			}
+			addrs = append(addrs, netip.AddrPortFrom(ip.Unmap(), uint16(port)))
+		}
+	}
+	return addrs
+}
+
+// hostAddrs is port on every address of this host.
+func hostAddrs(port uint16) (addrs []netip.AddrPort) {
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	for _, a := range list {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			addrs = append(addrs, netip.AddrPortFrom(p.Addr().Unmap(), port))
+		}
+	}
+	return addrs
+}
