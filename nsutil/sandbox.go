@@ -3,7 +3,7 @@
 package nsutil
 
 import (
-	"encoding/json"
+	"encoding/gob"
 	"errors"
 	"fmt"
 	"io"
@@ -24,8 +24,8 @@ const childArg0 = "rootless-ovl-sandbox"
 
 // Descriptors of the first process beside the standard three.
 const (
-	orderFD  = 3 // reads the sandboxOrder, then one byte when it may go on
-	reportFD = 4 // writes sandboxReports; closed by a successful exec
+	orderFD  = 3 // reads the sandboxOrder (gob: an environment may hold any bytes), then one byte when it may go on
+	reportFD = 4 // writes sandboxReports (gob); closed by a successful exec
 )
 
 // Spec says what to run in a Sandbox.
@@ -55,9 +55,10 @@ type sandboxOrder struct {
 
 // sandboxReport is what it answers: a warning, or why the command cannot be run.
 type sandboxReport struct {
-	Warning string `json:",omitempty"`
-	Error   string `json:",omitempty"`
-	Code    int    `json:",omitempty"`
+	Warning string
+	Error   string
+	Code    int
+	Refused syscall.Errno // of the first thing that takes a capability in the new namespaces
 }
 
 // hostNameServices are sockets over which the C library asks a daemon of the host instead of the resolver in resolv.conf.
@@ -93,6 +94,20 @@ func (e *CommandError) Error() string { return e.Text }
 func Start(spec Spec) (*Sandbox, error) {
 	if len(spec.Args) == 0 || spec.Args[0] == "" {
 		return nil, fail(ErrInvalid, nil, "no command to run: give one after --")
+	}
+	if spec.Dir != "" {
+		st, err := os.Stat(spec.Dir)
+		if err == nil && !st.IsDir() {
+			err = &os.PathError{Op: "chdir", Path: spec.Dir, Err: unix.ENOTDIR}
+		}
+		if err == nil {
+			if aerr := unix.Access(spec.Dir, unix.X_OK); aerr != nil {
+				err = &os.PathError{Op: "chdir", Path: spec.Dir, Err: aerr}
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
 	orderR, orderW, err := os.Pipe()
 	if err != nil {
@@ -161,13 +176,10 @@ func Start(spec Spec) (*Sandbox, error) {
 	if env == nil {
 		env = os.Environ()
 	}
-	order, err := json.Marshal(sandboxOrder{
+	err = gob.NewEncoder(orderW).Encode(sandboxOrder{
 		Args: spec.Args, Env: env, ResolvConf: spec.ResolvConf, SetResolv: spec.ResolvConf != nil,
 		KeepCaps: spec.MapRoot, Hide: hostNameServices, Parent: os.Getpid(),
 	})
-	if err == nil {
-		err = json.NewEncoder(orderW).Encode(json.RawMessage(order))
-	}
 	if err != nil {
 		s.Close()
 		return nil, fmt.Errorf("preparing the sandbox: %w", err)
@@ -189,7 +201,7 @@ func (s *Sandbox) PID() int { return s.cmd.Process.Pid }
 func (s *Sandbox) Done() <-chan struct{} { return s.done }
 
 // Release lets the process put its resolv.conf in place and become the command. It returns when the command has been
-// executed, or a *CommandError. Warnings has what could not be done on the way.
+// executed, or a *CommandError, or ErrNoUserns where the system lets user namespaces be made but not used. Warnings has what could not be done on the way.
 func (s *Sandbox) Release() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -202,7 +214,8 @@ func (s *Sandbox) Release() error {
 	if err != nil && !errors.Is(err, unix.EPIPE) {
 		return fmt.Errorf("releasing the sandbox: %w", err)
 	}
-	for dec := json.NewDecoder(s.report); ; {
+	var refused syscall.Errno
+	for dec := gob.NewDecoder(s.report); ; {
 		var r sandboxReport
 		if err := dec.Decode(&r); err != nil {
 			if errors.Is(err, io.EOF) {
@@ -215,9 +228,13 @@ func (s *Sandbox) Release() error {
 		}
 		if r.Error != "" {
 			s.failed = &CommandError{Code: r.Code, Text: r.Error}
+			refused = r.Refused
 		}
 	}
 	s.report.Close()
+	if refused != 0 {
+		return usernsError(fmt.Errorf("%s: %w", s.failed.Text, refused))
+	}
 	if s.failed != nil {
 		return s.failed
 	}

@@ -5,7 +5,7 @@ package nsutil
 
 import (
 	"bufio"
-	"encoding/json"
+	"encoding/gob"
 	"errors"
 	"fmt"
 	"io"
@@ -30,16 +30,11 @@ func MaybeChild() {
 	unix.CloseOnExec(orderFD)
 	unix.CloseOnExec(reportFD)
 	in := bufio.NewReader(os.NewFile(orderFD, "order"))
-	out := json.NewEncoder(os.NewFile(reportFD, "report"))
+	out := gob.NewEncoder(os.NewFile(reportFD, "report"))
 
-	line, err := in.ReadBytes('\n')
-	if err != nil {
-		os.Exit(1) // the parent gave up
-	}
 	var order sandboxOrder
-	if err := json.Unmarshal(line, &order); err != nil {
-		_ = out.Encode(sandboxReport{Error: "preparing the sandbox: " + err.Error(), Code: 125})
-		os.Exit(125)
+	if err := gob.NewDecoder(in).Decode(&order); err != nil {
+		os.Exit(1) // the parent gave up
 	}
 	if _, err := in.ReadByte(); err != nil {
 		os.Exit(1)
@@ -55,7 +50,11 @@ func MaybeChild() {
 func becomeCommand(o sandboxOrder, warn func(format string, args ...any)) sandboxReport {
 	// Nothing that is mounted here may show outside.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return sandboxReport{Error: fmt.Sprintf("making the sandbox's mounts private: %v", err), Code: 125}
+		r := sandboxReport{Error: "making the sandbox's mounts private", Code: 125}
+		if !errors.As(err, &r.Refused) {
+			r.Error += ": " + err.Error()
+		}
+		return r
 	}
 	if o.SetResolv {
 		if err := overlayFile("/etc/resolv.conf", o.ResolvConf); err != nil {
@@ -86,7 +85,7 @@ func becomeCommand(o sandboxOrder, warn func(format string, args ...any)) sandbo
 		}
 	}
 	_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
-	if os.Getppid() != o.Parent && os.Getppid() != 0 {
+	if os.Getppid() != o.Parent {
 		os.Exit(1) // the parent died before this
 	}
 	err := syscall.Exec(path, o.Args, o.Env)
@@ -180,7 +179,7 @@ func lookCommand(name string, env []string) (string, sandboxReport) {
 		if err == nil {
 			return candidate, sandboxReport{}
 		}
-		if errors.Is(err, os.ErrPermission) {
+		if _, serr := os.Stat(candidate); serr == nil && errors.Is(err, os.ErrPermission) {
 			report = sandboxReport{Error: fmt.Sprintf("%s: %v", candidate, plain(err)), Code: 126}
 		}
 	}
@@ -209,6 +208,12 @@ func plain(err error) error {
 
 // dropCapabilities takes every capability from this thread, and so from what it executes.
 func dropCapabilities() error {
+	if os.Geteuid() == 0 {
+		// Uid 0 would get them all back by executing anything.
+		if err := unix.Prctl(unix.PR_SET_SECUREBITS, secbitNoRoot|secbitNoRoot<<1, 0, 0, 0); err != nil {
+			return fmt.Errorf("securebits: %w", err)
+		}
+	}
 	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
 		return fmt.Errorf("ambient set: %w", err)
 	}
@@ -219,3 +224,6 @@ func dropCapabilities() error {
 	}
 	return nil
 }
+
+// secbitNoRoot is SECBIT_NOROOT; the bit above it locks it (include/uapi/linux/securebits.h).
+const secbitNoRoot = 1
