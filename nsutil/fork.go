@@ -164,7 +164,7 @@ func forkChild(o *forkOrder) (pid int, errno syscall.Errno) {
 		goto failed
 	}
 	// Joining a user namespace clears this, so it is asked for here. It cannot fail.
-	syscall.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0)
+	_, _, _ = syscall.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0)
 	st = stepTun
 	for i = 0; i < o.tuns; i++ {
 		r, _, e = syscall.RawSyscall6(unix.SYS_OPENAT, atFDCWD, uintptr(unsafe.Pointer(o.path)), unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0, 0, 0)
@@ -187,9 +187,9 @@ failed:
 	o.msg.Controllen = 0
 
 send:
-	syscall.RawSyscall(unix.SYS_SENDMSG, uintptr(o.sock), uintptr(unsafe.Pointer(&o.msg)), unix.MSG_NOSIGNAL)
+	_, _, _ = syscall.RawSyscall(unix.SYS_SENDMSG, uintptr(o.sock), uintptr(unsafe.Pointer(&o.msg)), unix.MSG_NOSIGNAL)
 	for {
-		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+		_, _, _ = syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
 	}
 }
 

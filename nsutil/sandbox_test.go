@@ -336,7 +336,7 @@ func TestSandbox_WaitsToBeAttached(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tap.Delete()
+	defer func() { _ = tap.Delete() }()
 	if _, err := os.Stat(marker); err == nil {
 		t.Fatal("the command ran before Release")
 	}

@@ -87,7 +87,11 @@ func (c *TAPConfig) check() error {
 
 // checkIfName refuses what the kernel would, and '%', which the kernel replaces by a number.
 func checkIfName(name string) error {
-	if name == "" || len(name) >= unix.IFNAMSIZ || name == "." || name == ".." || strings.ContainsAny(name, "/:%\x00 \t\n\v\f\r\x85\xa0") {
+	bad := name == "" || len(name) >= unix.IFNAMSIZ || name == "." || name == ".."
+	for i := range len(name) {
+		bad = bad || strings.IndexByte("/:%\x00 \t\n\v\f\r\xa0", name[i]) >= 0
+	}
+	if bad {
 		return fail(ErrIfName, nil, "%q is not an interface name: 1 to %d bytes without '/', ':', '%%' and spaces", name, unix.IFNAMSIZ-1)
 	}
 	return nil

@@ -72,7 +72,7 @@ func TestCreateTAP_MakesDeviceAsAsked(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				defer tap.Delete()
+				defer func() { _ = tap.Delete() }()
 
 				checkDevice(t, h)
 				if len(tap.Files) != queues || tap.IfName != "eth0" || tap.MAC != c.MAC {
@@ -175,7 +175,7 @@ func TestCreateTAP_PathOpensTheSameNamespace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tap.Delete()
+	defer func() { _ = tap.Delete() }()
 	if l := h.links()["tap0"]; l.MTU != 1500 || l.Address != macText(tap.MAC) {
 		t.Errorf("tap0 is %+v, TAP says MAC %s", l, macText(tap.MAC))
 	}
@@ -188,7 +188,7 @@ func TestCreateTAP_LeavesNothingOnFailure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer good.Delete()
+	defer func() { _ = good.Delete() }()
 	fds := fdCount(t)
 
 	other := testConfig()
@@ -237,7 +237,7 @@ func TestCreateTAP_LeavesNothingOnFailure(t *testing.T) {
 			tt.change(&c)
 			tap, err := n.CreateTAP(c)
 			if err == nil {
-				tap.Delete()
+				_ = tap.Delete()
 				t.Fatal("no error")
 			}
 			if tt.want != nil && !errors.Is(err, tt.want) {
