@@ -168,7 +168,7 @@ func TestGateway_KeepsTheHostClosed(t *testing.T) {
 }
 
 func TestGateway_OpensTheHostWhenTold(t *testing.T) {
-	l, _, a := lone(t, "--allow-host-loopback", "--allow-link-local")
+	l, _, a := lone(t, "--host-loopback", "--allow-link-local")
 	h := l.Host(1)
 	h.HTTPServer(t, port(netip.MustParseAddr("127.0.0.1"), 8080))
 	l.Outside.HTTPServer(t, port(lab.MetadataAddr, 80))
@@ -202,4 +202,3 @@ func TestGateway_ManyShortConnections(t *testing.T) {
 		}
 	}
 }
-

@@ -41,7 +41,7 @@ func etcdURL(h *lab.Host) string { return "http://" + h.Addr.String() + ":2379" 
 
 // upEmbedded starts a node with an embedded etcd that the LAN may join.
 func upEmbedded(h *lab.Host, args ...string) *lab.Daemon {
-	return h.Up(append([]string{"--listen-etcd", etcdURL(h), "--network", network.String()}, args...)...)
+	return h.Up(append([]string{"--listen-etcd", h.Addr.String() + ":2379", "--network", network.String()}, args...)...)
 }
 
 func waitPeers(t *testing.T, n int, daemons ...*lab.Daemon) {
@@ -177,4 +177,24 @@ func noInterface(t *testing.T, s *lab.Space) {
 	if err != nil || len(all) != 0 {
 		t.Errorf("the container is left with interfaces %v, %v", all, err)
 	}
+}
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+func mustPrefix(t *testing.T, s string) netip.Prefix {
+	t.Helper()
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// lastAddr is the last address of an IPv4 prefix.
+func lastAddr(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().As4()
+	for i := p.Bits(); i < 32; i++ {
+		b[i/8] |= 1 << (7 - i%8)
+	}
+	return netip.AddrFrom4(b)
 }

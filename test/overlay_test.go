@@ -302,8 +302,8 @@ func TestOverlay_DropsWhatAContainerSendsFromAnotherAddress(t *testing.T) {
 		}
 		lab.Eventually(t, "drops are counted for "+name, func() bool { return s.d1.Drops("") >= before+4 })
 	}
-	if n := s.d1.Drops("spoofed_container"); n == 0 {
-		t.Errorf("no drop has the reason spoofed_container: %v", s.d1.Status().Counters["drops"])
+	if n := s.d1.Drops("spoofed-by-container"); n == 0 {
+		t.Errorf("no drop has the reason spoofed-by-container: %v", s.d1.Status().Counters["drops"])
 	}
 	// A datagram from its own address comes through, so what the others would have done is known.
 	if err := a.EchoUDP(port(b.addr, 9000), 5); err != nil {
@@ -383,8 +383,8 @@ func TestOverlay_DropsWhatAPeerMayNotSend(t *testing.T) {
 			lab.Eventually(t, "the drop is counted", func() bool { return s.d1.Drops("") > before })
 		})
 	}
-	if n := s.d1.Drops("spoofed_peer"); n == 0 {
-		t.Errorf("no drop has the reason spoofed_peer: %v", s.d1.Status().Counters["drops"])
+	if n := s.d1.Drops("spoofed-by-peer"); n == 0 {
+		t.Errorf("no drop has the reason spoofed-by-peer: %v", s.d1.Status().Counters["drops"])
 	}
 	peer.send(inner(b.addr, a.addr)) // the same datagram with the right source arrives
 	src := <-seen

@@ -195,3 +195,10 @@ func (s *Space) AddAddr(ifName string, prefix netip.Prefix) error {
 
 // LogPath is where a named log of the host is written.
 func (h *Host) LogPath(name string) string { return filepath.Join(h.Dir, name+".log") }
+
+// AddBridge makes an interface of that name in the namespace, to be in the way.
+func (s *Space) AddBridge(name string) error {
+	return s.Do(func() error {
+		return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}})
+	})
+}

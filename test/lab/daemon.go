@@ -301,3 +301,18 @@ func (d *Daemon) Threads() int {
 	}
 	return len(entries)
 }
+
+// Goroutines ends the daemon with SIGQUIT, which makes the Go runtime list every goroutine, and counts them.
+func (d *Daemon) Goroutines() int {
+	d.t.Helper()
+	if !stop(d.cmd.Process, unix.SIGQUIT, d.done, 15*time.Second) {
+		d.t.Errorf("%s: the daemon did not end within 15 s of SIGQUIT", d.Host.Name)
+	}
+	count := 0
+	for line := range strings.Lines(d.LogText()) {
+		if strings.HasPrefix(line, "goroutine ") && strings.HasSuffix(line, ":\n") {
+			count++
+		}
+	}
+	return count
+}

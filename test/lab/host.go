@@ -164,3 +164,17 @@ func EventuallyWithin(t T, limit time.Duration, what string, ok func() bool) {
 		}
 	}
 }
+
+// HideTun takes /dev/net/tun away from the host.
+func (h *Host) HideTun() error {
+	return h.Do(func() error { return unix.Mount("none", "/dev/net", "tmpfs", 0, "") })
+}
+
+// CloseTun leaves a /dev/net/tun that the user may not open.
+func (h *Host) CloseTun() error {
+	closed := filepath.Join(h.Dir, "tun")
+	if err := os.WriteFile(closed, nil, 0); err != nil {
+		return err
+	}
+	return h.Do(func() error { return unix.Mount(closed, "/dev/net/tun", "", unix.MS_BIND, "") })
+}
