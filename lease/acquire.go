@@ -35,8 +35,8 @@ type Request struct {
 }
 
 func (q *Request) check() error {
-	if q.NodeID == "" || len(q.NodeID) > maxNodeID {
-		return fmt.Errorf("lease: NodeID has %d bytes, not 1 to %d", len(q.NodeID), maxNodeID)
+	if !validNodeID(q.NodeID) {
+		return fmt.Errorf("lease: NodeID %.64q is not 1 to %d letters, digits, '.', '_' or '-'", q.NodeID, maxNodeID)
 	}
 	if !q.Attrs.PublicIP.IsValid() && !q.Attrs.PublicIPv6.IsValid() {
 		return errors.New("lease: no public IP to publish")
@@ -125,7 +125,11 @@ func (r *Registry) tryAcquire(ctx context.Context, cfg NetworkConfig, req Reques
 		return nil, err
 	}
 	if own != nil && !compatible(cfg, own.lease) {
-		return nil, r.giveUp(ctx, own)
+		if !own.lease.Reservation {
+			return nil, r.giveUp(ctx, own)
+		}
+		r.log.Warn("the reservation for this node does not fit the network config; taking another subnet", "subnet", own.lease.Subnet)
+		own = nil
 	}
 	h := newHeld(r, req)
 	if own != nil {
@@ -147,10 +151,11 @@ func (r *Registry) findOwn(entries []entry, cfg NetworkConfig, req Request) (*en
 			continue
 		}
 		theirs := e.lease.Attrs
+		ordinary := e.Key == r.leaseKey(e.lease.Subnet, e.lease.Subnet6) // and not a key that only ends like one
 		switch {
 		case theirs.nodeID() == req.NodeID:
 			// Of several the first that fits the config, a reservation before a lease.
-			if own == nil || better(cfg, e.lease, own.lease) {
+			if ordinary && (own == nil || better(cfg, e.lease, own.lease)) {
 				own = e
 			}
 		case !theirs.sharesAddress(req.Attrs):
@@ -159,7 +164,7 @@ func (r *Registry) findOwn(entries []entry, cfg NetworkConfig, req Request) (*en
 				return nil, fmt.Errorf("%w: %s holds %v with the same port (key %s): give this node a public IP or a port of its own; if that node is gone for good, delete the key or wait for the lease to expire", ErrForeignLease, theirs.who(), e.lease.Subnet, e.Key)
 			}
 		case e.lease.Reservation:
-			if reserved == nil && compatible(cfg, e.lease) {
+			if ordinary && reserved == nil && compatible(cfg, e.lease) {
 				reserved = e
 			}
 		default:

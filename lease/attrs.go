@@ -30,7 +30,7 @@ type Attrs struct {
 // Extension is the member that makes a lease a rootless-ovl node's. It never changes the meaning of a stock member.
 type Extension struct {
 	V         int      // version of this object, 1
-	NodeID    string   // identity of the node, kept in its state directory
+	NodeID    string   // identity of the node, kept in its state directory: up to 128 letters, digits, '.', '_', '-'
 	Port      int      // UDP port of the underlay socket; 0: the port of the network config
 	MTU       int      // overlay MTU in bytes that this node accepts; 0: unknown
 	Caps      []string `json:",omitempty"`
@@ -96,8 +96,8 @@ func (a *Attrs) UnmarshalJSON(b []byte) error {
 	}
 	if e := w.RootlessOvl; e != nil {
 		switch {
-		case e.NodeID == "" || len(e.NodeID) > maxNodeID:
-			return fmt.Errorf("RootlessOvl.NodeID has %d bytes, not 1 to %d", len(e.NodeID), maxNodeID)
+		case !validNodeID(e.NodeID):
+			return fmt.Errorf("RootlessOvl.NodeID %.64q is not 1 to %d letters, digits, '.', '_' or '-'", e.NodeID, maxNodeID)
 		case e.Port < 0 || e.Port > 65535:
 			return fmt.Errorf("RootlessOvl.Port %d is not a port", e.Port)
 		case e.MTU < 0 || e.MTU > 65535:
@@ -118,6 +118,16 @@ func ParseAttrs(b []byte) (Attrs, error) {
 		return Attrs{}, fmt.Errorf("the value is not a lease: %w", err)
 	}
 	return a, nil
+}
+
+// validNodeID keeps what goes into logs and errors to characters that are harmless there.
+func validNodeID(s string) bool {
+	for _, c := range []byte(s) {
+		if !('0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || c == '.' || c == '_' || c == '-') {
+			return false
+		}
+	}
+	return s != "" && len(s) <= maxNodeID
 }
 
 // sharesAddress: the two publish the same underlay address in either family.

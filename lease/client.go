@@ -19,6 +19,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
+	grpcbackoff "google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
@@ -86,6 +87,11 @@ func Dial(ctx context.Context, c ClientConfig) (*Client, error) {
 		MaxUnaryRetries:      3,
 		Logger:               zap.NewNop(),
 		DialOptions: []grpc.DialOption{
+			// gRPC by itself would look for a store that was long away every two minutes only.
+			grpc.WithConnectParams(grpc.ConnectParams{
+				Backoff:           grpcbackoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 3 * time.Second},
+				MinConnectTimeout: timeout,
+			}),
 			grpc.WithChainUnaryInterceptor(failFastUnary),
 			grpc.WithChainStreamInterceptor(failFastStream),
 		},
@@ -349,12 +355,13 @@ func (e *storeError) Error() string {
 
 func (e *storeError) Unwrap() []error { return []error{e.kind, e.cause} }
 
-// classify puts what clientv3 and gRPC report into our words. ctx is the caller's: if it has ended, that is the error.
+// classify puts what clientv3 and gRPC report into our words. ctx is the caller's: if it was cancelled, that is the
+// error; if its deadline passed, the store did not answer in time.
 func classify(ctx context.Context, store, doing string, err error) error {
 	if err == nil {
 		return nil
 	}
-	if ctx.Err() != nil {
+	if errors.Is(ctx.Err(), context.Canceled) {
 		return fmt.Errorf("%s: %s: %w", store, doing, ctx.Err())
 	}
 	code := status.Code(err)

@@ -91,9 +91,20 @@ func (h *Held) adopt(ctx context.Context, e entry) (*Held, error) {
 	}
 	h.key, h.reserved = e.Key, e.lease.Reservation
 	h.view.Store(&Lease{Subnet: e.lease.Subnet, Subnet6: e.lease.Subnet6})
-	ok, err := h.putLocked(ctx, e.ModRevision)
-	if err != nil || !ok {
+	if still, err := h.stillGoodLocked(ctx, e); err != nil {
 		return nil, err
+	} else if still {
+		return h, nil
+	}
+	ok, err := h.putLocked(ctx, e.ModRevision)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		if h.etcd != 0 {
+			_ = h.r.store.Revoke(context.WithoutCancel(ctx), h.etcd)
+		}
+		return nil, nil
 	}
 	if e.Lease != 0 && e.Lease != h.etcd {
 		// Nothing hangs on the previous run's etcd lease any more. If this fails it expires.
@@ -101,6 +112,27 @@ func (h *Held) adopt(ctx context.Context, e entry) (*Held, error) {
 	}
 	h.r.log.Info("took over own lease", "subnet", e.lease.Subnet, "reservation", h.reserved)
 	return h, nil
+}
+
+// stillGoodLocked is whether the store has what we would write, on an etcd lease that lives: then nothing is written,
+// and no peer has to look at it.
+func (h *Held) stillGoodLocked(ctx context.Context, e entry) (bool, error) {
+	if !bytes.Equal(e.Value, h.value) {
+		return false, nil
+	}
+	if !h.reserved {
+		ttl, err := h.r.store.KeepAlive(ctx, e.Lease)
+		if errors.Is(err, ErrLeaseExpired) || err == nil && ttl != h.req.TTL {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		h.etcd, h.ttl, h.alive = e.Lease, ttl, time.Now()
+	}
+	h.acceptLocked(e.ModRevision)
+	h.r.log.Info("took over own lease, unchanged", "subnet", e.lease.Subnet, "reservation", h.reserved)
+	return true, nil
 }
 
 // create puts a new key, unless somebody was faster since the list at rev. nil, nil is a lost race.
@@ -302,12 +334,11 @@ func (h *Held) checkLocked(ctx context.Context) (int64, error) {
 			return 0, err
 		}
 		var own, rival *entry
-		var raw []byte
 		for _, p := range pairs {
 			e := h.r.entryOf(p)
 			switch {
 			case p.Key == h.key:
-				own, raw = &e, p.Value
+				own = &e
 			case e.skip == "" && e.lease.Subnet == h.view.Load().Subnet:
 				rival = &e
 			}
@@ -316,7 +347,7 @@ func (h *Held) checkLocked(ctx context.Context) (int64, error) {
 			h.lost(*rival)
 			return 0, h.Err()
 		}
-		ok, err := h.settleLocked(ctx, own, raw, rev)
+		ok, err := h.settleLocked(ctx, own, rev)
 		if err != nil {
 			return 0, err
 		}
@@ -328,7 +359,7 @@ func (h *Held) checkLocked(ctx context.Context) (int64, error) {
 }
 
 // settleLocked makes the key ours again, whatever became of it: own is nil if it was absent at rev. false: look again.
-func (h *Held) settleLocked(ctx context.Context, own *entry, raw []byte, rev int64) (bool, error) {
+func (h *Held) settleLocked(ctx context.Context, own *entry, rev int64) (bool, error) {
 	subnet := h.view.Load().Subnet
 	if own == nil {
 		h.reserved = false // a reservation that is gone is not ours to make again
@@ -359,7 +390,7 @@ func (h *Held) settleLocked(ctx context.Context, own *entry, raw []byte, rev int
 			h.etcd = 0 // nothing hangs on it; it expires
 		}
 	}
-	if bytes.Equal(raw, h.value) && own.Lease == h.etcd {
+	if bytes.Equal(own.Value, h.value) && own.Lease == h.etcd {
 		h.acceptLocked(own.ModRevision)
 		return true, nil
 	}

@@ -110,7 +110,6 @@ func (r *Registry) entryOf(p Pair) entry {
 	if err != nil {
 		e.skip = err.Error()
 	}
-	e.Value = nil // the parsed form is enough, and the value may be large
 	return e
 }
 

@@ -72,20 +72,14 @@ func (r *Registry) Watch(ctx context.Context, fn func(Snapshot)) error {
 		}
 		started := time.Now()
 		err = r.watchFrom(ctx, entries, rev, logged, fn)
-		switch {
-		case ctx.Err() != nil:
-		case errors.Is(err, ErrCompacted):
+		if errors.Is(err, ErrCompacted) {
 			r.log.Info("the store compacted its history; listing all leases again", "prefix", r.prefix)
-		case errors.Is(err, ErrAuth):
-			r.health.report("watch", err)
 		}
-		// Straight on if the watch lived for a while: only the list tells whether the store is away.
+		// A watch that ended is no outage yet: only the next list tells.
 		if time.Since(started) > maxBackoff {
 			pause.reset()
 		}
-		if ctx.Err() == nil {
-			pause.wait(ctx)
-		}
+		pause.wait(ctx)
 	}
 	return nil
 }
@@ -95,8 +89,12 @@ func (r *Registry) watchFrom(ctx context.Context, list []entry, rev int64, logge
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	state := make(map[string]entry, len(list))
-	for _, e := range list {
+	set := func(e entry) {
+		e.Value = nil // the parsed form is enough, and the value may be large
 		state[e.Key] = e
+	}
+	for _, e := range list {
+		set(e)
 	}
 	hand := func() {
 		maps.DeleteFunc(logged, func(key string, _ int64) bool { return state[key].skip == "" })
@@ -113,7 +111,7 @@ func (r *Registry) watchFrom(ctx context.Context, list []entry, rev int64, logge
 			if c.Deleted {
 				delete(state, c.Key)
 			} else {
-				state[c.Key] = r.entryOf(c.Pair)
+				set(r.entryOf(c.Pair))
 			}
 		}
 		rev = max(rev, e.Revision)
