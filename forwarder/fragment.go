@@ -9,6 +9,9 @@ import (
 	"github.com/rootless-ovl/rootless-ovl/internal/packet"
 )
 
+// maxReassembled is the longest payload that fragments may say they are of; beyond it offsets would wrap.
+const maxReassembled = 65535
+
 // fit handles p, whose wireLen is above h.mtu. It returns true if p itself may be sent now; otherwise p has been replaced
 // or dropped.
 func (w *worker) fit(p *packet.Packet, h *hop, in *ingress) bool {
@@ -43,6 +46,10 @@ func (w *worker) fragment(p *packet.Packet, h *hop) {
 	ip := header.IPv4(p.Bytes())
 	hl := int(ip.HeaderLength())
 	payload := ip[hl:]
+	if int(ip.FragmentOffset())+len(payload) > maxReassembled {
+		w.drop(DropMalformed)
+		return
+	}
 	step := (h.mtu - hl) &^ 7
 	if step <= 0 {
 		w.drop(DropTooBig)

@@ -145,8 +145,15 @@ func deservesError(ip []byte) bool {
 		}
 		return false
 	}
+	if ip[8] == 0xff {
+		return false
+	}
+	if ip[6] != packet.ICMPv6 {
+		return true
+	}
 	const infoMessages = 128 // ICMPv6 types below are errors
-	return ip[8] != 0xff && (ip[6] != packet.ICMPv6 || (len(ip) > header.IPv6MinimumSize && ip[header.IPv6MinimumSize] >= infoMessages))
+	return len(ip) > header.IPv6MinimumSize && ip[header.IPv6MinimumSize] >= infoMessages &&
+		header.ICMPv6Type(ip[header.IPv6MinimumSize]) != header.ICMPv6RedirectMsg
 }
 
 func buildICMPv4(b, from, about []byte, t header.ICMPv4Type, c header.ICMPv4Code, rest uint32) int {

@@ -100,16 +100,15 @@ func (l *loop) add(p *Port) error {
 			break
 		}
 	}
+	// Watched first, so that a device that cannot be watched is never read. An event that finds no port in the slot yet
+	// comes again: epoll is level-triggered.
+	if err := l.watch(p.cfg.Device.FD(), int32(id)); err != nil {
+		return err
+	}
 	slots := make([]*Port, max(len(old), id+1))
 	copy(slots, old)
 	slots[id] = p
 	l.slots.Store(&slots)
-	if err := l.watch(p.cfg.Device.FD(), int32(id)); err != nil {
-		slots := append([]*Port(nil), slots...)
-		slots[id] = nil
-		l.slots.Store(&slots)
-		return err
-	}
 	return nil
 }
 
@@ -132,9 +131,8 @@ func (l *loop) remove(p *Port) {
 // run polls until stop is set and the loop is woken.
 func (l *loop) run(stop *atomic.Bool) error {
 	events := make([]unix.EpollEvent, maxEvents)
-	timeout := -1
 	for !stop.Load() {
-		n, err := unix.EpollWait(l.epfd, events, timeout)
+		n, err := unix.EpollWait(l.epfd, events, -1)
 		if err != nil {
 			if errors.Is(err, unix.EINTR) {
 				continue

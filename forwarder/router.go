@@ -395,9 +395,10 @@ func decrementTTL(ip []byte) bool {
 		return false
 	}
 	ip[8]--
-	// RFC 1624: the checksum grows by what the word TTL|protocol lost.
+	// RFC 1624: the checksum grows by what the word TTL|protocol lost. The one added before the carry is taken makes
+	// 0xffff zero, as a checksum computed from scratch is.
 	h := header.IPv4(ip)
 	sum := uint32(h.Checksum()) + 0x0100
-	h.SetChecksum(uint16(sum + sum>>16))
+	h.SetChecksum(uint16(sum + (sum+1)>>16))
 	return true
 }

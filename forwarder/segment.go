@@ -13,9 +13,6 @@ import (
 	"github.com/rootless-ovl/rootless-ovl/internal/packet"
 )
 
-// maxHeaders is the longest IPv4 or IPv6 header and the longest TCP header.
-const maxHeaders = 60 + 60
-
 // completeChecksum pays the transport checksum that p owes.
 func completeChecksum(p *packet.Packet) {
 	l4 := p.Bytes()[p.CsumStart:]

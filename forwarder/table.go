@@ -56,6 +56,19 @@ type PeerConfig struct {
 	AnyPort bool
 }
 
+// valid tells whether h leads anywhere.
+func (h Hop) valid() bool {
+	switch h.kind {
+	case hopNone:
+		return false
+	case hopPort:
+		return h.port != nil
+	case hopGateway, hopEgress:
+		return h.sender != nil
+	}
+	return true
+}
+
 // ToPort is the hop to an attachment's own address.
 func ToPort(p *Port) Hop { return Hop{kind: hopPort, port: p} }
 
@@ -116,7 +129,7 @@ func buildTable(c TableConfig, old *table) (*table, error) {
 	t := &table{gateway: c.Gateway, gateway6: c.Gateway6, peers: make(map[PeerConfig]*peer)}
 	hops := make(map[Hop]*hop)
 	for _, r := range c.Routes {
-		if !r.Prefix.IsValid() || r.Hop.kind == hopNone {
+		if !r.Prefix.IsValid() || !r.Hop.valid() {
 			return nil, fmt.Errorf("route to %v has no prefix or no next hop", r.Prefix)
 		}
 		h := hops[r.Hop]

@@ -16,7 +16,6 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-	"gvisor.dev/gvisor/pkg/tcpip/header"
 
 	"github.com/rootless-ovl/rootless-ovl/internal/packet"
 )
@@ -219,7 +218,7 @@ func newTxQueue(u *underlay, fd int, w *worker) *txQueue {
 
 // reserve makes sure that one more segment fits, sending what is queued if not. Headers taken before are then reused.
 func (q *txQueue) reserve() {
-	if q.n == txMsgs || q.niov+2 > len(q.iovs) || q.nhdr+maxHeaders > len(q.hdrs) {
+	if q.n == txMsgs || q.niov+2 > len(q.iovs) || q.nhdr+packet.MaxHeaders > len(q.hdrs) {
 		q.flush()
 	}
 }
@@ -415,15 +414,15 @@ func newRxQueue(fd int) *rxQueue {
 	return q
 }
 
-// read takes what the socket has, at most rxMsgs trains, and forwards it. It returns false when nothing was there.
-func (q *rxQueue) read(w *worker) bool {
+// read takes what the socket has, at most rxMsgs trains, and forwards it.
+func (q *rxQueue) read(w *worker) {
 	for i := range q.msgs {
 		q.msgs[i].Hdr.Namelen = unix.SizeofSockaddrInet4
 		q.msgs[i].Hdr.SetControllen(len(q.ctls[i]))
 	}
 	r, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(q.fd), uintptr(unsafe.Pointer(&q.msgs[0])), rxMsgs, unix.MSG_DONTWAIT, 0, 0)
 	if errno != 0 {
-		return errno != unix.EAGAIN // an ICMP error of an earlier send is read and forgotten
+		return // nothing there, or an ICMP error of an earlier send, which is forgotten
 	}
 	q.stats.calls.Add(1)
 	q.stats.trains.Add(uint64(r))
@@ -431,7 +430,6 @@ func (q *rxQueue) read(w *worker) bool {
 	for i := range int(r) {
 		q.forward(w, i)
 	}
-	return true
 }
 
 // forward cuts train i into packets and routes them.
@@ -441,7 +439,7 @@ func (q *rxQueue) forward(w *worker, i int) {
 	if size <= 0 || size > n {
 		size = n
 	}
-	if size < header.IPv4MinimumSize || q.msgs[i].Hdr.Flags&unix.MSG_TRUNC != 0 {
+	if n == 0 || q.msgs[i].Hdr.Flags&unix.MSG_TRUNC != 0 {
 		w.drop(DropMalformed)
 		return
 	}

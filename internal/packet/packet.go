@@ -13,6 +13,9 @@ const (
 	// MaxIP is the largest IP packet: the 16-bit total length of IPv4, and IPv6 without jumbograms
 	// (40 + 65535).
 	MaxIP = 40 + 65535
+	// MaxHeaders is the longest IP header with the longest TCP header, of a packet that may be a superpacket:
+	// IPv6 extension headers are not among them.
+	MaxHeaders = 60 + 60
 )
 
 // GSO says how a superpacket is to be cut into segments, as virtio_net_hdr.gso_type does.

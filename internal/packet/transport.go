@@ -67,7 +67,7 @@ func Fold(sum uint64) uint16 {
 
 // MarkPartial turns a packet whose transport checksum is known to be right into one whose checksum is owed
 // (CHECKSUM_PARTIAL): the receiver then trusts the payload instead of summing it again. It does so for TCP and UDP
-// alone and leaves other packets, and UDP without a checksum, as they are.
+// alone and leaves other packets, and UDP without a checksum or with a length of its own, as they are.
 func (p *Packet) MarkPartial() {
 	ip := p.Bytes()
 	proto, l4, ok := Transport(ip)
@@ -83,7 +83,11 @@ func (p *Packet) MarkPartial() {
 	default:
 		return
 	}
-	if len(ip) < l4+off+2 || (proto == UDP && binary.BigEndian.Uint16(ip[l4+off:]) == 0) {
+	if len(ip) < l4+off+2 {
+		return
+	}
+	// A datagram shorter than its IP packet (RFC 768 allows it) has another sum than the one that would be owed.
+	if proto == UDP && (binary.BigEndian.Uint16(ip[l4+off:]) == 0 || int(binary.BigEndian.Uint16(ip[l4+4:])) != len(ip)-l4) {
 		return
 	}
 	binary.BigEndian.PutUint16(ip[l4+off:], PseudoSum(ip, proto, len(ip)-l4))

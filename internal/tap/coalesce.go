@@ -91,7 +91,7 @@ func (r *run) extend(first, p *packet.Packet, n int) bool {
 	} else {
 		ta, tb := header.TCP(a[r.l4:]), header.TCP(b[r.l4:])
 		if !bytes.Equal(a[r.l4:r.l4+4], b[r.l4:r.l4+4]) || tb.SequenceNumber() != r.nextSeq ||
-			ta.AckNumber() != tb.AckNumber() || ta.WindowSize() != tb.WindowSize() || int(tb.DataOffset()) != r.hdr-r.l4 ||
+			ta.AckNumber() != tb.AckNumber() || ta.WindowSize() != tb.WindowSize() || ta[header.TCPDataOffset] != tb[header.TCPDataOffset] ||
 			!bytes.Equal(a[r.l4+20:r.hdr], b[r.l4+20:r.hdr]) {
 			return false
 		}
@@ -120,16 +120,14 @@ func sameIP(a, b []byte, l4 int) bool {
 	if a[0]>>4 == 6 {
 		return bytes.Equal(a[:4], b[:4]) && bytes.Equal(a[6:40], b[6:40])
 	}
-	const flagsAndOffset = 0xffff
 	return a[1] == b[1] && // TOS and ECN
-		binary.BigEndian.Uint16(a[6:])&flagsAndOffset == binary.BigEndian.Uint16(b[6:])&flagsAndOffset &&
-		a[8] == b[8] && a[9] == b[9] && // TTL, protocol
+		bytes.Equal(a[6:10], b[6:10]) && // flags and fragment offset, TTL, protocol
 		bytes.Equal(a[12:l4], b[12:l4]) // addresses, options
 }
 
-// describe fills in hdr, a copy of the first packet's IP and transport headers, for the whole run of n packets, and
-// returns the offload facts that go into its virtio_net_hdr.
-func (r *run) describe(hdr []byte, n int, psh bool) (p packet.Packet) {
+// describe fills in hdr, a copy of the first packet's IP and transport headers, for the whole run of several packets,
+// and returns the offload facts that go into its virtio_net_hdr.
+func (r *run) describe(hdr []byte, psh bool) (p packet.Packet) {
 	total := r.hdr + r.payload
 	if hdr[0]>>4 == 4 {
 		ip := header.IPv4(hdr)
@@ -157,8 +155,5 @@ func (r *run) describe(hdr []byte, n int, psh bool) (p packet.Packet) {
 		binary.BigEndian.PutUint16(hdr[r.l4+4:], uint16(total-r.l4))
 	}
 	binary.BigEndian.PutUint16(hdr[r.l4+int(p.CsumOffset):], pseudo)
-	if n == 1 {
-		p.GSO = packet.GSONone
-	}
 	return p
 }

@@ -211,7 +211,7 @@ func (d *Device) writeRun(s *packet.Scratch, t *tally, r *run, pkts []*packet.Pa
 	hdr := s.Hdrs[linkHdrLen : linkHdrLen+r.hdr]
 	copy(hdr, first[:r.hdr])
 	psh := r.proto == packet.TCP && last[r.l4+13]&0x08 != 0
-	p := r.describe(hdr, len(pkts), psh)
+	p := r.describe(hdr, psh)
 	putVnetHdr(s.Hdrs, &p)
 	if first[0]>>4 == 6 {
 		copy(s.Hdrs[vnetHdrLen:], d.eth6[:])

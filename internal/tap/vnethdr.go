@@ -21,10 +21,9 @@ import (
 
 // Sizes in bytes of what stands in front of the IP packet.
 const (
-	vnetHdrLen  = 1 + 1 + 2 + 2 + 2 + 2
-	ethHdrLen   = 6 + 6 + 2
-	linkHdrLen  = vnetHdrLen + ethHdrLen
-	maxFrameLen = linkHdrLen + packet.MaxIP
+	vnetHdrLen = 1 + 1 + 2 + 2 + 2 + 2
+	ethHdrLen  = 6 + 6 + 2
+	linkHdrLen = vnetHdrLen + ethHdrLen
 )
 
 // Values of the fields, linux/virtio_net.h.
@@ -37,11 +36,9 @@ const (
 	gsoECN        = 0x80
 )
 
-var (
-	errBadOffload = errors.New("virtio_net_hdr does not fit its packet")
-)
+var errBadOffload = errors.New("virtio_net_hdr does not fit its packet")
 
-// putVnetHdr writes the header that describes p, whose transport header begins at byte l4 of the IP packet.
+// putVnetHdr writes the header that describes p.
 func putVnetHdr(b []byte, p *packet.Packet) {
 	_ = b[vnetHdrLen-1]
 	clear(b[:vnetHdrLen])
@@ -70,13 +67,15 @@ func putVnetHdr(b []byte, p *packet.Packet) {
 
 // readVnetHdr copies what the header says into p, whose bytes are the IP packet, and checks it against the packet: the
 // container's root can hand the kernel a header of its own making (PACKET_VNET_HDR). hdr_len is not believed: the
-// lengths are taken from the IP and transport headers.
+// lengths are taken from the IP and transport headers. A checksum is never owed to the IP header, which the forwarder has
+// judged by the time that the checksum is written. Superpackets have their transport header right behind the IP header:
+// none that is cut here has IPv6 extension headers, and headers stay within packet.MaxHeaders.
 func readVnetHdr(b []byte, p *packet.Packet) error {
 	_ = b[vnetHdrLen-1]
 	ip := p.Bytes()
 	if b[0]&vnetNeedsCsum != 0 {
 		start, off := binary.LittleEndian.Uint16(b[6:]), binary.LittleEndian.Uint16(b[8:])
-		if start < ethHdrLen || int(start-ethHdrLen)+int(off)+2 > len(ip) {
+		if start < ethHdrLen || int(start-ethHdrLen)+int(off)+2 > len(ip) || int(start-ethHdrLen) < ipHeaderLen(ip) {
 			return errBadOffload
 		}
 		p.NeedsCsum, p.CsumStart, p.CsumOffset = true, start-ethHdrLen, off
@@ -85,38 +84,43 @@ func readVnetHdr(b []byte, p *packet.Packet) error {
 	if kind == gsoNone {
 		return nil
 	}
-	if !p.NeedsCsum {
-		return errBadOffload // the kernel never segments what it does not checksum
+	proto, l4, ok := packet.Transport(ip)
+	if !ok || !p.NeedsCsum || int(p.CsumStart) != l4 { // the kernel never segments what it does not checksum
+		return errBadOffload
 	}
-	l4 := int(p.CsumStart)
-	switch kind {
-	case gsoTCPv4, gsoTCPv6:
-		want := uint8(4)
+	hdr := l4 + header.UDPMinimumSize
+	switch {
+	case kind == gsoTCPv4 && proto == packet.TCP && ip[0]>>4 == 4:
 		p.GSO = packet.GSOTCPv4
-		if kind == gsoTCPv6 {
-			want, p.GSO = 6, packet.GSOTCPv6
-		}
-		if ip[0]>>4 != want || p.CsumOffset != header.TCPChecksumOffset || len(ip) < l4+header.TCPMinimumSize {
-			return errBadOffload
-		}
-		n := int(header.TCP(ip[l4:]).DataOffset())
-		if n < header.TCPMinimumSize || len(ip) < l4+n {
-			return errBadOffload
-		}
-		p.HdrLen = uint16(l4 + n)
-		p.ECN = b[1]&gsoECN != 0
-	case gsoUDPL4:
-		if p.CsumOffset != 6 || len(ip) < l4+header.UDPMinimumSize {
-			return errBadOffload
-		}
+	case kind == gsoTCPv6 && proto == packet.TCP && ip[0]>>4 == 6:
+		p.GSO = packet.GSOTCPv6
+	case kind == gsoUDPL4 && proto == packet.UDP && p.CsumOffset == header.UDPMinimumSize-2:
 		p.GSO = packet.GSOUDP
-		p.HdrLen = uint16(l4 + header.UDPMinimumSize)
 	default:
 		return errBadOffload
 	}
-	p.SegSize = binary.LittleEndian.Uint16(b[4:])
-	if p.SegSize == 0 || l4 < header.IPv4MinimumSize {
+	if proto == packet.TCP {
+		if p.CsumOffset != header.TCPChecksumOffset || len(ip) < l4+header.TCPMinimumSize {
+			return errBadOffload
+		}
+		n := int(header.TCP(ip[l4:]).DataOffset())
+		if n < header.TCPMinimumSize {
+			return errBadOffload
+		}
+		hdr = l4 + n
+		p.ECN = b[1]&gsoECN != 0
+	}
+	p.HdrLen, p.SegSize = uint16(hdr), binary.LittleEndian.Uint16(b[4:])
+	if p.SegSize == 0 || len(ip) <= hdr {
 		return errBadOffload
 	}
 	return nil
+}
+
+// ipHeaderLen is the least offset of a transport header in ip, before ip is checked.
+func ipHeaderLen(ip []byte) int {
+	if ip[0]>>4 == 6 {
+		return header.IPv6MinimumSize
+	}
+	return max(header.IPv4MinimumSize, int(ip[0]&0xf)*4)
 }
