@@ -128,7 +128,7 @@ func (r AttachRequest) Validate() error {
 	if r.Addr != "" {
 		addr, err := netip.ParseAddr(r.Addr)
 		if err != nil || !addr.Is4() {
-			return Errorf(CodeInvalid, "%q is not an IPv4 address: write it without a length, as 10.210.7.20", r.Addr)
+			return Errorf(CodeInvalid, "%q is not an IPv4 address: write it without a length, as 10.213.7.20", r.Addr)
 		}
 	}
 	if r.IfName != "" {
@@ -191,7 +191,7 @@ func ParseMAC(s string) ([6]byte, error) {
 	var mac [6]byte
 	hw, err := net.ParseMAC(s)
 	if err != nil || len(hw) != len(mac) {
-		return mac, Errorf(CodeInvalid, "%q is not a MAC address: write six hex bytes, as 02:00:0a:d2:07:14", clip(s))
+		return mac, Errorf(CodeInvalid, "%q is not a MAC address: write six hex bytes, as 02:00:0a:d5:07:14", clip(s))
 	}
 	copy(mac[:], hw)
 	if mac[0]&1 != 0 || mac == [6]byte{} {

@@ -1,0 +1,83 @@
+// rootless-ovl attach: put a namespace on the overlay.
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"path/filepath"
+	"strconv"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/rootless-ovl/rootless-ovl/api"
+)
+
+func (a *app) attachCommand() *cobra.Command {
+	var req api.AttachRequest
+	cmd := &cobra.Command{
+		Use:   "attach {PID | --netns PATH}",
+		Short: "Put a running container on the overlay",
+		Long: `Put the network namespace of a process, or the one at a path, on the overlay, and print its address.
+
+The process or namespace must be yours; it keeps its address until it ends or is detached.`,
+		Example: `  rootless-ovl attach $(podman inspect -f '{{.State.Pid}}' web) --name web
+  rootless-ovl attach --netns /run/user/1000/netns/x --ip 10.213.7.20`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				pid, err := parsePID(args[0])
+				if err != nil {
+					return err
+				}
+				req.PID = pid
+			}
+			if req.Netns != "" {
+				abs, err := filepath.Abs(req.Netns)
+				if err != nil {
+					return fmt.Errorf("netns path %s: %w", req.Netns, err)
+				}
+				req.Netns = abs
+			}
+			if err := req.Validate(); err != nil {
+				return usageError{err}
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			att, err := c.Attach(cmd.Context(), req)
+			if err != nil {
+				return err
+			}
+			err = a.print(att, func(w io.Writer) { fmt.Fprintln(w, att.Addr) })
+			if a.output.value == outputText {
+				// Apart from the address, so that $(rootless-ovl attach ...) is the address.
+				fmt.Fprintf(a.stderr, "attached %s: %s on %s, gateway %s\n", att.Name, att.Addr, att.IfName, att.Gateway)
+			}
+			return err
+		},
+	}
+	fs := cmd.Flags()
+	fs.StringVar(&req.Netns, "netns", "", "attach the network namespace at this `path` instead of a process's")
+	attachFlags(fs, &req)
+	fs.BoolVar(&req.NoDefaultRoute, "no-default-route", false, "route only the overlay's network, not the outside, through the gateway")
+	return cmd
+}
+
+// attachFlags are those that attach and run share.
+func attachFlags(fs *pflag.FlagSet, req *api.AttachRequest) {
+	fs.StringVar(&req.Name, "name", "", "`name` of the attachment (default: chosen by the daemon)")
+	fs.StringVar(&req.Addr, "ip", "", "IPv4 `address` within the node's subnet (default: a free one)")
+	fs.StringVar(&req.IfName, "ifname", "", "`name` of the interface in the namespace (default eth0)")
+	fs.StringVar(&req.MAC, "mac", "", "MAC `address` of the interface (default: made from the address)")
+}
+
+func parsePID(s string) (int, error) {
+	pid, err := strconv.Atoi(s)
+	if err != nil || pid <= 0 {
+		return 0, usagef("%q is not a pid: give a process of the container, as `podman inspect -f '{{.State.Pid}}' NAME` prints it", s)
+	}
+	return pid, nil
+}

@@ -1,0 +1,53 @@
+// The entry point, and what ties the commands to the real world.
+
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/rootless-ovl/rootless-ovl/lease"
+	"github.com/rootless-ovl/rootless-ovl/node"
+	"github.com/rootless-ovl/rootless-ovl/nsutil"
+)
+
+// world is what the commands touch outside this program; tests have another.
+type world struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	now            func() time.Time
+	hostResolvConf func() string
+
+	newNode      func(node.Config) (nodeRunner, error)
+	openStore    func(context.Context, lease.ClientConfig, string) (configStore, error)
+	startSandbox func(nsutil.Spec) (sandbox, error)
+}
+
+func main() {
+	nsutil.MaybeChild() // in a sandbox of `run` this does not return
+	os.Exit(execute(context.Background(), realWorld(), os.Args[1:]))
+}
+
+func realWorld() world {
+	return world{
+		stdin:          os.Stdin,
+		stdout:         os.Stdout,
+		stderr:         os.Stderr,
+		now:            time.Now,
+		hostResolvConf: readResolvConf,
+		newNode:        func(c node.Config) (nodeRunner, error) { return node.New(c) },
+		openStore:      openEtcd,
+		startSandbox:   func(s nsutil.Spec) (sandbox, error) { return nsutil.Start(s) },
+	}
+}
+
+// untilSignal is ctx until SIGINT or SIGTERM; a second one ends the program at once, as if nobody listened.
+func untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
+}

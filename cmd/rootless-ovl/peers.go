@@ -1,0 +1,47 @@
+// rootless-ovl peers: list the other nodes.
+
+package main
+
+import (
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rootless-ovl/rootless-ovl/api"
+)
+
+func (a *app) peersCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "peers",
+		Short: "List the other nodes of the overlay",
+		Long: `List the other nodes as the store describes them: the subnet each holds and where packets for it are sent.
+
+When the store is away this is what was last known.`,
+		Example: `  rootless-ovl peers
+  rootless-ovl peers -o json | jq '.[] | select(.problem)'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			list, err := c.Peers(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.print(list, func(w io.Writer) {
+				row(w, "SUBNET", "PUBLIC IP", "PORT", "MTU", "BACKEND", "KIND", "NODE ID", "PROBLEM")
+				for _, p := range list {
+					row(w, p.Subnet, p.PublicIP, number(p.Port), number(p.MTU), p.Backend, kind(p), p.NodeID, p.Problem)
+				}
+			})
+		},
+	}
+}
+
+func kind(p api.Peer) string {
+	if p.Stock {
+		return "flannel"
+	}
+	return "rootless-ovl"
+}

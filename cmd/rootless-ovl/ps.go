@@ -1,0 +1,44 @@
+// rootless-ovl ps: list what is attached.
+
+package main
+
+import (
+	"io"
+
+	"github.com/spf13/cobra"
+)
+
+func (a *app) psCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "ps",
+		Short: "List the attached containers",
+		Long:  `List this node's attachments: containers and commands on the overlay.`,
+		Example: `  rootless-ovl ps
+  rootless-ovl ps -o json | jq -r '.[] | .name + " " + .addr'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			list, err := c.Attachments(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.print(list, func(w io.Writer) {
+				row(w, "NAME", "ADDRESS", "INTERFACE", "MAC", "PID", "NETNS", "AGE")
+				for _, att := range list {
+					row(w, att.Name, att.Addr, att.IfName, att.MAC, number(att.PID), att.Netns, a.ago(att.Since))
+				}
+			})
+		},
+	}
+}
+
+// number is n, or nothing for 0.
+func number(n int) any {
+	if n == 0 {
+		return ""
+	}
+	return n
+}

@@ -1,0 +1,164 @@
+// rootless-ovl run: a command in a namespace of its own, on the overlay.
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rootless-ovl/rootless-ovl/api"
+	"github.com/rootless-ovl/rootless-ovl/nsutil"
+)
+
+// detachPatience bounds what run waits for the daemon after its command has ended.
+const detachPatience = 5 * time.Second
+
+// sandbox is a *nsutil.Sandbox, or a fake.
+type sandbox interface {
+	PID() int
+	Release() error
+	Warnings() []string
+	ForwardSignals() (stop func())
+	Wait() (int, error)
+	Close() error
+}
+
+func (a *app) runCommand() *cobra.Command {
+	var req api.AttachRequest
+	var root bool
+	cmd := &cobra.Command{
+		Use:   "run [flags] -- COMMAND [ARG...]",
+		Short: "Run a command with the overlay as its network",
+		Long: `Run a command in a new user, network and mount namespace whose network is the overlay. Files are the host's, but
+/etc/resolv.conf names the gateway. Signals are passed on to the command, and its exit status is that of run: 127 where
+it is not found, 126 where it cannot be executed, 128 + n where signal n ended it.
+
+With --output json the attachment is printed on standard error before the command starts.`,
+		Example: `  rootless-ovl run -- curl http://10.213.7.20
+  rootless-ovl run --name job7 -- go test ./...
+  rootless-ovl run --root -- sh -c 'ip addr'`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usagef("run needs a command: give it after --, as `rootless-ovl run -- curl http://10.213.7.20`")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a.ownStdout = true    // it is the command's
+			req.PID = os.Getpid() // until there is the sandbox's
+			if err := req.Validate(); err != nil {
+				return usageError{err}
+			}
+			return a.runIn(cmd.Context(), req, nsutil.Spec{Args: args, MapRoot: root})
+		},
+	}
+	fs := cmd.Flags()
+	fs.SetInterspersed(false) // what follows the command's name is the command's
+	attachFlags(fs, &req)
+	fs.BoolVar(&root, "root", false, "be root (uid 0) in the new namespace instead of yourself")
+	return cmd
+}
+
+// runIn attaches a new sandbox, lets the command in it go, and takes it off the overlay when it has ended.
+func (a *app) runIn(ctx context.Context, req api.AttachRequest, spec nsutil.Spec) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	early, release := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	defer release()
+	status, err := c.Status(early)
+	if err != nil {
+		return err
+	}
+	if status.Gateway == "" {
+		return api.Errorf(api.CodeUnavailable, "the node has no subnet yet (%s): `rootless-ovl status` says more", status.State)
+	}
+	spec.ResolvConf = resolvConf(status.Gateway, a.hostResolvConf())
+
+	sb, err := a.startSandbox(spec)
+	if err != nil {
+		return err
+	}
+	defer sb.Close()
+	req.PID = sb.PID()
+	att, err := c.Attach(early, req)
+	if err != nil {
+		return err
+	}
+	defer a.detachAfterRun(ctx, c, att.Name)
+	if a.output.value == outputJSON {
+		if err := json.NewEncoder(a.stderr).Encode(att); err != nil {
+			return err
+		}
+	}
+	stop := sb.ForwardSignals()
+	defer stop()
+	if early.Err() != nil { // a signal came before there was a command to pass it to
+		return context.Cause(early)
+	}
+	err = sb.Release()
+	for _, w := range sb.Warnings() {
+		fmt.Fprintln(a.stderr, "rootless-ovl: warning:", w)
+	}
+	var cannot *nsutil.CommandError
+	if errors.As(err, &cannot) {
+		a.report(cannot, codeOf(cannot))
+		return exitStatus(cannot.Code)
+	}
+	if err != nil {
+		return err
+	}
+	code, err := sb.Wait()
+	if err != nil {
+		return err
+	}
+	if code != 0 {
+		return exitStatus(code)
+	}
+	return nil
+}
+
+// detachAfterRun frees the address at once; the daemon would notice the end of the command by itself a little later, and may
+// have done so already.
+func (a *app) detachAfterRun(ctx context.Context, c *api.Client, name string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), detachPatience)
+	defer cancel()
+	if err := c.Detach(ctx, name); err != nil && !errors.Is(err, api.ErrNotFound) {
+		fmt.Fprintln(a.stderr, "rootless-ovl: warning: the command has ended and could not be detached:", err)
+	}
+}
+
+// resolvConf asks the gateway for names, in the search domains and with the options of the host.
+func resolvConf(gateway, host string) []byte {
+	b := []byte("nameserver " + gateway + "\n")
+	for line := range strings.Lines(host) {
+		f := strings.Fields(line)
+		if len(f) > 0 && (f[0] == "search" || f[0] == "domain" || f[0] == "options") {
+			b = append(b, strings.Join(f, " ")+"\n"...)
+		}
+	}
+	return b
+}
+
+// readResolvConf is the host's resolver configuration, empty where there is none.
+func readResolvConf() string {
+	f, err := os.Open("/etc/resolv.conf")
+	if err != nil {
+		return "" // without one there is nothing to take over
+	}
+	defer f.Close()
+	b, _ := io.ReadAll(io.LimitReader(f, 64<<10)) // what could be read is better than nothing
+	return string(b)
+}

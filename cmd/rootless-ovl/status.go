@@ -1,0 +1,83 @@
+// rootless-ovl status: how the node is.
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rootless-ovl/rootless-ovl/api"
+)
+
+func (a *app) statusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show how this node is",
+		Long: `Show the node's lease, addresses, store and counters.
+
+For people counters that are 0 are left out; JSON has them all.`,
+		Example: `  rootless-ovl status
+  rootless-ovl status -o json | jq .counters.drops`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			s, err := c.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.print(s, func(w io.Writer) { a.statusText(w, s) })
+		},
+	}
+}
+
+func (a *app) statusText(w io.Writer, s api.Status) {
+	lease := s.Subnet
+	if s.Ephemeral {
+		lease += " (ephemeral: given back on stop)"
+	}
+	row(w, "State", s.State)
+	row(w, "Network", s.Network)
+	row(w, "Subnet", lease)
+	row(w, "Gateway", s.Gateway)
+	row(w, "Backend", fmt.Sprintf("%s, MTU %d", s.Backend, s.MTU))
+	row(w, "Underlay", fmt.Sprintf("%s port %d on %s", s.PublicIP, s.Port, s.Interface))
+	row(w, "Store", a.storeText(s.Store))
+	row(w, "Attachments", s.Attachments)
+	row(w, "Peers", s.Peers)
+	row(w, "Node ID", s.NodeID)
+	row(w, "Subnet file", s.SubnetEnv)
+	row(w, "Daemon", fmt.Sprintf("version %s, pid %d, up %s", s.Version, s.PID, a.ago(s.Since)))
+	for _, group := range slices.Sorted(maps.Keys(s.Counters)) {
+		for _, name := range slices.Sorted(maps.Keys(s.Counters[group])) {
+			if n := s.Counters[group][name]; n != 0 {
+				row(w, group+"."+name, n)
+			}
+		}
+	}
+}
+
+func (a *app) storeText(s api.StoreStatus) string {
+	where := strings.Join(s.Endpoints, ",")
+	if s.Embedded {
+		where = "embedded etcd on " + where
+	}
+	how := "connected"
+	if !s.Connected {
+		how = "not connected"
+	}
+	if since := a.ago(s.Since); since != "" {
+		how += " for " + since
+	}
+	if s.Error != "" {
+		how += ": " + s.Error
+	}
+	return fmt.Sprintf("%s, prefix %s, %s", where, s.Prefix, how)
+}

@@ -1,0 +1,176 @@
+// rootless-ovl up: the daemon.
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rootless-ovl/rootless-ovl/node"
+)
+
+const (
+	logText = "text"
+	logJSON = "json"
+)
+
+// minLeaseTTL is the shortest --lease-ttl: below it a slow store would cost the lease.
+const minLeaseTTL = 5 * time.Second
+
+type upFlags struct {
+	etcd       etcdFlags
+	listenEtcd string
+
+	network      netip.Prefix
+	allowOverlap bool
+
+	iface         []string
+	ifaceRegex    []string
+	ifaceCanReach string
+	publicIP      netip.Addr
+	port          int
+
+	ephemeral  bool
+	leaseTTL   time.Duration
+	subnetFile string
+
+	hostLoopback   bool
+	allowLinkLocal bool
+
+	logLevel  choice
+	logFormat choice
+}
+
+func (a *app) upCommand() *cobra.Command {
+	f := upFlags{
+		logLevel:  choice{value: "info", of: []string{"debug", "info", "warn", "error"}},
+		logFormat: choice{value: logText, of: []string{logText, logJSON}},
+	}
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Run this host's node, in the foreground",
+		Long: `Run this host's node: lease a subnet, open the underlay and serve the other commands, until SIGINT or SIGTERM.
+
+Without --etcd-endpoints the node runs an embedded etcd that other nodes can join (see --listen-etcd).
+With --output json the log is JSON.`,
+		Example: `  rootless-ovl up
+  rootless-ovl up --listen-etcd 192.0.2.1:2379
+  rootless-ovl up --etcd-endpoints http://192.0.2.1:2379
+  rootless-ovl up --etcd-endpoints https://etcd:2379 --etcd-cafile ca.pem --ephemeral --port 0`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			a.ownStdout = true // a daemon's output is its log
+			c, err := a.nodeConfig(cmd, &f)
+			if err != nil {
+				return err
+			}
+			n, err := a.newNode(c)
+			if err != nil {
+				return usageError{err} // a node is made from flags alone
+			}
+			ctx, stop := untilSignal(cmd.Context())
+			defer stop()
+			return n.Run(ctx)
+		},
+	}
+	f.etcd.register(cmd, "`URL`s of the etcd cluster to join, repeated or separated by commas (default: run an embedded etcd)")
+	fs := cmd.Flags()
+	fs.StringVar(&f.listenEtcd, "listen-etcd", node.DefaultListenEtcd, "`host:port` on which the embedded etcd serves this and other nodes")
+	fs.TextVar(&f.network, "network", netip.Prefix{}, fmt.Sprintf("network as `CIDR` to create when the store has no config, refused when it has another (default %v)", node.DefaultNetwork))
+	fs.BoolVar(&f.allowOverlap, "allow-overlap", false, "start even though the network overlaps a route or a resolver of this host")
+	fs.StringArrayVar(&f.iface, "iface", nil, "external interface as `name` or address, may be repeated (default: that of the default route)")
+	fs.StringArrayVar(&f.ifaceRegex, "iface-regex", nil, "`pattern` of the external interface's address or name, tried after --iface, may be repeated")
+	fs.StringVar(&f.ifaceCanReach, "iface-can-reach", "", "take the interface of the route to this `address`")
+	fs.TextVar(&f.publicIP, "public-ip", netip.Addr{}, "IPv4 `address` that peers send to (default: the external interface's)")
+	fs.IntVar(&f.port, "port", node.PortFromConfig, "UDP `port` of this node, 0 for any free one, told to peers in the lease (default: that of the network config)")
+	fs.Lookup("port").DefValue = "0" // hides it: the usage text says it better than "-1"
+	fs.BoolVar(&f.ephemeral, "ephemeral", false, "lease for a short time and give the subnet back on stop: for CI jobs")
+	fs.DurationVar(&f.leaseTTL, "lease-ttl", 0, fmt.Sprintf("`time` the lease lives when this node is gone (default %gh, with --ephemeral %v)", node.DefaultLeaseTTL.Hours(), node.DefaultEphemeralTTL))
+	fs.StringVar(&f.subnetFile, "subnet-file", "", "`file` to write flannel's subnet.env to (default: in the runtime directory)")
+	fs.BoolVar(&f.hostLoopback, "host-loopback", false, "let containers reach this host's loopback through the gateway")
+	fs.BoolVar(&f.allowLinkLocal, "allow-link-local", false, "let containers reach 169.254.0.0/16, cloud metadata for one, through the gateway")
+	fs.Var(&f.logLevel, "log-level", "least level to log")
+	fs.Var(&f.logFormat, "log-format", "format of the log")
+	mustComplete(cmd, "log-level", f.logLevel.of...)
+	mustComplete(cmd, "log-format", f.logFormat.of...)
+	return cmd
+}
+
+// nodeConfig checks the flags and turns them into a Config.
+func (a *app) nodeConfig(cmd *cobra.Command, f *upFlags) (node.Config, error) {
+	fs := cmd.Flags()
+	c := node.Config{
+		EtcdPrefix:    f.etcd.prefix,
+		Network:       f.network,
+		NetworkSet:    fs.Changed("network"),
+		AllowOverlap:  f.allowOverlap,
+		Iface:         f.iface,
+		IfaceRegex:    f.ifaceRegex,
+		IfaceCanReach: f.ifaceCanReach,
+		PublicIP:      f.publicIP,
+		Port:          f.port,
+		Ephemeral:     f.ephemeral,
+		LeaseTTL:      f.leaseTTL,
+		SubnetFile:    f.subnetFile,
+		HostLoopback:  f.hostLoopback,
+		LinkLocal:     f.allowLinkLocal,
+		Version:       thisBuild().Version,
+	}
+	var err error
+	if c.Etcd, err = f.etcd.config(); err != nil {
+		return c, err
+	}
+	c.ListenEtcd = strings.TrimSuffix(strings.TrimPrefix(f.listenEtcd, "http://"), "/") // as etcd's own flags are written
+	host, port, splitErr := net.SplitHostPort(c.ListenEtcd)
+	number, portErr := strconv.Atoi(port)
+	switch {
+	case len(c.Etcd.Endpoints) > 0 && fs.Changed("listen-etcd"):
+		return c, usagef("--listen-etcd is for the embedded etcd, --etcd-endpoints for another one: give one of the two")
+	case splitErr != nil || host == "" || portErr != nil || number < 0 || number > 65535:
+		return c, usagef("--listen-etcd %q is not host:port: write it as %s", f.listenEtcd, node.DefaultListenEtcd)
+	case c.NetworkSet && (!f.network.IsValid() || !f.network.Addr().Is4()):
+		return c, usagef("--network %v is not an IPv4 network: write it as %v", f.network, node.DefaultNetwork)
+	case f.publicIP.IsValid() && !f.publicIP.Is4():
+		return c, usagef("--public-ip %v is not an IPv4 address", f.publicIP)
+	case fs.Changed("port") && (f.port < 0 || f.port > 65535):
+		return c, usagef("--port %d is not a port: use 1 to 65535, or 0 for any free one", f.port)
+	case fs.Changed("lease-ttl") && f.leaseTTL < minLeaseTTL:
+		return c, usagef("--lease-ttl %v is too short: use at least %v", f.leaseTTL, minLeaseTTL)
+	}
+	if c.RuntimeDir, err = a.runtime(); err != nil {
+		return c, err
+	}
+	if c.StateDir, err = a.state(); err != nil {
+		return c, err
+	}
+	format := f.logFormat.value
+	if a.output.value == outputJSON && !fs.Changed("log-format") {
+		format = logJSON
+	}
+	c.Log = newLog(a.stderr, f.logLevel.value, format)
+	return c, nil
+}
+
+func newLog(w io.Writer, level, format string) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: map[string]slog.Level{
+		"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError,
+	}[level]}
+	if format == logJSON {
+		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+// nodeRunner is a *node.Node, or a fake.
+type nodeRunner interface {
+	Run(ctx context.Context) error
+}
