@@ -102,6 +102,12 @@ func (e *Etcd) Start() {
 // Stop ends the server; its data stays.
 func (e *Etcd) Stop() { stop(e.cmd.Process, unix.SIGTERM, e.done, 15*time.Second) }
 
+// Freeze stops the server's process without ending it; connections to it hang. Thaw lets it go on.
+func (e *Etcd) Freeze() { _ = e.cmd.Process.Signal(unix.SIGSTOP) }
+
+// Thaw undoes Freeze.
+func (e *Etcd) Thaw() { _ = e.cmd.Process.Signal(unix.SIGCONT) }
+
 // EtcdClient is an operator's client of the etcd at endpoint (URL), dialled from the space. It is closed with the test.
 func (s *Space) EtcdClient(t T, endpoint string) *clientv3.Client {
 	t.Helper()
