@@ -1,0 +1,325 @@
+// Stand-ins for the kernel and the packet path.
+
+package node
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/rootless-ovl/rootless-ovl/api"
+	"github.com/rootless-ovl/rootless-ovl/forwarder"
+	"github.com/rootless-ovl/rootless-ovl/internal/packet"
+	"github.com/rootless-ovl/rootless-ovl/internal/tap"
+	"github.com/rootless-ovl/rootless-ovl/lease"
+	"github.com/rootless-ovl/rootless-ovl/nsutil"
+)
+
+// world is the containers of a test host and the node's packet path.
+type world struct {
+	mu         sync.Mutex
+	containers map[int]*container // by pid
+	ports      map[*forwarder.Port]forwarder.PortConfig
+	table      forwarder.TableConfig
+	released   []netip.Addr
+	own        []netip.Addr
+	addPortErr error
+	trouble    []string // things done in an order that would crash
+}
+
+// container is a process with a namespace of its own.
+type container struct {
+	world     *world
+	pid       int
+	inode     uint64
+	start     uint64
+	exited    chan struct{}
+	links     map[string]*fakeLink // TAPs in the namespace by interface name
+	createErr error
+}
+
+func newWorld() *world {
+	return &world{containers: make(map[int]*container), ports: make(map[*forwarder.Port]forwarder.PortConfig)}
+}
+
+func (w *world) start(pid int) *container {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	c := &container{world: w, pid: pid, inode: 4026530000 + uint64(pid), start: 1000 + uint64(pid), exited: make(chan struct{}), links: make(map[string]*fakeLink)}
+	w.containers[pid] = c
+	return c
+}
+
+// exit ends the container; its namespace and TAPs go with it.
+func (c *container) exit() {
+	c.world.mu.Lock()
+	defer c.world.mu.Unlock()
+	delete(c.world.containers, c.pid)
+	clear(c.links)
+	close(c.exited)
+}
+
+func (c *container) interfaces() (names []string) {
+	c.world.mu.Lock()
+	defer c.world.mu.Unlock()
+	for name := range c.links {
+		names = append(names, name)
+	}
+	return names
+}
+
+func (w *world) find(pid int) (*container, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	c := w.containers[pid]
+	if c == nil {
+		return nil, fmt.Errorf("process %d: %w", pid, nsutil.ErrNoProcess)
+	}
+	return c, nil
+}
+
+func (w *world) edges() edges {
+	return edges{
+		openPID: func(pid int) (namespace, error) {
+			c, err := w.find(pid)
+			if err != nil {
+				return nil, err
+			}
+			return fakeNamespace{c}, nil
+		},
+		openPath: func(path string) (namespace, error) { return nil, fmt.Errorf("%s: %w", path, nsutil.ErrNoPath) },
+		startTime: func(pid int) (uint64, error) {
+			c, err := w.find(pid)
+			if err != nil {
+				return 0, err
+			}
+			return c.start, nil
+		},
+		watchPID: func(pid int) (exitWatch, error) {
+			c, err := w.find(pid)
+			if err != nil {
+				return nil, err
+			}
+			return &fakeExit{c}, nil
+		},
+		external: func(c Config) (external, error) {
+			lo := netip.MustParseAddr("127.0.0.1")
+			public := lo
+			if c.PublicIP.IsValid() {
+				public = c.PublicIP
+			}
+			return external{ifName: "lo", bind: lo, public: public, mtu: 1500}, nil
+		},
+		overlaps: func(netip.Prefix) []string { return nil },
+	}
+}
+
+type fakeNamespace struct{ c *container }
+
+func (f fakeNamespace) Inode() uint64 { return f.c.inode }
+func (f fakeNamespace) Close() error  { return nil }
+
+func (f fakeNamespace) create(c nsutil.TAPConfig, _ savedAttachment) (link, error) {
+	f.c.world.mu.Lock()
+	defer f.c.world.mu.Unlock()
+	if f.c.createErr != nil {
+		return nil, f.c.createErr
+	}
+	if f.c.links[c.IfName] != nil {
+		return nil, fmt.Errorf("%s: %w", c.IfName, nsutil.ErrIfNameTaken)
+	}
+	l := &fakeLink{c: f.c, config: c, held: true}
+	f.c.links[c.IfName] = l
+	return l, nil
+}
+
+func (f fakeNamespace) adopt(s savedAttachment) (link, error) {
+	f.c.world.mu.Lock()
+	defer f.c.world.mu.Unlock()
+	l := f.c.links[s.IfName]
+	if l == nil {
+		return nil, fmt.Errorf("%s: %w", s.IfName, nsutil.ErrNoTAP)
+	}
+	l.held = true
+	return l, nil
+}
+
+type fakeLink struct {
+	c      *container
+	config nsutil.TAPConfig
+	held   bool
+}
+
+func (l *fakeLink) Send(*packet.Scratch, []*packet.Packet) {}
+func (l *fakeLink) FD() int                                { return -1 }
+func (l *fakeLink) Read(*packet.Rx) error                  { return nil }
+func (l *fakeLink) Stats() tap.Stats                       { return tap.Stats{Reads: 1} }
+func (l *fakeLink) Drops(m map[string]uint64)              { m["tap-not-ip"]++ }
+
+func (l *fakeLink) Close() error {
+	w := l.c.world
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, p := range w.ports {
+		if p.Device == forwarder.Device(l) {
+			w.trouble = append(w.trouble, "a TAP was closed that the router still uses")
+		}
+	}
+	if !l.held {
+		w.trouble = append(w.trouble, "a TAP was closed twice")
+	}
+	l.held = false
+	return nil
+}
+
+func (l *fakeLink) Delete() error {
+	err := l.Close()
+	l.c.world.mu.Lock()
+	defer l.c.world.mu.Unlock()
+	delete(l.c.links, l.config.IfName)
+	return err
+}
+
+type fakeExit struct{ c *container }
+
+func (e *fakeExit) Done() <-chan struct{} { return e.c.exited }
+func (e *fakeExit) Close() error          { return nil }
+
+// The packet path and the gateway.
+
+func (w *world) AddPort(c forwarder.PortConfig) (*forwarder.Port, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.addPortErr != nil {
+		return nil, w.addPortErr
+	}
+	p := new(forwarder.Port)
+	w.ports[p] = c
+	return p, nil
+}
+
+func (w *world) RemovePort(p *forwarder.Port) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, r := range w.table.Routes {
+		if r.Hop == forwarder.ToPort(p) {
+			w.trouble = append(w.trouble, "a port was removed that the table still leads to")
+		}
+	}
+	delete(w.ports, p)
+}
+
+func (w *world) SetTable(t forwarder.TableConfig) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.table = t
+	return nil
+}
+
+// breakDevices makes every device fail, as when root in the container deletes its interface.
+func (w *world) breakDevices() {
+	w.mu.Lock()
+	var gone []func(error)
+	for _, p := range w.ports {
+		gone = append(gone, p.Gone)
+	}
+	w.mu.Unlock()
+	for _, g := range gone {
+		g(errKernel)
+	}
+}
+
+func (w *world) Send(*packet.Scratch, []*packet.Packet) {}
+
+func (w *world) SetAddresses(addrs []netip.Addr) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.own = addrs
+	return nil
+}
+
+func (w *world) Release(a netip.Addr) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.released = append(w.released, a)
+}
+
+// routed are the addresses that the table leads to ports.
+func (w *world) routed() map[netip.Addr]bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	m := make(map[netip.Addr]bool)
+	for _, r := range w.table.Routes {
+		for p := range w.ports {
+			if r.Hop == forwarder.ToPort(p) {
+				m[r.Prefix.Addr()] = true
+			}
+		}
+	}
+	return m
+}
+
+func (w *world) checkOrder(t *testing.T) {
+	t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, s := range w.trouble {
+		t.Error(s)
+	}
+}
+
+func testConfig(t *testing.T) Config {
+	dir := t.TempDir()
+	return Config{
+		StateDir:   filepath.Join(dir, "state"),
+		RuntimeDir: filepath.Join(dir, "run"),
+		Port:       PortAny,
+		Log:        slog.New(slog.DiscardHandler),
+	}
+}
+
+// readyNode is a node on w that holds a subnet, without anything running but its watchers, which end with the test.
+func readyNode(t *testing.T, w *world, c Config, subnet string) *Node {
+	t.Helper()
+	n, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := lease.ParseConfig(lease.DefaultConfig(netip.MustParsePrefix("10.5.0.0/16")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.edges = w.edges()
+	n.path, n.gateway, n.netConfig, n.mtu = w, w, cfg, 1472
+	n.pool.subnet = netip.MustParsePrefix(subnet)
+	n.state, n.open = api.StateReady, true
+	t.Cleanup(func() { stopNode(n) })
+	return n
+}
+
+// stopNode ends a node as the end of Run does.
+func stopNode(n *Node) {
+	select {
+	case <-n.stopping:
+		return
+	default:
+	}
+	close(n.stopping)
+	n.watchers.Wait()
+	if w, ok := n.path.(*world); ok {
+		w.mu.Lock()
+		clear(w.ports) // the router has ended
+		w.mu.Unlock()
+	}
+	n.release()
+}
+
+var errKernel = errors.New("the kernel says no")

@@ -1,0 +1,179 @@
+// Tests of the route table and of reading leases as peers.
+
+package node
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/rootless-ovl/rootless-ovl/forwarder"
+	"github.com/rootless-ovl/rootless-ovl/internal/packet"
+	"github.com/rootless-ovl/rootless-ovl/lease"
+)
+
+type nowhere struct{ int }
+
+func (*nowhere) Send(*packet.Scratch, []*packet.Packet) {}
+
+func testSelf() self {
+	return self{
+		nodeID:    "aa",
+		subnet:    netip.MustParsePrefix("10.5.72.0/24"),
+		network:   netip.MustParsePrefix("10.5.0.0/16"),
+		public:    netip.MustParseAddrPort("192.0.2.1:18285"),
+		mtu:       1472,
+		stockPort: 8285,
+	}
+}
+
+func stockLease(subnet, public string) lease.Lease {
+	l := lease.Lease{Subnet: netip.MustParsePrefix(subnet)}
+	if public != "" {
+		l.Attrs.PublicIP = netip.MustParseAddr(public)
+	}
+	return l
+}
+
+func ovlLease(subnet, public, id string, port, mtu int) lease.Lease {
+	l := stockLease(subnet, public)
+	l.Attrs.RootlessOvl = &lease.Extension{V: 1, NodeID: id, Port: port, MTU: mtu}
+	return l
+}
+
+// lookup is what the longest matching prefix of the table leads to.
+func lookup(t *testing.T, table forwarder.TableConfig, addr string) forwarder.Hop {
+	t.Helper()
+	var best netip.Prefix
+	var hop forwarder.Hop
+	seen := make(map[netip.Prefix]bool)
+	for _, r := range table.Routes {
+		if seen[r.Prefix] {
+			t.Errorf("two routes to %v", r.Prefix)
+		}
+		seen[r.Prefix] = true
+		if r.Prefix.Contains(netip.MustParseAddr(addr)) && (!best.IsValid() || r.Prefix.Bits() > best.Bits()) {
+			best, hop = r.Prefix, r.Hop
+		}
+	}
+	return hop
+}
+
+func TestRoutes_LeadEveryAddressToItsHop(t *testing.T) {
+	gw := &nowhere{}
+	web, old := new(forwarder.Port), new(forwarder.Port)
+	me := testSelf()
+	table := routes(routeSources{
+		me: me,
+		peers: peersOf([]lease.Lease{
+			stockLease("10.5.1.0/24", "192.0.2.2"),
+			ovlLease("10.5.2.0/24", "192.0.2.3", "bb", 18285, 1400),
+			ovlLease("10.5.3.0/24", "192.0.2.1", "cc", 18286, 9000), // another node on this host
+			ovlLease("10.5.72.0/24", "192.0.2.1", "aa", 18285, 1472),
+			ovlLease("10.5.4.0/24", "192.0.2.4", "dd", 0, 0),
+			stockLease("10.5.5.0/24", ""),
+		}, me),
+		attachments: []attachedPort{
+			{netip.MustParsePrefix("10.5.72.9/24"), web},
+			{netip.MustParsePrefix("10.5.90.4/24"), old},
+		},
+		gateway: gw,
+	})
+	peer := func(addr string, mtu int, anyPort bool) forwarder.Hop {
+		return forwarder.ToPeer(forwarder.PeerConfig{Addr: netip.MustParseAddrPort(addr), MTU: mtu, AnyPort: anyPort})
+	}
+	for _, tc := range []struct {
+		name, addr string
+		want       forwarder.Hop
+	}{
+		{"attachment", "10.5.72.9", forwarder.ToPort(web)},
+		{"gateway", "10.5.72.1", forwarder.ToGateway(gw)},
+		{"network address, which stock hosts speak from", "10.5.72.0", forwarder.ToGateway(gw)},
+		{"free address of ours", "10.5.72.10", forwarder.UnreachableHost},
+		{"broadcast of ours", "10.5.72.255", forwarder.UnreachableHost},
+		{"stock peer", "10.5.1.7", peer("192.0.2.2:8285", 1472, true)},
+		{"stock peer's network address", "10.5.1.0", peer("192.0.2.2:8285", 1472, true)},
+		{"peer with a port and a smaller MTU", "10.5.2.7", peer("192.0.2.3:18285", 1400, false)},
+		{"peer with a larger MTU than ours", "10.5.3.7", peer("192.0.2.1:18286", 1472, false)},
+		{"peer that names neither port nor MTU", "10.5.4.7", peer("192.0.2.4:8285", 1472, false)},
+		{"peer without an address", "10.5.5.7", forwarder.UnreachableNet},
+		{"subnet that nobody leases", "10.5.200.7", forwarder.UnreachableNet},
+		{"outside", "198.51.100.1", forwarder.ToEgress(gw)},
+		{"attachment of an earlier subnet", "10.5.90.4", forwarder.ToPort(old)},
+		{"gateway of an earlier subnet", "10.5.90.1", forwarder.ToGateway(gw)},
+		{"the rest of an earlier subnet", "10.5.90.5", forwarder.UnreachableNet},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if got := lookup(t, table, tc.addr); got != tc.want {
+				t.Errorf("%s goes to %+v, want %+v", tc.addr, got, tc.want)
+			}
+		})
+	}
+	if want := netip.MustParseAddr("10.5.72.1"); table.Gateway != want {
+		t.Errorf("gateway %v, want %v", table.Gateway, want)
+	}
+}
+
+func TestRoutes_AttachmentOfAnEarlierSubnetBeatsItsNewOwner(t *testing.T) {
+	gw, port := &nowhere{}, new(forwarder.Port)
+	me := testSelf()
+	table := routes(routeSources{
+		me:          me,
+		peers:       peersOf([]lease.Lease{ovlLease("10.5.90.0/24", "192.0.2.3", "bb", 18285, 1472)}, me),
+		attachments: []attachedPort{{netip.MustParsePrefix("10.5.90.4/24"), port}},
+		gateway:     gw,
+	})
+	if got := lookup(t, table, "10.5.90.4"); got != forwarder.ToPort(port) {
+		t.Errorf("the attachment: %+v", got)
+	}
+	if got := lookup(t, table, "10.5.90.5"); got == forwarder.UnreachableNet {
+		t.Error("the new owner's containers are cut off")
+	}
+}
+
+func TestPeersOf_RefusesLeasesThatMakeNoSense(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		lease lease.Lease
+		good  bool
+	}{
+		{"ordinary", stockLease("10.5.1.0/24", "192.0.2.2"), true},
+		{"no public IP", stockLease("10.5.1.0/24", ""), false},
+		{"multicast", stockLease("10.5.1.0/24", "224.0.0.1"), false},
+		{"broadcast", stockLease("10.5.1.0/24", "255.255.255.255"), false},
+		{"unspecified", stockLease("10.5.1.0/24", "0.0.0.0"), false},
+		{"our subnet", stockLease("10.5.72.0/24", "192.0.2.2"), false},
+		{"a part of our subnet", stockLease("10.5.72.128/25", "192.0.2.2"), false},
+		{"around our subnet", stockLease("10.5.0.0/17", "192.0.2.2"), false},
+		{"the whole network", stockLease("10.5.0.0/16", "192.0.2.2"), false},
+		{"outside the network", stockLease("10.6.1.0/24", "192.0.2.2"), false},
+		{"the whole internet", stockLease("0.0.0.0/0", "192.0.2.2"), false},
+		{"our address and port", ovlLease("10.5.1.0/24", "192.0.2.1", "bb", 18285, 0), false},
+		{"our address, another port", ovlLease("10.5.1.0/24", "192.0.2.1", "bb", 18286, 0), true},
+		{"impossible port", ovlLease("10.5.1.0/24", "192.0.2.2", "bb", 70000, 0), false},
+		{"tiny MTU", ovlLease("10.5.1.0/24", "192.0.2.2", "bb", 18285, 1), true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			peers := peersOf([]lease.Lease{tc.lease}, testSelf())
+			if len(peers) != 1 || (peers[0].problem == "") != tc.good {
+				t.Errorf("got %+v", peers)
+			}
+			if tc.good && peers[0].mtu != 1472 {
+				t.Errorf("MTU %d", peers[0].mtu)
+			}
+		})
+	}
+}
+
+func TestPeersOf_FirstOfTwoLeasesOfOneSubnetWins(t *testing.T) {
+	peers := peersOf([]lease.Lease{stockLease("10.5.1.0/24", "192.0.2.2"), stockLease("10.5.1.0/24", "192.0.2.3")}, testSelf())
+	if len(peers) != 2 || peers[0].problem != "" || peers[1].problem == "" {
+		t.Errorf("got %+v", peers)
+	}
+}
+
+func TestPeersOf_LeavesOutEveryLeaseOfOurs(t *testing.T) {
+	peers := peersOf([]lease.Lease{ovlLease("10.5.1.0/24", "192.0.2.9", "aa", 1, 0), ovlLease("10.5.72.0/24", "192.0.2.1", "aa", 18285, 0)}, testSelf())
+	if len(peers) != 0 {
+		t.Errorf("got %+v", peers)
+	}
+}
