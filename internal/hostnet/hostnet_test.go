@@ -1,0 +1,276 @@
+// Tests of the choice and of the overlaps on made-up hosts, and of reading in a real network namespace.
+
+package hostnet
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func ip(s string) netip.Addr       { return netip.MustParseAddr(s) }
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+// fixed is addresses set by hand.
+func fixed(ips ...string) []addr {
+	var as []addr
+	for _, s := range ips {
+		as = append(as, addr{ip: ip(s), flags: unix.IFA_F_PERMANENT})
+	}
+	return as
+}
+
+func testHost() network {
+	return network{
+		ifaces: []iface{
+			{name: "lo", index: 1, mtu: 65536, addrs: fixed("127.0.0.1")},
+			{name: "eth0", index: 2, mtu: 1500, addrs: fixed("169.254.7.7", "192.0.2.10", "192.0.2.11")},
+			{name: "eth1", index: 3, mtu: 9000, addrs: []addr{
+				{ip: ip("198.51.100.5"), flags: unix.IFA_F_PERMANENT | unix.IFA_F_DEPRECATED},
+				{ip: ip("198.51.100.6")},
+				{ip: ip("198.51.100.7"), flags: unix.IFA_F_PERMANENT},
+			}},
+			{name: "bare0", index: 4, mtu: 1500},
+			{name: "tun0", index: 5, mtu: 0, addrs: fixed("10.99.0.1")},
+		},
+		routes: []route{
+			{dst: prefix("192.0.2.0/24"), index: 2, main: true},
+			{dst: prefix("0.0.0.0/0"), index: 3}, // of another table
+			{dst: prefix("0.0.0.0/0"), index: 2, main: true},
+			{dst: prefix("0.0.0.0/0"), index: 3, main: true},
+			{dst: prefix("10.20.0.0/16"), index: 3, main: true},
+			{dst: prefix("10.20.0.0/16"), index: 3}, // the same again
+			{dst: prefix("100.64.0.0/10"), index: 5},
+			{dst: prefix("fd00:1::/32"), index: 2, main: true},
+			{dst: prefix("::/0"), index: 2, main: true},
+		},
+		reach: func(dst netip.Addr) (int, netip.Addr, error) {
+			if dst == ip("203.0.113.1") {
+				return 3, ip("198.51.100.6"), nil
+			}
+			return 0, netip.Addr{}, unix.ENETUNREACH
+		},
+	}
+}
+
+func TestExternal_ChoosesAsFlannelDoes(t *testing.T) {
+	eth0 := Ext{Name: "eth0", Index: 2, MTU: 1500, Addr: ip("192.0.2.10"), PublicIP: ip("192.0.2.10")}
+	eth1 := Ext{Name: "eth1", Index: 3, MTU: 9000, Addr: ip("198.51.100.7"), PublicIP: ip("198.51.100.7")}
+	at := func(e Ext, addr, public string) Ext {
+		e.Addr, e.PublicIP = ip(addr), ip(public)
+		return e
+	}
+	for _, tt := range []struct {
+		name string
+		o    Options
+		want Ext
+	}{
+		{"first default route of the main table", Options{}, eth0},
+		{"public IP chooses the interface", Options{PublicIP: ip("192.0.2.11")}, at(eth0, "192.0.2.11", "192.0.2.11")},
+		{"public IP may be a deprecated address", Options{PublicIP: ip("198.51.100.5")}, at(eth1, "198.51.100.5", "198.51.100.5")},
+		{"name", Options{Iface: []string{"eth1"}}, eth1},
+		{"address", Options{Iface: []string{"198.51.100.6"}}, at(eth1, "198.51.100.6", "198.51.100.6")},
+		{"second name", Options{Iface: []string{"wlan0", "bare0", "eth1", "eth0"}}, eth1},
+		{"name with a public IP behind NAT", Options{Iface: []string{"eth1"}, PublicIP: ip("203.0.113.9")}, at(eth1, "198.51.100.7", "203.0.113.9")},
+		{"expression on an address, best first", Options{IfaceRegex: []string{`^192\.0\.2\.`}}, eth0},
+		{"expression on an address beats one on a name", Options{IfaceRegex: []string{`eth0|198\.51\.100\.6`}}, at(eth1, "198.51.100.6", "198.51.100.6")},
+		{"expression on a name", Options{IfaceRegex: []string{`^eth1$`}}, eth1},
+		{"second expression", Options{IfaceRegex: []string{`^wlan`, `^eth0$`}}, eth0},
+		{"names before expressions", Options{IfaceRegex: []string{`^eth0$`}, Iface: []string{"eth1"}}, eth1},
+		{"expressions before the route", Options{IfaceRegex: []string{`^eth0$`}, CanReach: ip("203.0.113.1")}, eth0},
+		{"route", Options{CanReach: ip("203.0.113.1")}, at(eth1, "198.51.100.6", "198.51.100.6")},
+		{"route as the last resort", Options{Iface: []string{"wlan0"}, CanReach: ip("203.0.113.1")}, at(eth1, "198.51.100.6", "198.51.100.6")},
+		{"IPv4 in IPv6 text", Options{PublicIP: ip("::ffff:192.0.2.10")}, eth0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := testHost().external(tt.o)
+			if err != nil || got != tt.want {
+				t.Errorf("got %+v, %v\nwant %+v", got, err, tt.want)
+			}
+		})
+	}
+}
+
+func TestExternal_SaysWhatToDo(t *testing.T) {
+	noRoute := testHost()
+	noRoute.routes = nil
+	for _, tt := range []struct {
+		name  string
+		host  network
+		o     Options
+		texts []string
+	}{
+		{"no default route", noRoute, Options{}, []string{"--iface", "--public-ip", "eth0 169.254.7.7 192.0.2.10"}},
+		{"nothing at all", network{}, Options{}, []string{"--iface", "none"}},
+		{"public IP of nobody", testHost(), Options{PublicIP: ip("203.0.113.9")}, []string{"203.0.113.9", "--iface", "NAT"}},
+		{"no such name", testHost(), Options{Iface: []string{"wlan0"}}, []string{"--iface wlan0", "eth1"}},
+		{"no address", testHost(), Options{Iface: []string{"bare0"}}, []string{"--iface bare0"}},
+		{"no match", testHost(), Options{IfaceRegex: []string{"^wlan"}}, []string{"--iface-regex ^wlan"}},
+		{"broken expression", testHost(), Options{IfaceRegex: []string{"("}}, []string{"--iface-regex ("}},
+		{"no route to it", testHost(), Options{CanReach: ip("192.168.1.1")}, []string{"--iface-can-reach 192.168.1.1", "unreachable"}},
+		{"no MTU", testHost(), Options{Iface: []string{"tun0"}}, []string{"tun0", "MTU"}},
+		{"IPv6 public IP", testHost(), Options{PublicIP: ip("2001:db8::1")}, []string{"2001:db8::1", "IPv4"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := tt.host.external(tt.o)
+			if !errors.Is(err, ErrNoInterface) {
+				t.Fatalf("got %+v, %v", got, err)
+			}
+			for _, text := range tt.texts {
+				if !strings.Contains(err.Error(), text) {
+					t.Errorf("%q does not say %q", err, text)
+				}
+			}
+		})
+	}
+}
+
+func TestOverlaps_FindsRoutesAndNameServers(t *testing.T) {
+	files := map[string]string{
+		"/etc/resolv.conf":                 "# made by hand\nsearch x\nnameserver 127.0.0.53\n nameserver\t10.20.0.2 # main\nnameserver nonsense\nnameserver\n",
+		"/run/systemd/resolve/resolv.conf": "nameserver 10.20.0.2\nnameserver 100.100.1.1\nnameserver fd00:1::53%eth0\n",
+	}
+	read := func(name string) ([]byte, error) {
+		if s, ok := files[name]; ok {
+			return []byte(s), nil
+		}
+		return nil, fs.ErrNotExist
+	}
+	for _, tt := range []struct {
+		overlay string
+		want    []string
+	}{
+		{"10.5.0.0/16", nil},
+		{"10.20.0.0/16", []string{"route to 10.20.0.0/16 over eth1", "name server 10.20.0.2 (/etc/resolv.conf)"}},
+		{"10.0.0.0/8", []string{"route to 10.20.0.0/16 over eth1", "name server 10.20.0.2 (/etc/resolv.conf)"}},
+		{"10.20.7.0/24", []string{"route to 10.20.0.0/16 over eth1"}},
+		{"100.100.0.0/16", []string{"route to 100.64.0.0/10 over tun0", "name server 100.100.1.1 (/run/systemd/resolve/resolv.conf)"}},
+		{"127.0.0.0/24", []string{"name server 127.0.0.53 (/etc/resolv.conf)"}},
+		{"fd00:1::/48", []string{"route to fd00:1::/32 over eth0", "name server fd00:1::53 (/run/systemd/resolve/resolv.conf)"}},
+	} {
+		found, err := testHost().overlaps(prefix(tt.overlay), read)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, o := range found {
+			got = append(got, o.String())
+		}
+		if !slices.Equal(got, tt.want) {
+			t.Errorf("%s:\ngot  %q\nwant %q", tt.overlay, got, tt.want)
+		}
+	}
+	files = nil
+	if found, err := testHost().overlaps(prefix("192.168.0.0/16"), read); err != nil || len(found) != 0 {
+		t.Errorf("without resolv.conf: %v, %v", found, err)
+	}
+}
+
+func FuzzNameServers(f *testing.F) {
+	f.Add([]byte("nameserver 10.0.0.1\nnameserver fe80::1%eth0\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, a := range nameServers(b) {
+			if !a.IsValid() || a.Zone() != "" || a.Is4In6() {
+				t.Errorf("%v from %q", a, b)
+			}
+		}
+	})
+}
+
+// realResult is what the test binary sees in a network namespace of its own.
+type realResult struct {
+	NoRoute, Err string
+	Ext, Reach   Ext
+	Overlaps     []string
+}
+
+func TestMain(m *testing.M) {
+	if os.Getenv("HOSTNET_TEST_INSIDE") != "" {
+		inside()
+	}
+	os.Exit(m.Run())
+}
+
+// inside sets up two interfaces, one without a way out, and asks.
+func inside() {
+	var r realResult
+	run := func(args ...string) {
+		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil && r.Err == "" {
+			r.Err = fmt.Sprintf("ip %v: %v: %s", args, err, out)
+		}
+	}
+	run("link", "add", "up0", "mtu", "1450", "type", "veth", "peer", "name", "far0")
+	run("addr", "add", "192.0.2.10/24", "dev", "up0")
+	run("link", "set", "up0", "up")
+	run("link", "set", "far0", "up")
+	if _, err := ExternalInterface(Options{}); err != nil {
+		r.NoRoute = err.Error()
+	}
+	run("route", "add", "default", "via", "192.0.2.1")
+	run("addr", "add", "10.30.1.1/24", "dev", "far0")
+	run("route", "add", "10.40.0.0/16", "via", "10.30.1.2", "table", "77")
+	run("route", "add", "blackhole", "10.50.0.0/16")
+	var err error
+	if r.Ext, err = ExternalInterface(Options{}); err != nil {
+		r.Err = err.Error()
+	}
+	if r.Reach, err = ExternalInterface(Options{CanReach: ip("10.30.1.9")}); err != nil {
+		r.Err = err.Error()
+	}
+	found, err := Overlaps(prefix("10.0.0.0/8"))
+	if err != nil {
+		r.Err = err.Error()
+	}
+	for _, o := range found {
+		if o.File == "" {
+			r.Overlaps = append(r.Overlaps, o.String())
+		}
+	}
+	_ = json.NewEncoder(os.Stdout).Encode(r)
+	os.Exit(0)
+}
+
+func TestHost_IsReadFromTheKernel(t *testing.T) {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "HOSTNET_TEST_INSIDE=1", "PATH=/usr/sbin:/usr/bin:/sbin:/bin")
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
+		UidMappings: []syscall.SysProcIDMap{{HostID: os.Geteuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getegid(), Size: 1}},
+	}
+	out, err := cmd.Output()
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSPC) {
+		t.Skipf("user namespaces cannot be made here: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r realResult
+	if err := json.Unmarshal(out, &r); err != nil || r.Err != "" {
+		t.Fatalf("%v %s", err, r.Err)
+	}
+	if !strings.Contains(r.NoRoute, "--iface") || !strings.Contains(r.NoRoute, "up0 192.0.2.10") {
+		t.Errorf("without a default route: %q", r.NoRoute)
+	}
+	if r.Ext.Name != "up0" || r.Ext.MTU != 1450 || r.Ext.Addr != ip("192.0.2.10") || r.Ext.PublicIP != ip("192.0.2.10") || r.Ext.Index == 0 {
+		t.Errorf("external interface %+v", r.Ext)
+	}
+	if r.Reach.Name != "far0" || r.Reach.Addr != ip("10.30.1.1") {
+		t.Errorf("interface to 10.30.1.9 is %+v", r.Reach)
+	}
+	slices.Sort(r.Overlaps)
+	if want := []string{"route to 10.30.1.0/24 over far0", "route to 10.40.0.0/16 over far0"}; !slices.Equal(r.Overlaps, want) {
+		t.Errorf("overlaps %q, want %q", r.Overlaps, want)
+	}
+}
