@@ -61,6 +61,12 @@ func (n *Node) Attach(ctx context.Context, r api.AttachRequest) (api.Attachment,
 	if r.IfName == "" {
 		r.IfName = defaultIfName
 	}
+	n.mu.Lock()
+	err := n.takesLocked()
+	n.mu.Unlock()
+	if err != nil {
+		return api.Attachment{}, attachError(r, err)
+	}
 	ns, err := n.openNamespace(r)
 	if err != nil {
 		return api.Attachment{}, attachError(r, err)
@@ -80,7 +86,15 @@ func (n *Node) Attach(ctx context.Context, r api.AttachRequest) (api.Attachment,
 	return n.describeLocked(a), nil
 }
 
-// namespace returns the namespace that r names.
+// takesLocked tells whether attachments are taken now.
+func (n *Node) takesLocked() error {
+	if !n.open {
+		return api.Errorf(api.CodeUnavailable, "the node is not ready (%s): `rootless-ovl status` says more", n.state)
+	}
+	return nil
+}
+
+// openNamespace opens the namespace that r names.
 func (n *Node) openNamespace(r api.AttachRequest) (namespace, error) {
 	if r.PID != 0 {
 		return n.edges.openPID(r.PID)
@@ -106,8 +120,8 @@ func (n *Node) reserve(r api.AttachRequest, ns namespace) (*attachment, error) {
 
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !n.open {
-		return nil, api.Errorf(api.CodeUnavailable, "the node is not ready (%s): `rootless-ovl status` says more", n.state)
+	if err := n.takesLocked(); err != nil {
+		return nil, err
 	}
 	for _, other := range n.attachments {
 		if other.saved.Inode == s.Inode || r.PID != 0 && other.saved.PID == r.PID {

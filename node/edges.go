@@ -13,6 +13,7 @@ import (
 
 	"github.com/rootless-ovl/rootless-ovl/api"
 	"github.com/rootless-ovl/rootless-ovl/forwarder"
+	"github.com/rootless-ovl/rootless-ovl/internal/hostnet"
 	"github.com/rootless-ovl/rootless-ovl/internal/packet"
 	"github.com/rootless-ovl/rootless-ovl/internal/tap"
 	"github.com/rootless-ovl/rootless-ovl/nsutil"
@@ -56,8 +57,8 @@ type edges struct {
 	startTime func(pid int) (uint64, error)
 	watchPID  func(pid int) (exitWatch, error)
 
-	external func(Config) (external, error)      // of this host
-	overlaps func(network netip.Prefix) []string // what of this host lies in network
+	external func(Config) (external, error)                        // of this host
+	overlaps func(overlay netip.Prefix) ([]hostnet.Overlap, error) // of this host with the overlay
 }
 
 func kernelEdges() edges {
@@ -72,7 +73,22 @@ func kernelEdges() edges {
 			}
 			return e, nil
 		},
+		external: hostExternal,
+		overlaps: hostnet.Overlaps,
 	}
+}
+
+func hostExternal(c Config) (external, error) {
+	o := hostnet.Options{Iface: c.Iface, IfaceRegex: c.IfaceRegex, PublicIP: c.PublicIP}
+	if c.IfaceCanReach != "" {
+		a, err := netip.ParseAddr(c.IfaceCanReach)
+		if err != nil {
+			return external{}, fmt.Errorf("--iface-can-reach %s: an address is needed: %w", c.IfaceCanReach, err)
+		}
+		o.CanReach = a
+	}
+	e, err := hostnet.ExternalInterface(o)
+	return external{ifName: e.Name, bind: e.Addr, public: e.PublicIP, mtu: e.MTU}, err
 }
 
 type kernelNamespace struct{ *nsutil.Namespace }

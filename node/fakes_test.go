@@ -14,6 +14,7 @@ import (
 
 	"github.com/rootless-ovl/rootless-ovl/api"
 	"github.com/rootless-ovl/rootless-ovl/forwarder"
+	"github.com/rootless-ovl/rootless-ovl/internal/hostnet"
 	"github.com/rootless-ovl/rootless-ovl/internal/packet"
 	"github.com/rootless-ovl/rootless-ovl/internal/tap"
 	"github.com/rootless-ovl/rootless-ovl/lease"
@@ -115,7 +116,7 @@ func (w *world) edges() edges {
 			}
 			return external{ifName: "lo", bind: lo, public: public, mtu: 1500}, nil
 		},
-		overlaps: func(netip.Prefix) []string { return nil },
+		overlaps: func(netip.Prefix) ([]hostnet.Overlap, error) { return nil, nil },
 	}
 }
 

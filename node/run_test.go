@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/rootless-ovl/rootless-ovl/api"
+	"github.com/rootless-ovl/rootless-ovl/internal/hostnet"
 	"github.com/rootless-ovl/rootless-ovl/lease"
 	"github.com/rootless-ovl/rootless-ovl/lease/embedded"
 )
@@ -145,6 +146,20 @@ func put(t *testing.T, endpoint, key, value string) {
 	t.Helper()
 	c, _ := dial(t, endpoint)
 	if ok, _, err := c.Commit(t.Context(), lease.Txn{Key: key, Value: []byte(value)}); err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+}
+
+// putLease writes the lease of another node, which lives as long as the test.
+func putLease(t *testing.T, endpoint, subnet, value string) {
+	t.Helper()
+	c, _ := dial(t, endpoint)
+	id, err := c.Grant(t.Context(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := DefaultEtcdPrefix + "/subnets/" + subnet
+	if ok, _, err := c.Commit(t.Context(), lease.Txn{Key: key, Value: []byte(value), Lease: id}); err != nil || !ok {
 		t.Fatal(ok, err)
 	}
 }
@@ -281,7 +296,7 @@ func TestRun_RefusesWithOneClearError(t *testing.T) {
 			etcd := startEtcd(t, t.TempDir(), "127.0.0.1:0")
 			put(t, etcd.Endpoint(), DefaultEtcdPrefix+"/config", tc.config)
 			if tc.lease[0] != "" {
-				put(t, etcd.Endpoint(), DefaultEtcdPrefix+"/subnets/"+tc.lease[0], tc.lease[1])
+				putLease(t, etcd.Endpoint(), tc.lease[0], tc.lease[1])
 			}
 			c := joinConfig(t, etcd.Endpoint())
 			if tc.prepare != nil {
@@ -321,7 +336,9 @@ func TestRun_RefusesAnOverlapUnlessAllowed(t *testing.T) {
 				t.Fatal(err)
 			}
 			n.edges = newWorld().edges()
-			n.edges.overlaps = func(netip.Prefix) []string { return []string{"route 10.0.0.0/8 dev tun0"} }
+			n.edges.overlaps = func(netip.Prefix) ([]hostnet.Overlap, error) {
+				return []hostnet.Overlap{{Prefix: netip.MustParsePrefix("10.0.0.0/8"), Device: "tun0"}}, nil
+			}
 			ctx, cancel := context.WithCancel(t.Context())
 			ended := make(chan error, 1)
 			go func() { ended <- n.Run(ctx) }()

@@ -225,16 +225,20 @@ func (n *Node) checkNetwork(cfg lease.NetworkConfig) error {
 
 // checkOverlap refuses a network that holds addresses which this host reaches elsewhere: containers could not.
 func (n *Node) checkOverlap(network netip.Prefix) error {
-	found := n.edges.overlaps(network)
-	if len(found) == 0 {
-		return nil
+	found, err := n.edges.overlaps(network)
+	if err != nil || len(found) == 0 {
+		return err
 	}
-	what := strings.Join(found, ", ")
+	var texts []string
+	for _, o := range found {
+		texts = append(texts, o.String())
+	}
+	what := strings.Join(texts, ", ")
 	if n.cfg.AllowOverlap {
 		n.log.Warn("the overlay network hides addresses of this host's surroundings from containers", "network", network, "hidden", what)
 		return nil
 	}
-	return fmt.Errorf("network %v overlaps %s, which containers could then not reach: choose another (--network for a new one, `rootless-ovl config set` for one that is in the store), or accept it with --allow-overlap", network, what)
+	return fmt.Errorf("network %v overlaps this host's %s, which containers could then not reach: choose another (--network for a new one, `rootless-ovl config set` for one that is in the store), or accept it with --allow-overlap", network, what)
 }
 
 // previousSubnet is what we would like to have again.
