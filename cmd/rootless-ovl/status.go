@@ -39,16 +39,25 @@ For people counters that are 0 are left out; JSON has them all.`,
 }
 
 func (a *app) statusText(w io.Writer, s api.Status) {
-	lease := s.Subnet
-	if s.Ephemeral {
+	lease, backend, underlay := s.Subnet, s.Backend, s.PublicIP
+	if lease != "" && s.Ephemeral {
 		lease += " (ephemeral: given back on stop)"
+	}
+	if s.MTU != 0 {
+		backend = fmt.Sprintf("%s, MTU %d", s.Backend, s.MTU)
+	}
+	if s.Port != 0 {
+		underlay = fmt.Sprintf("%s port %d", s.PublicIP, s.Port)
+	}
+	if s.Interface != "" {
+		underlay += " on " + s.Interface
 	}
 	row(w, "State", s.State)
 	row(w, "Network", s.Network)
 	row(w, "Subnet", lease)
 	row(w, "Gateway", s.Gateway)
-	row(w, "Backend", fmt.Sprintf("%s, MTU %d", s.Backend, s.MTU))
-	row(w, "Underlay", fmt.Sprintf("%s port %d on %s", s.PublicIP, s.Port, s.Interface))
+	row(w, "Backend", backend)
+	row(w, "Underlay", underlay)
 	row(w, "Store", a.storeText(s.Store))
 	row(w, "Attachments", s.Attachments)
 	row(w, "Peers", s.Peers)

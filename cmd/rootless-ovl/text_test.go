@@ -1,0 +1,335 @@
+// What people and programs read: tables, JSON names, errors and exit statuses.
+
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/rootless-ovl/rootless-ovl/api"
+)
+
+func TestCommands_PrintForPeople(t *testing.T) {
+	tests := []struct {
+		args []string
+		want string
+	}{
+		{[]string{"ps"}, `
+NAME  ADDRESS        INTERFACE  MAC                PID  NETNS                   AGE
+job7  10.213.7.3/24  ovl0       02:00:0a:d5:07:03  -    /run/user/1000/netns/x  5s
+web   10.213.7.2/24  eth0       02:00:0a:d5:07:02  815  -                       3h10m
+`},
+		{[]string{"peers"}, `
+SUBNET          PUBLIC IP   PORT   MTU   BACKEND  KIND          NODE ID  PROBLEM
+10.213.9.0/24   192.0.2.9   18285  1472  udp      rootless-ovl  fedc     -
+10.213.12.0/24  192.0.2.12  8285   1472  udp      flannel       -        same public IP as ours
+`},
+		{[]string{"status"}, `
+State              ready
+Network            10.213.0.0/16
+Subnet             10.213.7.0/24
+Gateway            10.213.7.1
+Backend            udp, MTU 1472
+Underlay           192.0.2.1 port 8285 on eth0
+Store              embedded etcd on http://127.0.0.1:2379, prefix /coreos.com/network, connected for 10m0s
+Attachments        2
+Peers              1
+Node ID            0123456789abcdef0123456789abcdef
+Subnet file        /run/user/1000/rootless-ovl/subnet.env
+Daemon             version v1.2.3, pid 4711, up 10m0s
+drops.ttl_exceeded 3
+tap.reads          12
+`},
+		{[]string{"attach", "815", "--name", "web"}, "\n10.213.7.2/24\n"},
+		{[]string{"detach", "web"}, "\ndetached web\n"},
+		{[]string{"config", "get"}, `
+{
+  "Network": "10.213.0.0/16",
+  "Backend": {
+    "Type": "udp"
+  }
+}
+`},
+		{[]string{"config", "set", `{"Network":"10.5.0.0/16"}`}, "\nnetwork config written; nodes read it when they start\n"},
+	}
+	b := newBench(t).serve()
+	for _, tt := range tests {
+		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {
+			got := b.must(tt.args...)
+			if tt.args[0] == "status" { // the first column is as wide as the longest counter
+				got, tt.want = squeeze(got), squeeze(tt.want)
+			}
+			if want := strings.TrimPrefix(tt.want, "\n"); strings.TrimLeft(got, "\n") != strings.TrimLeft(want, "\n") {
+				t.Errorf("got\n%s\nwant\n%s", got, want)
+			}
+		})
+	}
+}
+
+// squeeze makes one blank of many.
+func squeeze(s string) string {
+	lines := strings.Split(strings.TrimSpace(s), "\n")
+	for i, l := range lines {
+		lines[i] = strings.Join(strings.Fields(l), " ")
+	}
+	return strings.Join(lines, "\n")
+}
+
+func TestStatus_SaysWhatIsNotThere(t *testing.T) {
+	b := newBench(t).serve()
+	b.daemon.status = api.Status{
+		State: api.StateWaitingForStore, Since: start, Ephemeral: true,
+		Store: api.StoreStatus{Endpoints: []string{"http://192.0.2.5:2379"}, Prefix: "/p", Since: start, Error: "connection refused"},
+	}
+	got := b.must("status")
+	for _, want := range []string{
+		"State  waiting-for-store", "Network  -", "not connected for 10m0s: connection refused", "http://192.0.2.5:2379, prefix /p",
+	} {
+		if !strings.Contains(strings.Join(strings.Fields(got), " "), strings.Join(strings.Fields(want), " ")) {
+			t.Errorf("%q is missing in\n%s", want, got)
+		}
+	}
+	if strings.Contains(got, "port 0") || strings.Contains(got, "MTU 0") {
+		t.Errorf("zeroes are shown as if they were values:\n%s", got)
+	}
+}
+
+func TestAttach_KeepsTheSentenceApartFromTheAddress(t *testing.T) {
+	b := newBench(t).serve()
+	b.must("attach", "815")
+	if got := b.err.String(); got != "attached chosen: 10.213.7.2/24 on eth0, gateway 10.213.7.1\n" {
+		t.Errorf("standard error: %q", got)
+	}
+	b.must("attach", "815", "-o", "json")
+	if b.err.Len() != 0 {
+		t.Errorf("with JSON, standard error: %q", &b.err)
+	}
+}
+
+func TestAttach_AsksForWhatTheFlagsSay(t *testing.T) {
+	b := newBench(t).serve()
+	t.Chdir(t.TempDir())
+	b.must("attach", "815", "--name", "web", "--ip", "10.213.7.9", "--ifname", "ovl0", "--mac", "02:00:00:00:00:09", "--no-default-route")
+	b.must("attach", "--netns", "ns/x")
+	wd, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []api.AttachRequest{
+		{PID: 815, Name: "web", Addr: "10.213.7.9", IfName: "ovl0", MAC: "02:00:00:00:00:09", NoDefaultRoute: true},
+		{Netns: filepath.Join(wd, "ns/x")},
+	}
+	for i, got := range b.daemon.attached {
+		if got != want[i] {
+			t.Errorf("asked for %+v, want %+v", got, want[i])
+		}
+	}
+}
+
+func TestCommands_PrintJSONWithStableNames(t *testing.T) {
+	tests := []struct {
+		args []string
+		want string
+	}{
+		{[]string{"status"}, "attachments backend counters ephemeral gateway interface mtu network node_id peers pid port public_ip runtime_dir since state state_dir store subnet subnet_file version"},
+		{[]string{"ps"}, "addr default_route gateway ifname mac mtu name netns since"},
+		{[]string{"peers"}, "backend mtu node_id port public_ip stock subnet"},
+		{[]string{"attach", "815"}, "addr default_route gateway ifname mac mtu name pid since"},
+		{[]string{"detach", "web"}, "detached"},
+		{[]string{"config", "get"}, "Backend Network"},
+		{[]string{"config", "set", `{"Network":"10.5.0.0/16"}`}, "Network"},
+		{[]string{"version"}, "arch commit go_version modified os version"},
+	}
+	b := newBench(t).serve()
+	for _, tt := range tests {
+		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {
+			got := jsonNames(t, b.must(append(tt.args, "--output", "json")...))
+			if strings.Join(got, " ") != tt.want {
+				t.Errorf("names %q, want %s", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestLists_AreEmptyJSONArraysAndHeadings(t *testing.T) {
+	b := newBench(t).serve()
+	b.daemon.attachments, b.daemon.peers = nil, nil
+	for _, cmd := range []string{"ps", "peers"} {
+		if got := b.must(cmd, "-o", "json"); got != "[]\n" {
+			t.Errorf("%s as JSON: %q", cmd, got)
+		}
+		if got := b.must(cmd); strings.Count(got, "\n") != 1 {
+			t.Errorf("%s: %q, want the heading alone", cmd, got)
+		}
+	}
+}
+
+func TestVersion_NamesTheBuild(t *testing.T) {
+	b := newBench(t)
+	got := b.must("version")
+	if !strings.HasPrefix(got, "rootless-ovl ") || !strings.Contains(got, "go1.") || !strings.Contains(got, "/") {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestErrors_AreOneLineWithARemedyAndAnExitStatus(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "bad.json")
+	if err := os.WriteFile(file, []byte(`{"Network":"10.0.0.0/31"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		args []string
+		code int
+		says []string
+	}{
+		{[]string{"frobnicate"}, 2, []string{`"frobnicate"`, "--help"}},
+		{[]string{"status", "--colour"}, 2, []string{"--colour", "rootless-ovl status --help"}},
+		{[]string{"status", "-o", "xml"}, 2, []string{`"xml"`, "text or json"}},
+		{[]string{"status", "now"}, 2, []string{`"now"`}},
+		{[]string{"attach"}, 2, []string{"neither a pid nor a netns path"}},
+		{[]string{"attach", "1", "2"}, 2, []string{"at most 1"}},
+		{[]string{"attach", "web"}, 2, []string{`"web" is not a pid`, "podman inspect"}},
+		{[]string{"attach", "0"}, 2, []string{`"0" is not a pid`}},
+		{[]string{"attach", "-5"}, 2, []string{"rootless-ovl attach --help"}},
+		{[]string{"attach", "5", "--netns", "/x"}, 2, []string{"both a pid (5) and a netns path (/x)"}},
+		{[]string{"attach", "5", "--ip", "10.213.7.300"}, 2, []string{"10.213.7.300", "IPv4"}},
+		{[]string{"attach", "5", "--ip", "10.213.7.3/24"}, 2, []string{"without a length"}},
+		{[]string{"attach", "5", "--ip", "fd00::1"}, 2, []string{"IPv4"}},
+		{[]string{"attach", "5", "--mac", "nonsense"}, 2, []string{"nonsense"}},
+		{[]string{"attach", "5", "--ifname", "much-too-long-name"}, 2, []string{"much-too-long-name", "15"}},
+		{[]string{"attach", "5", "--name", "77"}, 2, []string{"taken for a pid"}},
+		{[]string{"detach"}, 2, []string{"one name or pid", "ps"}},
+		{[]string{"run"}, 2, []string{"needs a command", "--"}},
+		{[]string{"run", "--ip", "x", "--", "true"}, 2, []string{`"x"`}},
+		{[]string{"config"}, 2, []string{"config get"}},
+		{[]string{"config", "set"}, 2, []string{"a file, - for standard input"}},
+		{[]string{"config", "set", "/does/not/exist"}, 1, []string{"/does/not/exist", "no such file"}},
+		{[]string{"config", "set", file}, 1, []string{file, "10.0.0.0/31"}},
+		{[]string{"config", "set", "{}"}, 1, []string{"the given JSON", "Network"}},
+		{[]string{"config", "set", "-"}, 1, []string{"standard input"}},
+		{[]string{"config", "get", "--etcd-prefix", "/p"}, 2, []string{"--etcd-endpoints"}},
+		{[]string{"config", "get", "--etcd-username", "u"}, 2, []string{envEtcdPassword}},
+		{[]string{"config", "get", "--etcd-cafile", "ca.pem"}, 2, []string{"--etcd-endpoints"}},
+	}
+	b := newBench(t).serve()
+	for _, tt := range tests {
+		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {
+			code := b.run(tt.args...)
+			b.checkError(code, tt.code, tt.says...)
+			if b.out.Len() != 0 {
+				t.Errorf("standard output: %q", &b.out)
+			}
+		})
+	}
+	if len(b.daemon.attached) != 0 || b.daemon.notes.String() != "" {
+		t.Errorf("the daemon was asked: %v %v", b.daemon.attached, b.daemon.notes)
+	}
+}
+
+// checkError holds that the last run ended with that status and one line on standard error that has all those texts.
+func (b *bench) checkError(code, want int, says ...string) {
+	b.t.Helper()
+	if code != want {
+		b.t.Errorf("exit status %d, want %d", code, want)
+	}
+	text := b.err.String()
+	if !strings.HasPrefix(text, "rootless-ovl: ") || strings.Count(text, "\n") != 1 || !strings.HasSuffix(text, "\n") {
+		b.t.Errorf("standard error is not one line of ours: %q", text)
+	}
+	if strings.Contains(text, "Usage:") {
+		b.t.Errorf("standard error has the usage: %q", text)
+	}
+	for _, s := range says {
+		if !strings.Contains(text, s) {
+			b.t.Errorf("%q does not say %q", text, s)
+		}
+	}
+}
+
+func TestClients_SayThatTheDaemonIsNotRunning(t *testing.T) {
+	b := newBench(t)
+	for _, args := range [][]string{
+		{"status"}, {"ps"}, {"peers"}, {"attach", "5"}, {"detach", "web"}, {"run", "--", "true"}, {"config", "get"},
+		{"config", "set", `{"Network":"10.5.0.0/16"}`},
+	} {
+		code := b.run(args...)
+		b.checkError(code, 1, "the daemon is not running", b.dir+"/api.sock", "rootless-ovl up")
+	}
+	t.Setenv(envRuntimeDir, "")
+	code := b.run("status")
+	b.checkError(code, 1, "XDG_RUNTIME_DIR", "export XDG_RUNTIME_DIR=/run/user/$UID", "--runtime-dir")
+	other := filepath.Join(b.dir, "other")
+	code = b.run("status", "--runtime-dir", other)
+	b.checkError(code, 1, other+"/api.sock")
+}
+
+func TestErrors_OfTheDaemonAreJSONToo(t *testing.T) {
+	b := newBench(t).serve()
+	b.daemon.err = api.Errorf(api.CodeInUse, "address 10.213.7.2 is taken by web:\nuse another")
+	code := b.run("attach", "5", "-o", "json")
+	b.checkError(code, 1, "rootless-ovl: address 10.213.7.2 is taken by web:; use another")
+	var e api.Error
+	if err := json.Unmarshal(b.out.Bytes(), &e); err != nil || e.Code != api.CodeInUse || !strings.Contains(e.Message, "taken by web") {
+		t.Errorf("standard output %q: %+v, %v", &b.out, e, err)
+	}
+
+	code = b.run("attach", "5", "--ip", "x", "-o", "json")
+	b.checkError(code, 2, `"x"`)
+	if err := json.Unmarshal(b.out.Bytes(), &e); err != nil || e.Code != api.CodeInvalid {
+		t.Errorf("standard output %q: %+v, %v", &b.out, e, err)
+	}
+}
+
+func TestDirectories_FlagBeatsEnvironmentBeatsDefault(t *testing.T) {
+	b := newBench(t)
+	a := &app{world: b.world}
+	t.Setenv(envRuntimeDir, "")
+	t.Setenv("XDG_RUNTIME_DIR", "/run/user/7")
+	for _, step := range []struct {
+		set  func()
+		want string
+	}{
+		{func() {}, "/run/user/7/rootless-ovl"},
+		{func() { t.Setenv(envRuntimeDir, "/env") }, "/env"},
+		{func() { a.runtimeDir = "/flag" }, "/flag"},
+	} {
+		step.set()
+		if got, err := a.runtime(); err != nil || got != step.want {
+			t.Errorf("runtime directory %q, %v, want %s", got, err, step.want)
+		}
+	}
+	t.Setenv("HOME", "/home/u")
+	if got, err := a.state(); err != nil || got != "/home/u/.local/state/rootless-ovl" {
+		t.Errorf("state directory %q, %v", got, err)
+	}
+	t.Setenv(envStateDir, "/env")
+	if got, err := a.state(); err != nil || got != "/env" {
+		t.Errorf("state directory %q, %v", got, err)
+	}
+}
+
+func TestCompletion_OffersAttachmentsToDetach(t *testing.T) {
+	b := newBench(t).serve()
+	got := b.must("__complete", "detach", "")
+	if !strings.HasPrefix(got, "job7\t10.213.7.3/24\nweb\t10.213.7.2/24\n") {
+		t.Errorf("%q", got)
+	}
+	if got := b.must("__complete", "detach", "web", ""); strings.Contains(got, "job7") {
+		t.Errorf("a second name is offered: %q", got)
+	}
+	b.daemon.err = api.Errorf(api.CodeInternal, "broken")
+	if got := b.must("__complete", "detach", ""); !strings.HasPrefix(got, ":4") {
+		t.Errorf("with a broken daemon: %q", got)
+	}
+	if got := b.must("__complete", "status", "--output", ""); !strings.HasPrefix(got, "text\njson\n") {
+		t.Errorf("--output: %q", got)
+	}
+	for _, shell := range []string{"bash", "zsh", "fish", "powershell"} {
+		if got := b.must("completion", shell); !strings.Contains(got, "rootless-ovl") {
+			t.Errorf("completion %s: %d bytes", shell, len(got))
+		}
+	}
+}

@@ -1,0 +1,182 @@
+// up: flags become a node.Config, wrong ones an error; signals stop the node.
+
+package main
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/rootless-ovl/rootless-ovl/lease"
+	"github.com/rootless-ovl/rootless-ovl/node"
+)
+
+// withNode has up run n, and returns where it will note the Config.
+func (b *bench) withNode(n nodeRunner) *node.Config {
+	c := new(node.Config)
+	b.world.newNode = func(given node.Config) (nodeRunner, error) {
+		*c = given
+		return n, nil
+	}
+	return c
+}
+
+func TestUp_TurnsFlagsIntoAConfig(t *testing.T) {
+	b := newBench(t)
+	stopped := errors.New("stopped by the test")
+	tests := []struct {
+		name string
+		args []string
+		want node.Config
+	}{
+		{"defaults", nil, node.Config{
+			EtcdPrefix: "/coreos.com/network", ListenEtcd: "127.0.0.1:2379", Port: node.PortFromConfig,
+			StateDir: "/s", RuntimeDir: b.dir,
+		}},
+		{"embedded", []string{"--listen-etcd", "http://192.0.2.1:2379", "--network", "10.9.8.0/20", "--allow-overlap"}, node.Config{
+			EtcdPrefix: "/coreos.com/network", ListenEtcd: "192.0.2.1:2379", Port: node.PortFromConfig,
+			Network: netip.MustParsePrefix("10.9.8.0/20"), NetworkSet: true, AllowOverlap: true,
+			StateDir: "/s", RuntimeDir: b.dir,
+		}},
+		{"everything", []string{
+			"--etcd-endpoints", "https://a:2379,https://b:2379", "--etcd-endpoints=https://c:2379", "--etcd-prefix", "/p",
+			"--etcd-cafile", "ca", "--etcd-certfile", "cert", "--etcd-keyfile", "key", "--etcd-username", "u", "--etcd-password", "pw",
+			"--iface", "eth0", "--iface", "192.0.2.1", "--iface-regex", "^eth[0-9]{1,2}$", "--iface-can-reach", "192.0.2.9", "--public-ip", "198.51.100.1",
+			"--port", "0", "--ephemeral", "--lease-ttl", "1m", "--subnet-file", "/f", "--host-loopback", "--allow-link-local",
+			"--runtime-dir", "/r", "--state-dir", "/t",
+		}, node.Config{
+			Etcd: lease.ClientConfig{
+				Endpoints: []string{"https://a:2379", "https://b:2379", "https://c:2379"},
+				CAFile:    "ca", CertFile: "cert", KeyFile: "key", Username: "u", Password: "pw",
+			},
+			EtcdPrefix: "/p", ListenEtcd: "127.0.0.1:2379",
+			Iface: []string{"eth0", "192.0.2.1"}, IfaceRegex: []string{"^eth[0-9]{1,2}$"}, IfaceCanReach: "192.0.2.9",
+			PublicIP: netip.MustParseAddr("198.51.100.1"), Port: node.PortAny, Ephemeral: true, LeaseTTL: time.Minute,
+			SubnetFile: "/f", HostLoopback: true, LinkLocal: true, StateDir: "/t", RuntimeDir: "/r",
+		}},
+	}
+	t.Setenv(envStateDir, "/s")
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got := b.withNode(&fakeNode{err: stopped})
+			code := b.run(append([]string{"up"}, tt.args...)...)
+			b.checkError(code, 1, stopped.Error())
+			if diff := cmp.Diff(tt.want, *got, cmpopts.IgnoreFields(node.Config{}, "Log", "Version"),
+				cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+				t.Errorf("config (-want +got):\n%s", diff)
+			}
+			if got.Log == nil || got.Version == "" {
+				t.Errorf("log %v, version %q", got.Log, got.Version)
+			}
+		})
+	}
+}
+
+func TestUp_TakesThePasswordFromTheEnvironment(t *testing.T) {
+	b := newBench(t)
+	t.Setenv(envEtcdPassword, "secret")
+	c := b.withNode(&fakeNode{err: errors.New("enough")})
+	b.run("up", "--etcd-endpoints", "http://a:2379", "--etcd-username", "u")
+	if c.Etcd.Password != "secret" {
+		t.Errorf("password %q", c.Etcd.Password)
+	}
+	b.run("up", "--etcd-endpoints", "http://a:2379")
+	if c.Etcd.Password != "" {
+		t.Errorf("password %q without a user", c.Etcd.Password)
+	}
+}
+
+func TestUp_RefusesFlagsThatCannotBeRight(t *testing.T) {
+	tests := []struct {
+		args string
+		says string
+	}{
+		{"now", `"now"`},
+		{"--etcd-endpoints http://a:2379 --listen-etcd 127.0.0.1:1", "give one of the two"},
+		{"--listen-etcd 2379", "host:port"},
+		{"--listen-etcd :2379", "host:port"},
+		{"--listen-etcd a:b", "host:port"},
+		{"--listen-etcd a:99999", "host:port"},
+		{"--listen-etcd https://a:2379", "host:port"},
+		{"--etcd-endpoints https://a --etcd-certfile c", "--etcd-keyfile"},
+		{"--etcd-endpoints https://a --etcd-username u", envEtcdPassword},
+		{"--etcd-endpoints https://a --etcd-password p", "--etcd-username"},
+		{"--etcd-cafile ca", "--etcd-endpoints"},
+		{"--network 10.0.0.0", "--network"},
+		{"--network fd00::/64", "IPv4"},
+		{"--public-ip host", "--public-ip"},
+		{"--public-ip fd00::1", "IPv4"},
+		{"--port 65536", "65536"},
+		{"--port -1", "-1"},
+		{"--port http", "--port"},
+		{"--lease-ttl 1s", "5s"},
+		{"--lease-ttl 60", "--lease-ttl"},
+		{"--log-level loud", "debug or info or warn or error"},
+		{"--log-format xml", "text or json"},
+	}
+	b := newBench(t)
+	for _, tt := range tests {
+		t.Run(tt.args, func(t *testing.T) {
+			code := b.run(append([]string{"up"}, strings.Fields(tt.args)...)...)
+			b.checkError(code, 2, tt.says)
+		})
+	}
+}
+
+func TestUp_RefusesWhatTheNodeRefuses(t *testing.T) {
+	b := newBench(t)
+	b.world.newNode = func(node.Config) (nodeRunner, error) { return nil, errors.New("these do not go together") }
+	code := b.run("up")
+	b.checkError(code, 2, "these do not go together")
+}
+
+func TestUp_StopsInOrderOnASignal(t *testing.T) {
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		b := newBench(t)
+		n := &fakeNode{running: make(chan struct{})}
+		b.withNode(n)
+		code := make(chan int, 1)
+		go func() { code <- b.run("up") }()
+		<-n.running
+		if err := syscall.Kill(syscall.Getpid(), sig); err != nil {
+			t.Fatal(err)
+		}
+		if got := <-code; got != 0 || b.err.Len() != 0 {
+			t.Errorf("%v: exit status %d, %q", sig, got, &b.err)
+		}
+	}
+}
+
+func TestUp_LogsAsAskedFor(t *testing.T) {
+	tests := []struct {
+		args []string
+		json bool
+		info bool
+	}{
+		{nil, false, true},
+		{[]string{"-o", "json"}, true, true},
+		{[]string{"--log-format", "json", "--log-level", "warn"}, true, false},
+		{[]string{"-o", "json", "--log-format", "text"}, false, true},
+	}
+	for _, tt := range tests {
+		b := newBench(t)
+		c := b.withNode(&fakeNode{err: errors.New("enough")})
+		b.run(append([]string{"up"}, tt.args...)...)
+		if b.out.Len() != 0 {
+			t.Errorf("%q: standard output %q", tt.args, &b.out)
+		}
+		b.err.Reset()
+		c.Log.Info("hello", slog.Int("n", 1))
+		got := b.err.String()
+		if (got != "") != tt.info || strings.HasPrefix(got, "{") != (tt.json && tt.info) {
+			t.Errorf("%q: logged %q", tt.args, got)
+		}
+	}
+}
