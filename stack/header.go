@@ -114,9 +114,11 @@ func transportSize(proto uint8) int {
 
 // pseudoSum is the checksum of the pseudo header of TCP and UDP (RFC 9293 section 3.1, RFC 8200 section 8.1).
 func pseudoSum(b []byte, in inbound) uint16 {
-	addrs := b[8:40]
+	var addrs []byte
 	if in.dst.Is4() {
 		addrs = b[12:20]
+	} else {
+		addrs = b[8:40]
 	}
 	n := in.length - in.transport
 	return checksum.Combine(checksum.Checksum(addrs, uint16(in.proto)), uint16(n))

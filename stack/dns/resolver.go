@@ -106,10 +106,11 @@ const streamIdle = 10 * time.Second
 func (r *Resolver) ServeStream(ctx context.Context, c net.Conn) {
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Now()) })
 	defer stop()
-	for ctx.Err() == nil {
-		if c.SetDeadline(time.Now().Add(streamIdle)) != nil {
-			return
-		}
+	// The second look at ctx is for an end between the first and the new deadline, which would undo that of stop.
+	extend := func() bool {
+		return ctx.Err() == nil && c.SetDeadline(time.Now().Add(streamIdle)) == nil && ctx.Err() == nil
+	}
+	for extend() {
 		b, err := readStream(c)
 		if err != nil {
 			return
@@ -120,7 +121,7 @@ func (r *Resolver) ServeStream(ctx context.Context, c net.Conn) {
 			return
 		}
 		answer := r.answer(ctx, q, true)
-		if answer == nil || c.SetDeadline(time.Now().Add(streamIdle)) != nil || writeStream(c, answer) != nil {
+		if answer == nil || !extend() || writeStream(c, answer) != nil {
 			return
 		}
 	}

@@ -1,0 +1,335 @@
+// This file tests egress TCP with a container's stack against servers on the host.
+
+package stack
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/sha256"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/rootless-ovl/rootless-ovl/internal/packet"
+)
+
+func randomBytes(n int) []byte {
+	b := make([]byte, n)
+	rand.Read(b)
+	return b
+}
+
+func TestTCP_CarriesBytesBothWaysAtOnce(t *testing.T) {
+	const size = 10 << 20
+	w := newWire(t, nil)
+	c := w.container(aliceAddr)
+	server := listenTCP(t, func(s *net.TCPConn) {
+		_, _ = io.Copy(s, s)
+		_ = s.CloseWrite()
+	})
+	conn := c.mustDialTCP(server)
+	defer conn.Close()
+	data := randomBytes(size)
+	go func() {
+		_, _ = conn.Write(data)
+		_ = conn.CloseWrite()
+	}()
+	got, err := io.ReadAll(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sha256.Sum256(got) != sha256.Sum256(data) {
+		t.Fatalf("the echo differs: %d bytes, want %d", len(got), size)
+	}
+	if n := w.countSeen(func(o observed) bool { return o.gso == packet.GSOTCPv4 }); n == 0 {
+		t.Error("no superpacket left the gateway")
+	}
+	s := w.g.Stats()
+	if s.TCPOpened != 1 || s.BytesIn < size || s.BytesOut < size {
+		t.Errorf("stats: %+v", s)
+	}
+	eventually(t, "the flow is gone", func() bool { return w.g.Stats().TCPFlows == 0 })
+}
+
+func TestTCP_IPv6(t *testing.T) {
+	w := newWire(t, nil)
+	c := w.container(aliceAddr6)
+	l, err := net.Listen("tcp6", "[::1]:0")
+	if err != nil {
+		t.Skip("the host has no IPv6 loopback")
+	}
+	defer l.Close()
+	go func() {
+		s, err := l.Accept()
+		if err != nil {
+			return
+		}
+		_, _ = io.Copy(s, s)
+		s.Close()
+	}()
+	// ::1 reached as the gateway's address, as a container would.
+	port := netip.MustParseAddrPort(l.Addr().String()).Port()
+	conn := c.mustDialTCP(netip.AddrPortFrom(gatewayAddr6, port))
+	defer conn.Close()
+	data := randomBytes(1 << 20)
+	go func() {
+		_, _ = conn.Write(data)
+		_ = conn.CloseWrite()
+	}()
+	if got, err := io.ReadAll(conn); err != nil || !bytes.Equal(got, data) {
+		t.Fatalf("%d bytes of %d, %v", len(got), len(data), err)
+	}
+}
+
+func TestTCP_RefusedIsResetBeforeTheHandshake(t *testing.T) {
+	w := newWire(t, nil)
+	c := w.container(aliceAddr)
+	_, err := c.dialTCP(closedPort(t))
+	if err == nil || !strings.Contains(err.Error(), "refused") {
+		t.Fatalf("dial: %v, want a refusal", err)
+	}
+	if n := w.tcpSeen(header.TCPFlagSyn | header.TCPFlagAck); n != 0 {
+		t.Errorf("%d SYN-ACKs for a connection that the host refused", n)
+	}
+	if n := w.tcpSeen(header.TCPFlagRst | header.TCPFlagAck); n != 1 {
+		t.Errorf("%d RSTs, want 1", n)
+	}
+	eventually(t, "the flow is gone", func() bool { s := w.g.Stats(); return s.TCPFlows == 0 && s.TCPRefused == 1 })
+}
+
+func TestTCP_HalfClose(t *testing.T) {
+	w := newWire(t, nil)
+	c := w.container(aliceAddr)
+	t.Run("by the container", func(t *testing.T) {
+		server := listenTCP(t, func(s *net.TCPConn) {
+			all, _ := io.ReadAll(s) // ends only with the container's FIN
+			_, _ = s.Write(append([]byte("after: "), all...))
+		})
+		conn := c.mustDialTCP(server)
+		defer conn.Close()
+		_, _ = conn.Write([]byte("request"))
+		_ = conn.CloseWrite()
+		if got, err := io.ReadAll(conn); string(got) != "after: request" {
+			t.Errorf("got %q, %v", got, err)
+		}
+	})
+	t.Run("by the host", func(t *testing.T) {
+		heard := make(chan string, 1)
+		server := listenTCP(t, func(s *net.TCPConn) {
+			_, _ = s.Write([]byte("bye"))
+			_ = s.CloseWrite()
+			all, _ := io.ReadAll(s)
+			heard <- string(all)
+		})
+		conn := c.mustDialTCP(server)
+		if got, err := io.ReadAll(conn); string(got) != "bye" {
+			t.Errorf("got %q, %v", got, err)
+		}
+		_, _ = conn.Write([]byte("still here"))
+		conn.Close()
+		if got := <-heard; got != "still here" {
+			t.Errorf("the server heard %q", got)
+		}
+	})
+}
+
+func TestTCP_ResetIsPassedOn(t *testing.T) {
+	w := newWire(t, nil)
+	c := w.container(aliceAddr)
+	t.Run("from the host", func(t *testing.T) {
+		server := listenTCP(t, func(s *net.TCPConn) {
+			_, _ = s.Read(make([]byte, 1))
+			_ = s.SetLinger(0) // Close sends a RST
+		})
+		conn := c.mustDialTCP(server)
+		defer conn.Close()
+		_, _ = conn.Write([]byte("x"))
+		if _, err := conn.Read(make([]byte, 1)); err == nil || err == io.EOF {
+			t.Errorf("read: %v, want a reset", err)
+		}
+	})
+	t.Run("from the container", func(t *testing.T) {
+		heard := make(chan error, 1)
+		server := listenTCP(t, func(s *net.TCPConn) {
+			_, err := io.ReadAll(s)
+			heard <- err
+		})
+		conn := c.mustDialTCP(server)
+		eventually(t, "the server has it", func() bool { return w.g.Stats().TCPFlows == 1 })
+		for _, e := range c.s.RegisteredEndpoints() {
+			e.Abort()
+		}
+		conn.Close()
+		if err := <-heard; err == nil {
+			t.Error("the server saw an orderly end, want a reset")
+		}
+	})
+	eventually(t, "the flows are gone", func() bool { return w.g.Stats().TCPFlows == 0 })
+}
+
+// The server closes first, so that the gateway's end goes into TIME_WAIT, and the client comes back with the same port at
+// once: the trap of every stack that accepts without a listening socket.
+func TestTCP_ReusesFourTuplesInTimeWait(t *testing.T) {
+	const connections, ports = 2000, 8
+	w := newWire(t, nil)
+	c := w.container(aliceAddr)
+	server := listenTCP(t, func(s *net.TCPConn) { _, _ = s.Write([]byte("x")) })
+	var wg sync.WaitGroup
+	for p := range ports {
+		wg.Go(func() {
+			for i := range connections / ports {
+				if err := c.once(uint16(20000+p), server); err != nil {
+					t.Errorf("port %d, connection %d: %v", 20000+p, i, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	s := w.g.Stats()
+	if s.TCPOpened != connections {
+		t.Errorf("%d connections opened, want %d", s.TCPOpened, connections)
+	}
+	if s.TimeWaitReused == 0 {
+		t.Error("no four-tuple was met in TIME_WAIT: the test has missed its point")
+	}
+	eventually(t, "the flows are gone", func() bool { return w.g.Stats().TCPFlows == 0 })
+}
+
+// once connects from port, reads one byte and the end, and closes.
+func (c *container) once(port uint16, server netip.AddrPort) error {
+	a, proto := full(server)
+	local := tcpip.FullAddress{NIC: nicID, Addr: tcpipAddr(c.addr), Port: port}
+	var conn *gonet.TCPConn
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		var err error
+		// The container's own end may hold the port until its last ACK has come.
+		if conn, err = gonet.DialTCPWithBind(c.w.t.Context(), c.s, local, a, proto); err == nil {
+			break
+		}
+		if !strings.Contains(err.Error(), "in use") && !strings.Contains(err.Error(), "already") || time.Now().After(end) {
+			return err
+		}
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	got, err := io.ReadAll(conn)
+	if err == nil && string(got) != "x" {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+func TestTCP_LimitsBiteAndCount(t *testing.T) {
+	hold := func(s *net.TCPConn) { _, _ = io.ReadAll(s) }
+	t.Run("flows", func(t *testing.T) {
+		w := newWire(t, func(c *Config) { c.Limits.TCPFlows = 3 })
+		c := w.container(aliceAddr)
+		server := listenTCP(t, hold)
+		for range 3 {
+			defer c.mustDialTCP(server).Close()
+		}
+		w.send(makeTCP(netip.AddrPortFrom(bobAddr, 999), server, header.TCPFlagSyn, 1))
+		if n := w.drops(dropTCPFlows); n != 1 {
+			t.Errorf("%d drops, want 1", n)
+		}
+	})
+	t.Run("share of a container", func(t *testing.T) {
+		w := newWire(t, func(c *Config) { c.Limits.TCPFlowsEach = 2 })
+		alice, bob := w.container(aliceAddr), w.container(bobAddr)
+		server := listenTCP(t, hold)
+		for range 2 {
+			defer alice.mustDialTCP(server).Close()
+		}
+		w.send(makeTCP(netip.AddrPortFrom(aliceAddr, 999), server, header.TCPFlagSyn, 1))
+		if n := w.drops(dropContainerShare); n != 1 {
+			t.Errorf("%d drops, want 1", n)
+		}
+		bob.mustDialTCP(server).Close()
+	})
+	t.Run("half-open", func(t *testing.T) {
+		w := newWire(t, func(c *Config) { c.Limits.TCPHalfOpen = 4; c.Limits.TCPHalfOpenEach = 3 })
+		bob := w.container(bobAddr)
+		server := listenTCP(t, hold)
+		// Alice sends SYNs and never an ACK.
+		for i := range 10 {
+			w.send(makeTCP(netip.AddrPortFrom(aliceAddr, uint16(1000+i)), server, header.TCPFlagSyn, 1))
+		}
+		if n := w.drops(dropContainerShare); n != 7 {
+			t.Errorf("%d drops, want 7", n)
+		}
+		if s := w.g.Stats(); s.TCPHalfOpen != 3 {
+			t.Errorf("%d half-open, want 3", s.TCPHalfOpen)
+		}
+		bob.mustDialTCP(server).Close() // a flood from one container does not stop another
+		carol := netip.MustParseAddr("10.5.1.4")
+		eventually(t, "bob's is established", func() bool { return w.g.Stats().TCPHalfOpen == 3 })
+		w.send(makeTCP(netip.AddrPortFrom(carol, 1), server, header.TCPFlagSyn, 1),
+			makeTCP(netip.AddrPortFrom(carol, 2), server, header.TCPFlagSyn, 1))
+		if n := w.drops(dropTCPHalfOpen); n != 1 {
+			t.Errorf("%d drops, want 1", n)
+		}
+	})
+}
+
+func TestTCP_ReleaseEndsTheFlowsOfOneContainer(t *testing.T) {
+	w := newWire(t, nil)
+	alice, bob := w.container(aliceAddr), w.container(bobAddr)
+	server := listenTCP(t, func(s *net.TCPConn) { _, _ = io.Copy(s, s) })
+	a, b := alice.mustDialTCP(server), bob.mustDialTCP(server)
+	defer a.Close()
+	defer b.Close()
+	eventually(t, "both are established", func() bool { s := w.g.Stats(); return s.TCPFlows == 2 && s.TCPHalfOpen == 0 })
+	w.g.Release(aliceAddr)
+	if _, err := a.Read(make([]byte, 1)); err == nil || err == io.EOF {
+		t.Errorf("read: %v, want a reset", err)
+	}
+	eventually(t, "one flow is left", func() bool { return w.g.Stats().TCPFlows == 1 })
+	_, _ = b.Write([]byte("y"))
+	if n, err := b.Read(make([]byte, 1)); n != 1 {
+		t.Errorf("the other container's connection: %v", err)
+	}
+}
+
+// A receiver that does not read must not stop others, nor the goroutine that sends for all of them.
+func TestTCP_SlowReaderDoesNotStopOthers(t *testing.T) {
+	w := newWire(t, func(c *Config) { c.Limits.ExitQueue = 64 })
+	c := w.container(aliceAddr)
+	data := randomBytes(4 << 20)
+	server := listenTCP(t, func(s *net.TCPConn) { _, _ = s.Write(data) })
+	slow := c.mustDialTCP(server)
+	defer slow.Close()
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			conn := c.mustDialTCP(server)
+			defer conn.Close()
+			if got, err := io.ReadAll(conn); err != nil || !bytes.Equal(got, data) {
+				t.Errorf("%d bytes of %d, %v", len(got), len(data), err)
+			}
+		})
+	}
+	wg.Wait()
+	if got, err := io.ReadAll(slow); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("the slow one: %d bytes of %d, %v", len(got), len(data), err)
+	}
+}
+
+func TestTCP_NoReplyToStraySegments(t *testing.T) {
+	w := newWire(t, nil)
+	src, dst := netip.AddrPortFrom(aliceAddr, 5), netip.MustParseAddrPort("203.0.113.9:80")
+	w.send(makeTCP(src, dst, header.TCPFlagRst, 1))
+	w.send(makeTCP(src, dst, header.TCPFlagAck, 1))
+	eventually(t, "the ACK is reset", func() bool { return w.tcpSeen(header.TCPFlagRst) == 1 })
+	if n := w.countSeen(func(observed) bool { return true }); n != 1 {
+		t.Errorf("%d packets, want only the answer to the ACK", n)
+	}
+}
