@@ -47,20 +47,23 @@ func fail(kind, cause error, format string, args ...any) error {
 	return e
 }
 
-// tunError puts into words why /dev/net/tun could not be opened: each errno has its own cause and its own remedy.
-func tunError(path string, errno syscall.Errno) error {
-	var why string
+// TunTrouble puts into words why /dev/net/tun could not be opened, and what to do: each errno has its own cause.
+func TunTrouble(errno syscall.Errno) (cause, remedy string) {
 	switch errno {
 	case syscall.ENOENT:
-		why = "it does not exist: load the tun module as root (modprobe tun), or give this container the device (--device /dev/net/tun)"
+		return "it does not exist", "load the tun module as root (modprobe tun), or give this container the device (--device /dev/net/tun)"
 	case syscall.ENODEV, syscall.ENXIO:
-		why = "the tun module is missing: load it as root (modprobe tun); after a kernel update, reboot first"
+		return "the tun module is missing", "load it as root (modprobe tun); after a kernel update, reboot first"
 	case syscall.EACCES:
-		why = "no permission: it is 0666 on most systems; make it so as root (chmod 0666 " + path + ")"
+		return "no permission", "it is 0666 on most systems, make it so as root (chmod 0666 /dev/net/tun)"
 	case syscall.EPERM:
-		why = "the device cgroup forbids it: allow it for this container or service (--device /dev/net/tun, or DeviceAllow=/dev/net/tun rw)"
+		return "the device cgroup forbids it", "allow it for this container or service (--device /dev/net/tun, or DeviceAllow=/dev/net/tun rw)"
 	default:
-		why = errno.Error()
+		return errno.Error(), "see whether anything else on this machine can use TUN devices (ip tuntap add mode tap)"
 	}
-	return fail(ErrTunDevice, errno, "cannot open %s: %s", path, why)
+}
+
+func tunError(path string, errno syscall.Errno) error {
+	cause, remedy := TunTrouble(errno)
+	return fail(ErrTunDevice, errno, "cannot open %s: %s: %s", path, cause, remedy)
 }
