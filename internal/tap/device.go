@@ -69,6 +69,12 @@ func New(c Config) (*Device, error) {
 		return nil, err
 	}
 	_ = c.File.Close()
+	d.address()
+	return d, nil
+}
+
+// address makes the Ethernet headers towards the container.
+func (d *Device) address() {
 	for _, e := range []struct {
 		hdr       *[ethHdrLen]byte
 		etherType uint16
@@ -77,7 +83,6 @@ func New(c Config) (*Device, error) {
 		copy(e.hdr[6:], RouterMAC[:])
 		e.hdr[12], e.hdr[13] = byte(e.etherType>>8), byte(e.etherType)
 	}
-	return d, nil
 }
 
 func (d *Device) setUp() error {
