@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"strings"
 	"time"
@@ -21,7 +22,6 @@ import (
 	"google.golang.org/grpc"
 	grpcbackoff "google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
 )
 
@@ -42,6 +42,7 @@ type ClientConfig struct {
 type Client struct {
 	etcd    *clientv3.Client
 	leases  pb.LeaseClient
+	watches pb.WatchClient
 	timeout time.Duration
 	name    string
 }
@@ -103,7 +104,8 @@ func Dial(ctx context.Context, c ClientConfig) (*Client, error) {
 		cancel()
 		return nil, classify(ctx, name, "connecting", err)
 	}
-	return &Client{etcd, pb.NewLeaseClient(etcd.ActiveConnection()), timeout, name}, nil
+	conn := etcd.ActiveConnection()
+	return &Client{etcd, pb.NewLeaseClient(conn), pb.NewWatchClient(conn), timeout, name}, nil
 }
 
 // clientv3 waits for a connection until the context ends, and then cannot say why there was none. Failing as soon as
@@ -285,57 +287,64 @@ func (c *Client) Revoke(ctx context.Context, id LeaseID) error {
 	return err
 }
 
-// Watch implements Store. clientv3 resumes a watch by itself and tells nobody; here a lost connection ends the watch,
-// so that its owner notices the outage and lists again, which also survives a store that came back with less data.
+// Watch implements Store. clientv3's watch resumes by itself and tells nobody, so this is the request itself: a lost
+// connection ends the watch, its owner notices the outage and lists again, which also survives a store that came back
+// with less data.
 func (c *Client) Watch(ctx context.Context, key string, prefix bool, rev int64) <-chan Events {
 	out := make(chan Events)
-	opts := []clientv3.OpOption{clientv3.WithRev(rev)}
+	req := &pb.WatchCreateRequest{Key: []byte(key), StartRevision: rev}
 	if prefix {
-		opts = append(opts, clientv3.WithPrefix())
+		req.RangeEnd = []byte(clientv3.GetPrefixRangeEnd(key))
 	}
 	go func() {
 		defer close(out)
 		send := func(e Events) bool {
 			select {
 			case out <- e:
-				return e.Err == nil
+				return true
 			case <-ctx.Done():
 				return false
 			}
 		}
-		err := c.watch(ctx, key, opts, send)
-		if err != nil && ctx.Err() == nil {
+		if err := c.watch(ctx, req, send); ctx.Err() == nil {
 			send(Events{Err: classify(ctx, c.name, "watching "+key, err)})
 		}
 	}()
 	return out
 }
 
-func (c *Client) watch(ctx context.Context, key string, opts []clientv3.OpOption, send func(Events) bool) error {
+// watch runs until the stream fails, which it does when ctx ends at the latest.
+func (c *Client) watch(ctx context.Context, req *pb.WatchCreateRequest, send func(Events) bool) error {
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
-	lost := status.Error(codes.Unavailable, "the connection was lost")
-	conn := c.etcd.ActiveConnection()
-	if conn.GetState() != connectivity.Ready {
-		return lost
+	stream, err := c.watches.Watch(ctx, grpc.MaxCallRecvMsgSize(math.MaxInt32))
+	if err != nil {
+		return err
 	}
-	go func() {
-		conn.WaitForStateChange(ctx, connectivity.Ready)
-		cancel()
-	}()
-	for resp := range c.etcd.Watch(ctx, key, opts...) {
-		if err := resp.Err(); err != nil {
+	// A failed Send reports io.EOF; the reason is in what Recv returns.
+	_ = stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: req}})
+	for {
+		resp, err := stream.Recv()
+		switch {
+		case err != nil:
 			return err
+		case resp.CompactRevision != 0:
+			return rpctypes.ErrGRPCCompacted
+		case resp.Canceled && strings.Contains(resp.CancelReason, rpctypes.ErrPermissionDenied.Error()):
+			return rpctypes.ErrGRPCPermissionDenied
+		case resp.Canceled:
+			return status.Error(codes.Unavailable, resp.CancelReason)
+		case len(resp.Events) == 0: // the watch was created
+			continue
 		}
 		e := Events{Revision: resp.Header.Revision, Changes: make([]Change, len(resp.Events))}
 		for i, ev := range resp.Events {
-			e.Changes[i] = Change{pairOf(ev.Kv), ev.Type == clientv3.EventTypeDelete}
+			e.Changes[i] = Change{pairOf(ev.Kv), ev.Type == mvccpb.Event_DELETE}
 		}
 		if !send(e) {
-			return nil
+			return ctx.Err()
 		}
 	}
-	return lost
 }
 
 // storeError is a failure of the store: which store, during what, of which kind.

@@ -20,6 +20,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
 )
 
 // DefaultListen is etcd's own client port, on loopback only.
@@ -50,11 +51,13 @@ type Config struct {
 // Server is a running member. Methods may be called from any goroutine.
 type Server struct {
 	etcd *embed.Etcd
+	grpc *grpcServers
 	lock *os.File
 	url  string
 	err  chan error
 
 	closeOnce sync.Once
+	closing   chan struct{}
 }
 
 // Start runs a member on c.DataDir, new or from a previous run, and returns when it answers. If ctx ends first, or
@@ -87,11 +90,14 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("embedded etcd: %w", err)
 	}
-	e, err := start(config(c, *u))
+	cfg := config(c, *u)
+	var servers grpcServers
+	cfg.ServiceRegister = servers.add
+	e, err := start(cfg)
 	if err != nil {
 		return nil, errors.Join(explain(err, u.Host), lock.Close())
 	}
-	s := &Server{etcd: e, lock: lock, err: make(chan error, 1)}
+	s := &Server{etcd: e, grpc: &servers, lock: lock, err: make(chan error, 1), closing: make(chan struct{})}
 	u.Host = e.Clients[0].Addr().String()
 	s.url = u.String()
 
@@ -155,12 +161,17 @@ func config(c Config, u url.URL) *embed.Config {
 // forward turns the first failure of the server, or its unexpected end, into one error.
 func (s *Server) forward() {
 	defer close(s.err)
+	var err error
 	select {
-	case err := <-s.etcd.Err():
-		if err != nil {
-			s.err <- fmt.Errorf("embedded etcd at %s: %w", s.url, err)
-		}
+	case err = <-s.etcd.Err():
 	case <-s.etcd.Server.StopNotify():
+		err = errors.New("it stopped by itself")
+	case <-s.closing:
+	}
+	select {
+	case <-s.closing:
+	default:
+		s.err <- fmt.Errorf("embedded etcd at %s: %w", s.url, err)
 	}
 }
 
@@ -170,9 +181,32 @@ func (s *Server) Endpoint() string { return s.url }
 // Err receives at most one error, if the server fails while running, and is closed when the server ends.
 func (s *Server) Err() <-chan error { return s.err }
 
+// grpcServers are the gRPC servers of one member.
+type grpcServers struct {
+	mu  sync.Mutex
+	all []*grpc.Server
+}
+
+func (g *grpcServers) add(s *grpc.Server) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.all = append(g.all, s)
+}
+
+func (g *grpcServers) stop() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, s := range g.all {
+		s.Stop()
+	}
+}
+
 // Close stops the server and returns when all of it has ended. The data stays. Further calls do nothing.
 func (s *Server) Close() {
 	s.closeOnce.Do(func() {
+		close(s.closing)
+		// etcd would wait 5 s for the other nodes' watches, which do not end by themselves.
+		s.grpc.stop()
 		s.etcd.Close()
 		_ = s.lock.Close() // also unlocks
 	})
