@@ -245,11 +245,7 @@ func (n *Node) openRouter(cfg lease.NetworkConfig, ext external, last savedLast)
 			return r, nil
 		}
 	}
-	r, err := openUnderlay(n.log, netip.AddrPortFrom(ext.bind, uint16(port)))
-	if err != nil {
-		return nil, fmt.Errorf("%w: stop what has the port, or start with --port 0 for any free one", err)
-	}
-	return r, nil
+	return openUnderlay(n.log, netip.AddrPortFrom(ext.bind, uint16(port)))
 }
 
 // newGateway makes the stack behind the gateway address.

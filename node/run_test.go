@@ -238,6 +238,42 @@ func TestRun_EphemeralNodeGivesItsLeaseBack(t *testing.T) {
 	}
 }
 
+func TestRun_TellsSystemd(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+	c := testConfig(t)
+	c.ListenEtcd = "127.0.0.1:0"
+	r := startNode(t, c)
+	next := func() string {
+		b := make([]byte, 100)
+		if err := conn.SetReadDeadline(time.Now().Add(deadline)); err != nil {
+			t.Fatal(err)
+		}
+		n, err := conn.Read(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b[:n])
+	}
+	if got := next(); got != "READY=1" {
+		t.Errorf("first %q", got)
+	}
+	if s, _ := r.n.Status(t.Context()); s.State != api.StateReady {
+		t.Errorf("told systemd in state %s", s.State)
+	}
+	if err := r.end(); err != nil {
+		t.Fatal(err)
+	}
+	if got := next(); got != "STOPPING=1" {
+		t.Errorf("second %q", got)
+	}
+}
+
 func TestRun_WaitsForTheStoreAndSaysSo(t *testing.T) {
 	addr := freeAddr(t)
 	var logged syncBuffer

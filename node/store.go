@@ -27,7 +27,9 @@ const (
 	firstBackoff = 100 * time.Millisecond
 	maxBackoff   = 5 * time.Second
 	// patience is how long a start waits for the store before it goes on with what the last run knew.
-	patience = 3 * time.Second
+	patience = time.Second
+	// lookupTimeout bounds finding the addresses of the store.
+	lookupTimeout = 3 * time.Second
 	// revokeTimeout bounds giving back the lease of an ephemeral node.
 	revokeTimeout = 3 * time.Second
 )
@@ -495,7 +497,7 @@ func (n *Node) storeAway(err error) {
 
 // storeAddrs are the addresses of the store, which containers may not reach through the gateway.
 func storeAddrs(ctx context.Context, endpoints []string) []netip.AddrPort {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
 	var addrs []netip.AddrPort
 	for _, e := range endpoints {
