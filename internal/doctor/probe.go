@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"time"
@@ -34,11 +35,14 @@ func knock(ctx context.Context, peer netip.AddrPort, wait time.Duration) error {
 			return err
 		}
 		var b [1]byte
-		if _, err := f.Read(b[:]); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-			return errno(err)
-		}
-		if ctx.Err() != nil {
+		_, err := f.Read(b[:])
+		switch {
+		case err == nil, errors.Is(err, io.EOF):
+			return nil // an answer, if an empty one
+		case ctx.Err() != nil:
 			return ctx.Err()
+		case !errors.Is(err, os.ErrDeadlineExceeded):
+			return errno(err)
 		}
 	}
 	return nil

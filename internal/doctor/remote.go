@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -49,7 +50,11 @@ func (h host) etcd(ctx context.Context, endpoint string, conf *tls.Config, timeo
 	resp.Body.Close()
 	got := h.now()
 	reached := good(id, title, "it answers")
-	if resp.StatusCode != http.StatusOK {
+	switch {
+	case resp.StatusCode == http.StatusOK:
+	case resp.StatusCode == http.StatusBadRequest && u.Scheme == "http":
+		reached = bad(id, title, "it does not speak plain HTTP", "give the endpoint as https://"+u.Host)
+	default:
 		reached = bad(id, title, "it answers "+resp.Status+" to a question for its version", "see whether this is the client port of etcd (2379 unless set otherwise)")
 	}
 	date, err := http.ParseTime(resp.Header.Get("Date"))
@@ -92,13 +97,13 @@ func parseEndpoint(endpoint string) (*url.URL, error) {
 // etcdTrouble puts into words why an endpoint did not answer.
 func etcdTrouble(u *url.URL, err error) (detail, remedy string) {
 	var cert *tls.CertificateVerificationError
-	var alert tls.AlertError
+	var op *net.OpError
 	var record tls.RecordHeaderError
 	switch {
 	case errors.As(err, &cert):
 		return cert.Error(), "give the authority that signed etcd's certificate (--etcd-cafile), and an endpoint that is named in the certificate"
-	case errors.As(err, &alert):
-		return alert.Error(), "etcd wants a client certificate: give --etcd-certfile and --etcd-keyfile"
+	case errors.As(err, &op) && op.Op == "remote error":
+		return "it refuses us: " + op.Err.Error(), "give the client certificate that etcd wants (--etcd-certfile and --etcd-keyfile)"
 	case errors.As(err, &record):
 		return "it does not speak TLS", "give the endpoint as http://" + u.Host
 	case u.Scheme == "http" && strings.Contains(err.Error(), "malformed HTTP response"), u.Scheme == "http" && strings.Contains(err.Error(), "EOF"):
@@ -153,7 +158,9 @@ func (h host) peerMTU(ctx context.Context, peer netip.AddrPort, timeout time.Dur
 		return false, nil
 	}
 	low := min(minProbe, full)
+	asked := time.Now()
 	ok, err := answered(low)
+	wait = min(wait, 10*time.Since(asked)+50*time.Millisecond)
 	switch {
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
 		return skip(id, title, "pings are not allowed here (see ping-group-range)")
