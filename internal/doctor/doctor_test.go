@@ -8,7 +8,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -194,7 +196,7 @@ func TestRun_FindsEachCause(t *testing.T) {
 			f.files["/etc/nsswitch.conf"] = "passwd: files\nsubid: sss\n"
 			delete(f.files, "/etc/subuid")
 		}, "subuid", Skipped, "sss", ""},
-		{"root needs no range", func(f *fake) { f.user = func() (string, int) { return "root", 0 } }, "subuid", Skipped, "root", ""},
+		{"root needs no range", func(f *fake) { f.user, f.owner["/run/user/1001"] = func() (string, int) { return "root", 0 }, 0 }, "subuid", Skipped, "root", ""},
 		{"NoNewPrivileges", func(f *fake) { f.files["/proc/self/status"] = "NoNewPrivs:\t1\n" }, "no-new-privileges", Warn, "newuidmap", "NoNewPrivileges"},
 		{"hidepid", func(f *fake) {
 			f.files["/proc/self/mounts"] = "proc /proc proc rw 0 0\nproc /proc proc rw,hidepid=invisible 0 0\n"
@@ -299,19 +301,20 @@ func TestEtcd_SaysWhyItIsNotReached(t *testing.T) {
 			http.NotFound(w, r)
 		}
 	})
-	plain := httptest.NewServer(answer)
-	defer plain.Close()
-	secure := httptest.NewTLSServer(answer)
-	defer secure.Close()
-	mutual := httptest.NewUnstartedServer(answer)
-	mutual.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert}
-	mutual.StartTLS()
-	defer mutual.Close()
-	other := httptest.NewServer(http.NotFoundHandler())
-	defer other.Close()
-	for _, s := range []*httptest.Server{plain, secure, mutual, other} {
-		s.Config.ErrorLog = nil
+	serve := func(h http.Handler, start func(*httptest.Server)) *httptest.Server {
+		s := httptest.NewUnstartedServer(h)
+		s.Config.ErrorLog = log.New(io.Discard, "", 0)
+		start(s)
+		t.Cleanup(s.Close)
+		return s
 	}
+	plain := serve(answer, (*httptest.Server).Start)
+	secure := serve(answer, (*httptest.Server).StartTLS)
+	mutual := serve(answer, func(s *httptest.Server) {
+		s.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert}
+		s.StartTLS()
+	})
+	other := serve(http.NotFoundHandler(), (*httptest.Server).Start)
 	closed, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
