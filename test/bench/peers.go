@@ -1,0 +1,103 @@
+// This file names the peers, and starts each of them once a lab.
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// The peers.
+const (
+	peerBare        = "bare"
+	peerVXLAN       = "kernel-vxlan"
+	peerBridge      = "kernel-bridge"
+	peerNebula      = "nebula"
+	peerSlirp       = "slirp4netns"
+	peerPasta       = "pasta"
+	peerOurs        = "rootless-ovl"
+	peerOursBuffers = "rootless-ovl-4MiB" // beside rootless-ovl with the stock receive buffer
+	peerOursEtcd    = "rootless-ovl+etcd" // a node that runs the embedded etcd too
+)
+
+// optional are the peers that come from packages of their own.
+var optional = map[string][]program{
+	peerNebula: {{"nebula", "nebula"}, {"nebula-cert", "nebula"}},
+	peerSlirp:  {{"slirp4netns", "slirp4netns"}},
+	peerPasta:  {{"pasta", "passt"}},
+}
+
+// errMissing is a peer that is not installed.
+var errMissing = errors.New("not installed")
+
+// path is a peer's way from one end to another.
+type path struct {
+	peer    string
+	a, b    end
+	daemons []*process // whose CPU time and memory are the peer's; nil for the kernel's own
+}
+
+// network is what a started peer offers.
+type network struct {
+	overlay  *path // from a container of host 1 to one of host 2
+	egress   *path // from a container of host 1 to host 2 itself
+	egress2  *path // from a container of host 2 to host 1 itself
+	sameNode *path // between two containers of host 1
+	ours     *ours // of rootless-ovl only
+	cards    *cards
+}
+
+// cards are for peers whose start is what puts a container on the network.
+type cards struct {
+	// attach puts c on the network; it returns when the command has done so, or runs on and serves it. target answers pings.
+	attach func(ctx context.Context, c *container) (stop func(), err error)
+	target func() netip.Addr
+}
+
+// started is the outcome of a peer's start.
+type started struct {
+	network network
+	err     error
+}
+
+// peer starts a peer unless it runs already.
+func (l *lab) peer(ctx context.Context, name string) (network, error) {
+	if s, ok := l.peers[name]; ok {
+		return s.network, s.err
+	}
+	n, err := l.startPeer(ctx, name)
+	if err != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%s: %w", name, err)
+	}
+	l.peers[name] = started{n, err}
+	return n, err
+}
+
+func (l *lab) startPeer(ctx context.Context, name string) (network, error) {
+	if pkgs := missingPackages(optional[name]); len(pkgs) > 0 {
+		return network{}, fmt.Errorf("%w: %s", errMissing, installLine(pkgs...))
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	switch name {
+	case peerBare:
+		return network{
+			overlay: &path{peer: name, a: l.h1.end(), b: l.h2.end()},
+			egress:  &path{peer: name, a: l.h1.end(), b: l.h2.end()},
+		}, nil
+	case peerVXLAN, peerBridge:
+		return l.startVXLAN(ctx)
+	case peerNebula:
+		return l.startNebula(ctx)
+	case peerSlirp:
+		return l.startSlirp(ctx)
+	case peerPasta:
+		return l.startPasta(ctx)
+	case peerOurs:
+		return l.startOurs(ctx, oursMain)
+	}
+	return network{}, fmt.Errorf("no such peer")
+}
