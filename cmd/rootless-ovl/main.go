@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/rootless-ovl/rootless-ovl/internal/doctor"
 	"github.com/rootless-ovl/rootless-ovl/lease"
 	"github.com/rootless-ovl/rootless-ovl/node"
 	"github.com/rootless-ovl/rootless-ovl/nsutil"
@@ -25,6 +26,7 @@ type world struct {
 	newNode      func(node.Config) (nodeRunner, error)
 	openStore    func(context.Context, lease.ClientConfig, string) (configStore, error)
 	startSandbox func(nsutil.Spec) (sandbox, error)
+	diagnose     func(context.Context, doctor.Options) []doctor.Check
 }
 
 func main() {
@@ -42,6 +44,7 @@ func realWorld() world {
 		newNode:        func(c node.Config) (nodeRunner, error) { return node.New(c) },
 		openStore:      openEtcd,
 		startSandbox:   func(s nsutil.Spec) (sandbox, error) { return nsutil.Start(s) },
+		diagnose:       doctor.Run,
 	}
 }
 

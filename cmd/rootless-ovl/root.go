@@ -139,7 +139,7 @@ with "run".`,
 	mustCompleteDir(root, "state-dir")
 	root.AddCommand(
 		a.upCommand(), a.attachCommand(), a.detachCommand(), a.runCommand(), a.psCommand(), a.statusCommand(), a.peersCommand(),
-		a.configCommand(), a.versionCommand(),
+		a.configCommand(), a.doctorCommand(), a.versionCommand(),
 	)
 	return root
 }
