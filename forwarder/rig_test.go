@@ -1,0 +1,185 @@
+// This file is what the tests of the Router share: a node with two containers, a gateway and two peers on loopback.
+
+package forwarder
+
+import (
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/rootless-ovl/rootless-ovl/internal/nettest"
+	"github.com/rootless-ovl/rootless-ovl/internal/packet"
+)
+
+const (
+	gateway, gateway6 = "10.1.0.1", "fd00:1::1"
+	outside           = "192.0.2.9"
+	peerMTU           = 1472
+	smallMTU          = 600
+)
+
+// rig is a Router that a test drives packet by packet, and who is around it.
+type rig struct {
+	*Router
+	t              testing.TB
+	a, b           *nettest.Device // containers
+	portA, portB   *Port
+	gw, egress     *nettest.Recorder
+	peer, small    *net.UDPConn // 10.2/16 with peerMTU, and 10.3/16 with smallMTU
+	stock          *net.UDPConn // 10.4/16, a peer that sends from any port
+	peerCfg, other PeerConfig
+	table          TableConfig
+}
+
+func udpSocket(t testing.TB) *net.UDPConn {
+	t.Helper()
+	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	_ = c.SetReadBuffer(4 << 20)
+	return c
+}
+
+func addrPort(c *net.UDPConn) netip.AddrPort {
+	a := c.LocalAddr().(*net.UDPAddr).AddrPort()
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}
+
+func newRouter(t testing.TB, loops int) *Router {
+	t.Helper()
+	r, err := NewRouter(Config{
+		Log: slog.New(slog.DiscardHandler), Loops: loops, Underlay: UnderlayConfig{Addr: netip.MustParseAddrPort("127.0.0.1:0")},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Close)
+	return r
+}
+
+func newRig(t testing.TB) *rig {
+	t.Helper()
+	g := &rig{
+		Router: newRouter(t, 1), t: t, a: nettest.NewDevice(t), b: nettest.NewDevice(t), gw: nettest.NewRecorder(t), egress: nettest.NewRecorder(t),
+		peer: udpSocket(t), small: udpSocket(t), stock: udpSocket(t),
+	}
+	port := func(name string, d *nettest.Device, addrs ...string) *Port {
+		c := PortConfig{Name: name, MTU: 1500, Device: d}
+		for _, a := range addrs {
+			c.Addrs = append(c.Addrs, netip.MustParseAddr(a))
+		}
+		p, err := g.AddPort(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	g.portA, g.portB = port("a", g.a, containerA, containerA6), port("b", g.b, containerB)
+	g.peerCfg = PeerConfig{Addr: addrPort(g.peer), MTU: peerMTU}
+	g.other = PeerConfig{Addr: addrPort(g.small), MTU: smallMTU}
+	to := netip.MustParsePrefix
+	g.table = TableConfig{
+		Gateway: netip.MustParseAddr(gateway), Gateway6: netip.MustParseAddr(gateway6),
+		Routes: []Route{
+			{to(containerA + "/32"), ToPort(g.portA)},
+			{to(containerA6 + "/128"), ToPort(g.portA)},
+			{to(containerB + "/32"), ToPort(g.portB)},
+			{to(gateway + "/32"), ToGateway(g.gw)},
+			{to("10.1.0.0/16"), UnreachableHost},
+			{to("10.0.0.0/8"), UnreachableNet},
+			{to("10.2.0.0/16"), ToPeer(g.peerCfg)},
+			{to("fd00:2::/64"), ToPeer(g.peerCfg)},
+			{to("10.3.0.0/16"), ToPeer(g.other)},
+			{to("10.4.0.0/16"), ToPeer(PeerConfig{Addr: addrPort(g.stock), MTU: peerMTU, AnyPort: true})},
+			{to("fd00:1::/64"), UnreachableHost},
+			{to("0.0.0.0/0"), ToEgress(g.egress)},
+		},
+	}
+	g.set(g.table)
+	return g
+}
+
+func (g *rig) set(c TableConfig) {
+	g.t.Helper()
+	if err := g.SetTable(c); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+// from forwards one batch of ingress in, on the goroutine of the test.
+func (g *rig) from(in ingress, pkts ...*packet.Packet) {
+	w := g.loops[0].worker
+	w.begin()
+	for _, p := range pkts {
+		w.forward(p, &in)
+	}
+	w.end()
+}
+
+func (g *rig) fromA(pkts ...*packet.Packet) {
+	g.from(ingress{kind: fromContainer, port: g.portA}, pkts...)
+}
+
+func (g *rig) fromPeer(c *net.UDPConn, pkts ...*packet.Packet) {
+	a := addrPort(c)
+	g.from(ingress{kind: fromPeer, outer: outerAddr{a.Addr().As4(), a.Port()}}, pkts...)
+}
+
+// drops are the reasons counted so far, without the zeros.
+func (g *rig) drops() map[string]uint64 {
+	m := g.Stats().Drops
+	for k, v := range m {
+		if v == 0 {
+			delete(m, k)
+		}
+	}
+	return m
+}
+
+func (g *rig) wantDrops(want map[string]uint64) {
+	g.t.Helper()
+	got := g.drops()
+	if len(got) != len(want) {
+		g.t.Fatalf("drops %v, want %v", got, want)
+	}
+	for k, v := range want {
+		if got[k] != v {
+			g.t.Fatalf("drops %v, want %v", got, want)
+		}
+	}
+}
+
+// datagram reads one datagram, or nil when there is none: what the Router sent on loopback is there by then.
+func datagram(t testing.TB, c *net.UDPConn) []byte {
+	t.Helper()
+	b := make([]byte, 1<<16)
+	_ = c.SetReadDeadline(time.Now().Add(time.Millisecond))
+	n, err := c.Read(b)
+	if err != nil {
+		if os.IsTimeout(err) {
+			return nil
+		}
+		t.Fatal(err)
+	}
+	return b[:n]
+}
+
+// datagrams reads until there is none.
+func datagrams(t testing.TB, c *net.UDPConn) (out [][]byte) {
+	t.Helper()
+	for d := datagram(t, c); d != nil; d = datagram(t, c) {
+		out = append(out, d)
+	}
+	return out
+}
+
+func udp(src, dst string, size int) []byte {
+	return nettest.Between(src, dst).UDP(nettest.UDP{SrcPort: 1000, DstPort: 2000}, nettest.Payload(size))
+}
+
+func pkt(ip []byte) *packet.Packet { return nettest.Packet(ip) }
