@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -615,4 +616,46 @@ func FuzzParseStat(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		_, _, _ = parseStat(b)
 	})
+}
+
+func TestCreateTAP_ProcessUnderASubordinateUID(t *testing.T) {
+	// As a process in a container of an engine that is not its root.
+	cmd := exec.Command("unshare", "--user", "--net", "--map-root-user", "--map-auto", "setpriv", "--reuid", "1000", "--regid", "1000", "--clear-groups", "sleep", "1000")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	var said strings.Builder
+	cmd.Stderr = &said
+	if err := cmd.Start(); err != nil {
+		t.Skip(err)
+	}
+	exited := make(chan struct{})
+	go func() {
+		_ = cmd.Wait()
+		close(exited)
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-exited
+	})
+	uid := func() string { return ownerText(cmd.Process.Pid) }
+	name := func() string {
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", cmd.Process.Pid))
+		return strings.TrimSpace(string(b))
+	}
+	for name() != "sleep" {
+		select {
+		case <-exited:
+			t.Skipf("no subordinate uids here: %s", said.String())
+		case <-time.After(time.Millisecond):
+		}
+	}
+	if uid() == "uid "+strconv.Itoa(os.Geteuid()) {
+		t.Fatalf("the process has %s", uid())
+	}
+	tap, err := open(t, cmd.Process.Pid).CreateTAP(testConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tap.Delete(); err != nil {
+		t.Error(err)
+	}
 }
