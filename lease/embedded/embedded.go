@@ -165,8 +165,10 @@ func (s *Server) forward() {
 	select {
 	case err = <-s.etcd.Err():
 	case <-s.etcd.Server.StopNotify():
-		err = errors.New("it stopped by itself")
 	case <-s.closing:
+	}
+	if err == nil {
+		err = errors.New("it stopped by itself")
 	}
 	select {
 	case <-s.closing:
