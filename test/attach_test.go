@@ -372,7 +372,7 @@ func TestAttach_FullSubnet(t *testing.T) {
 		}
 	}
 	c := h.Container("one-too-many")
-	refused(t, h.CLI("attach", pid(c)), "no free address")
+	refused(t, h.CLI("attach", pid(c)), "no addresses left", "10.66.0.")
 	noInterface(t, c.Space)
 }
 

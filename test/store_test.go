@@ -297,16 +297,19 @@ func TestStore_UnreachableIsWaitedFor(t *testing.T) {
 }
 
 func TestStore_GarbageConfig(t *testing.T) {
-	for name, config := range map[string]string{
-		"not JSON": "}{", "no network": "{}", "other type": `"x"`, "bad network": `{"Network":"10.66.0.0"}`,
-		"unknown backend": `{"Network":"10.66.0.0/16","Backend":{"Type":"carrier-pigeon"}}`,
-		"bad port":        `{"Network":"10.66.0.0/16","Backend":{"Type":"udp","Port":"x"}}`,
-		"host-gw":         `{"Network":"10.66.0.0/16","Backend":{"Type":"host-gw"}}`,
+	for name, c := range map[string]struct{ config, word string }{
+		"not JSON":        {"}{", prefix + "/config"},
+		"no network":      {"{}", prefix + "/config"},
+		"other type":      {`"x"`, prefix + "/config"},
+		"bad network":     {`{"Network":"10.66.0.0"}`, prefix + "/config"},
+		"unknown backend": {`{"Network":"10.66.0.0/16","Backend":{"Type":"carrier-pigeon"}}`, "carrier-pigeon"},
+		"bad port":        {`{"Network":"10.66.0.0/16","Backend":{"Type":"udp","Port":"x"}}`, "port"},
+		"host-gw":         {`{"Network":"10.66.0.0/16","Backend":{"Type":"host-gw"}}`, "host-gw"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l, e, client := withEtcd(t, 1)
-			put(t, client, prefix+"/config", config)
-			upRefused(t, l.Host(1), []string{"--etcd-endpoints", e.Endpoint}, prefix+"/config")
+			put(t, client, prefix+"/config", c.config)
+			upRefused(t, l.Host(1), []string{"--etcd-endpoints", e.Endpoint}, "network config", c.word)
 			if left := keys(t, client, prefix+"/subnets"); len(left) != 0 {
 				t.Errorf("left in the store: %v", left)
 			}
@@ -354,10 +357,27 @@ func TestStore_AnotherNodeHasOurPublicIP(t *testing.T) {
 	l, e, client := withEtcd(t, 1)
 	put(t, client, prefix+"/config", `{"Network":"`+network.String()+`"}`)
 	stock := `{"PublicIP":"` + l.Host(1).Addr.String() + `","PublicIPv6":null}`
-	put(t, client, prefix+"/subnets/10.66.5.0-24", stock)
+	grant, err := client.Grant(t.Context(), 86400) // without an etcd lease it would be a reservation for our address
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Put(t.Context(), prefix+"/subnets/10.66.5.0-24", stock, clientv3.WithLease(grant.ID)); err != nil {
+		t.Fatal(err)
+	}
 	upRefused(t, l.Host(1), []string{"--etcd-endpoints", e.Endpoint}, l.Host(1).Addr.String(), "10.66.5.0/24")
 	if got := keys(t, client, prefix+"/subnets"); len(got) != 1 || got[prefix+"/subnets/10.66.5.0-24"] != stock {
 		t.Errorf("the other node's lease was touched: %v", got)
+	}
+}
+
+// An operator may reserve a subnet for a host: a key with the host's address and no etcd lease.
+func TestStore_ReservationForOurAddressIsTaken(t *testing.T) {
+	l, e, client := withEtcd(t, 1)
+	put(t, client, prefix+"/config", `{"Network":"`+network.String()+`"}`)
+	put(t, client, prefix+"/subnets/10.66.5.0-24", `{"PublicIP":"`+l.Host(1).Addr.String()+`","PublicIPv6":null}`)
+	d := l.Host(1).Up("--etcd-endpoints", e.Endpoint)
+	if st := d.Status(); st.Subnet != "10.66.5.0/24" {
+		t.Errorf("leased %s, not the reserved subnet", st.Subnet)
 	}
 }
 

@@ -170,11 +170,12 @@ func (h *Host) HideTun() error {
 	return h.Do(func() error { return unix.Mount("none", "/dev/net", "tmpfs", 0, "") })
 }
 
-// CloseTun leaves a /dev/net/tun that the user may not open.
+// CloseTun leaves a /dev/net/tun that the user may not open: a file of root's, who is nobody inside the lab.
 func (h *Host) CloseTun() error {
-	closed := filepath.Join(h.Dir, "tun")
-	if err := os.WriteFile(closed, nil, 0); err != nil {
-		return err
+	for _, closed := range []string{"/dev/console", "/etc/shadow"} {
+		if unix.Access(closed, unix.R_OK|unix.W_OK) != nil {
+			return h.Do(func() error { return unix.Mount(closed, "/dev/net/tun", "", unix.MS_BIND, "") })
+		}
 	}
-	return h.Do(func() error { return unix.Mount(closed, "/dev/net/tun", "", unix.MS_BIND, "") })
+	return errors.New("this user may open /dev/console and /etc/shadow")
 }

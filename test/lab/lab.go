@@ -54,14 +54,24 @@ type Lab struct {
 	fabric  *Space
 	hosts   []*Host
 	capture *capture
+	noPing  bool
 }
 
 var labs atomic.Int64
 
+// An Option changes how a lab is made.
+type Option func(*Lab)
+
+// WithoutPing leaves net.ipv4.ping_group_range of the hosts as a new network namespace has it: nobody may open ICMP sockets.
+func WithoutPing(l *Lab) { l.noPing = true }
+
 // New makes a lab with the outside host and n hosts named h1, h2, ... at 192.0.2.11, .12, ... It lives as long as t.
-func New(t T, n int) *Lab {
+func New(t T, n int, options ...Option) *Lab {
 	t.Helper()
 	l := &Lab{t: t, Dir: filepath.Join(os.Getenv(dirVar), "l"+strconv.FormatInt(labs.Add(1), 10))}
+	for _, o := range options {
+		o(l)
+	}
 	if os.Getenv(stageVar) != "lab" {
 		t.Fatalf("lab: not inside the lab's namespaces: TestMain must call lab.Main")
 	}
@@ -147,9 +157,10 @@ func (l *Lab) plug(name string, addr netip.Addr) *Host {
 	}))
 	must(l.t, "network of "+name, space.Do(func() error {
 		// ping_group_range: what a distribution sets for its users. cubic: BBR paces bare veth and hides everything.
-		gid := strconv.Itoa(os.Getegid())
-		if err := writeSysctl("net/ipv4/ping_group_range", gid+" "+gid); err != nil {
-			return err
+		if gid := strconv.Itoa(os.Getegid()); !l.noPing {
+			if err := writeSysctl("net/ipv4/ping_group_range", gid+" "+gid); err != nil {
+				return err
+			}
 		}
 		_ = writeSysctl("net/ipv4/tcp_congestion_control", "cubic") // not every kernel has it
 		_ = writeSysctl("net/ipv6/conf/all/disable_ipv6", "1")      // not every kernel has it
