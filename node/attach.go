@@ -77,7 +77,7 @@ func (n *Node) Attach(ctx context.Context, r api.AttachRequest) (api.Attachment,
 	if err != nil {
 		return api.Attachment{}, attachError(r, err)
 	}
-	if err := n.connect(ctx, a, r, ns); err != nil {
+	if err := n.connect(ctx, a, ns); err != nil {
 		return api.Attachment{}, attachError(r, err)
 	}
 	n.log.Info("attached", "name", a.saved.Name, "addr", a.saved.Addr.Addr(), "where", a.saved.where(), "ifname", a.saved.IfName)
@@ -162,7 +162,7 @@ func (n *Node) chooseAddrLocked(wanted, name string) (netip.Addr, error) {
 }
 
 // connect makes the TAP and puts a into the route table, or undoes all of it.
-func (n *Node) connect(ctx context.Context, a *attachment, r api.AttachRequest, ns namespace) (err error) {
+func (n *Node) connect(ctx context.Context, a *attachment, ns namespace) (err error) {
 	defer func() {
 		if err != nil {
 			n.mu.Lock()
@@ -220,25 +220,26 @@ func (n *Node) enter(a *attachment, l link, exit exitWatch, mtu int) error {
 		return err
 	}
 	n.watchers.Go(func() {
-		event := "detached: its container has ended"
+		why := "its container has ended"
 		select {
 		case <-exit.Done():
 		case <-broken:
-			event = "detached: its interface was removed inside the container"
+			why = "its interface was removed inside the container"
 		case <-a.off:
 			return
 		case <-n.stopping:
 			return
 		}
-		if _, err := n.leave(a, event); err != nil {
+		if _, err := n.leave(a, why); err != nil {
 			n.log.Debug("TAP of an ended container", "name", a.saved.Name, "err", err)
 		}
 	})
 	return nil
 }
 
-// leave takes a live attachment off the overlay and removes its TAP. It reports whether it was this call that did.
-func (n *Node) leave(a *attachment, event string) (bool, error) {
+// leave takes a live attachment off the overlay and removes its TAP; why is for the log. It reports whether it was this
+// call that did.
+func (n *Node) leave(a *attachment, why string) (bool, error) {
 	n.mu.Lock()
 	if a.phase != live {
 		n.mu.Unlock()
@@ -263,7 +264,7 @@ func (n *Node) leave(a *attachment, event string) (bool, error) {
 	defer n.mu.Unlock()
 	n.forgetLocked(a)
 	close(a.off)
-	n.log.Info(event, "name", a.saved.Name, "addr", a.saved.Addr.Addr(), "where", a.saved.where())
+	n.log.Info("detached", "name", a.saved.Name, "addr", a.saved.Addr.Addr(), "where", a.saved.where(), "why", why)
 	if serr := n.saveAttachmentsLocked(); serr != nil {
 		n.log.Error("attachments not saved", "err", serr)
 	}
@@ -285,7 +286,7 @@ func (n *Node) Detach(ctx context.Context, nameOrPID string) error {
 	case now == pending:
 		return api.Errorf(api.CodeUnavailable, "attachment %q is still being made: try again", nameOrPID)
 	}
-	done, err := n.leave(a, "detached")
+	done, err := n.leave(a, "asked to")
 	if !done { // somebody else is at it: our caller may rely on its being gone, all the same
 		select {
 		case <-a.off:

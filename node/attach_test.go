@@ -21,15 +21,6 @@ import (
 	"github.com/rootless-ovl/rootless-ovl/nsutil"
 )
 
-func addrOf(t *testing.T, a api.Attachment) netip.Addr {
-	t.Helper()
-	p, err := netip.ParsePrefix(a.Addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p.Addr()
-}
-
 func savedNames(t *testing.T, n *Node) []string {
 	t.Helper()
 	var s savedAttachments

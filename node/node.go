@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -55,8 +56,9 @@ type Node struct {
 	endpoints   []string
 	registry    *lease.Registry
 	netConfig   lease.NetworkConfig
-	held        *lease.Held // nil while no lease is held
-	pool        *pool       // pool.subnet is our subnet
+	held        *lease.Held  // nil while no lease is held
+	pool        *pool        // pool.subnet is our subnet
+	own         []netip.Addr // the gateway's addresses
 	leases      []lease.Lease
 	peers       []peer
 	attachments map[string]*attachment // by name
@@ -222,9 +224,6 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	run("the lease", func(ctx context.Context) error { return n.follow(ctx, store, held) })
 	run("", n.saveWhenDirty)
 
-	n.mu.Lock()
-	n.open = true
-	n.mu.Unlock()
 	n.notify(daemon.SdNotifyReady)
 	n.log.Info("ready", "subnet", subnet, "network", cfg.Network, "port", n.port, "mtu", n.mtu, "node_id", n.id)
 	return nil
@@ -279,8 +278,12 @@ func (n *Node) publishLocked() error {
 			src.attachments = append(src.attachments, attachedPort{a.saved.Addr, a.port})
 		}
 	}
-	if err := n.gateway.SetAddresses(gatewayAddrs(src.me.subnet, src.attachments)); err != nil {
-		return err
+	slices.SortFunc(src.attachments, func(a, b attachedPort) int { return a.addr.Addr().Compare(b.addr.Addr()) })
+	if own := gatewayAddrs(src.me.subnet, src.attachments); !slices.Equal(own, n.own) {
+		if err := n.gateway.SetAddresses(own); err != nil {
+			return err
+		}
+		n.own = own
 	}
 	return n.path.SetTable(routes(src))
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/rootless-ovl/rootless-ovl/lease"
 )
 
-type nowhere struct{ int }
+type nowhere struct{ _ int }
 
 func (*nowhere) Send(*packet.Scratch, []*packet.Packet) {}
 

@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrLocked: another daemon uses the directory.
+// ErrLocked says that another daemon uses the state directory.
 var ErrLocked = errors.New("directory is in use")
 
 // Names below the state directory.

@@ -83,13 +83,13 @@ func (n *Node) connectStore(ctx context.Context, s *openedStore) error {
 // untilConnected makes the client however long it takes; false means that ctx has ended.
 func (n *Node) untilConnected(ctx context.Context, s *openedStore) bool {
 	var pause retry
-	for ctx.Err() == nil {
-		if n.connectStore(ctx, s) == nil {
-			return true
+	for n.connectStore(ctx, s) != nil {
+		if ctx.Err() != nil {
+			return false
 		}
 		pause.wait(ctx, maxBackoff)
 	}
-	return false
+	return true
 }
 
 // wait returns when the embedded store fails, or with ctx.
@@ -398,16 +398,13 @@ func (n *Node) configStands(ctx context.Context, r *lease.Registry) error {
 	return nil
 }
 
-// leased makes subnet ours: addresses, routes, files. held is nil where only the last run knows of it.
+// leased makes subnet ours - addresses, routes, files - and takes attachments from then on. held is nil where only the last
+// run knows of it.
 func (n *Node) leased(held *lease.Held, subnet netip.Prefix) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	old := n.pool.subnet
 	n.held, n.pool.subnet = held, subnet
-	n.state = api.StateReady
-	if held == nil {
-		n.state = api.StateLeaseLost
-	}
 	n.peers = peersOf(n.leases, n.selfLocked())
 	if err := n.publishLocked(); err != nil {
 		return err
@@ -426,6 +423,12 @@ func (n *Node) leased(held *lease.Held, subnet netip.Prefix) error {
 		if !subnet.Contains(a.saved.Addr.Addr()) {
 			n.log.Warn("attachment has an address of an earlier subnet: it reaches this node and the outside, but no peer; detach it and attach it again",
 				"name", name, "addr", a.saved.Addr.Addr())
+		}
+	}
+	if n.state != api.StateStopping {
+		n.state, n.open = api.StateReady, true
+		if held == nil {
+			n.state = api.StateLeaseLost
 		}
 	}
 	return nil
