@@ -3,6 +3,7 @@
 package stack
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -105,6 +106,32 @@ func TestClosed_IsAnsweredAndCounted(t *testing.T) {
 	}
 }
 
+func TestClosed_IPv6(t *testing.T) {
+	w := newWire(t, func(c *Config) { c.HostLoopback = false })
+	c := w.container(aliceAddr6)
+	conn := c.dialUDP(netip.MustParseAddrPort("[fd00:ec2::254]:80"))
+	defer conn.Close()
+	_, _ = conn.Write([]byte("x"))
+	eventually(t, "administratively prohibited", func() bool {
+		return w.countSeen(func(o observed) bool {
+			if o.in.proto != protoICMPv6 || o.in.src != gatewayAddr6 || o.in.dst != aliceAddr6 {
+				return false
+			}
+			h := header.ICMPv6(o.b[o.in.transport:])
+			q, ok := parseQuote(h[8:])
+			return h.Type() == header.ICMPv6DstUnreachable && h.Code() == header.ICMPv6Prohibited && ok && q.src == aliceAddr6
+		}) == 1
+	})
+	other := c.dialUDP(netip.AddrPortFrom(gatewayAddr6, 9))
+	defer other.Close()
+	_, _ = other.Write([]byte("x"))
+	eventually(t, "port unreachable", func() bool {
+		return w.countSeen(func(o observed) bool {
+			return o.in.proto == protoICMPv6 && header.ICMPv6(o.b[o.in.transport:]).Code() == header.ICMPv6PortUnreachable
+		}) == 1
+	})
+}
+
 func TestHostLoopback_IsReachedByTheGatewaysAddress(t *testing.T) {
 	w := newWire(t, nil)
 	c := w.container(aliceAddr)
@@ -183,19 +210,15 @@ func TestSendError_QuotesThePacket(t *testing.T) {
 }
 
 func TestSend_BeforeAndAfterRunDropsAndCounts(t *testing.T) {
-	g, err := New(Config{Addresses: []netip.Addr{gatewayAddr}, MTU: 1450, Exit: nil})
-	if err == nil {
-		t.Fatal("a Gateway without Exit was made")
-	}
 	w := newWire(t, nil)
-	g = w.g
+	g := w.g
 	ns := g.live.Swap(nil)
 	w.send(makeEcho(aliceAddr, gatewayAddr, 1, 1, "x"))
 	g.live.Store(ns)
 	if n := w.drops(dropNotRunning); n != 1 {
 		t.Errorf("%d drops, want 1", n)
 	}
-	if err := g.Run(t.Context()); err != ErrRunning {
+	if err := g.Run(t.Context()); !errors.Is(err, ErrRunning) {
 		t.Errorf("a second Run: %v", err)
 	}
 }
@@ -203,6 +226,7 @@ func TestSend_BeforeAndAfterRunDropsAndCounts(t *testing.T) {
 func TestNew_RefusesWhatCannotWork(t *testing.T) {
 	exit := newWire(t, nil).exit
 	for name, c := range map[string]Config{
+		"no exit":              {Addresses: []netip.Addr{gatewayAddr}, MTU: 1450},
 		"no address":           {MTU: 1450, Exit: exit},
 		"small MTU":            {Addresses: []netip.Addr{gatewayAddr}, MTU: 500, Exit: exit},
 		"large MTU":            {Addresses: []netip.Addr{gatewayAddr}, MTU: 70000, Exit: exit},

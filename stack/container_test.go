@@ -197,6 +197,9 @@ func (w *wire) check(p *packet.Packet, b []byte, in inbound) {
 	if in.proto == protoICMP && !in.fragment && checksum.Checksum(b[in.transport:], 0) != 0xffff {
 		w.t.Errorf("wrong ICMP checksum")
 	}
+	if in.proto == protoICMPv6 && checksum.Checksum(b[in.transport:], pseudoSum(b, in)) != 0xffff {
+		w.t.Errorf("wrong ICMPv6 checksum")
+	}
 }
 
 // count is how many packets the gateway has sent that which likes.
@@ -240,7 +243,7 @@ type container struct {
 	ended chan struct{}
 }
 
-func (w *wire) container(addr netip.Addr, more ...netip.Addr) *container {
+func (w *wire) container(addr netip.Addr) *container {
 	w.t.Helper()
 	c := &container{w: w, addr: addr, ended: make(chan struct{})}
 	c.s = gstack.New(gstack.Options{
@@ -252,18 +255,16 @@ func (w *wire) container(addr netip.Addr, more ...netip.Addr) *container {
 	if err := c.s.CreateNIC(nicID, c.link); err != nil {
 		w.t.Fatal(err)
 	}
-	for _, a := range append(more, addr) {
-		pa := tcpip.ProtocolAddress{Protocol: header.IPv4ProtocolNumber, AddressWithPrefix: tcpipAddr(a).WithPrefix()}
-		if a.Is6() {
-			pa.Protocol = header.IPv6ProtocolNumber
-		}
-		if err := c.s.AddProtocolAddress(nicID, pa, gstack.AddressProperties{}); err != nil {
-			w.t.Fatal(err)
-		}
-		w.mu.Lock()
-		w.containers[a] = c
-		w.mu.Unlock()
+	pa := tcpip.ProtocolAddress{Protocol: header.IPv4ProtocolNumber, AddressWithPrefix: tcpipAddr(addr).WithPrefix()}
+	if addr.Is6() {
+		pa.Protocol = header.IPv6ProtocolNumber
 	}
+	if err := c.s.AddProtocolAddress(nicID, pa, gstack.AddressProperties{}); err != nil {
+		w.t.Fatal(err)
+	}
+	w.mu.Lock()
+	w.containers[addr] = c
+	w.mu.Unlock()
 	c.s.SetRouteTable([]tcpip.Route{{Destination: header.IPv4EmptySubnet, NIC: nicID}, {Destination: header.IPv6EmptySubnet, NIC: nicID}})
 	go func() {
 		defer close(c.ended)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"slices"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -19,10 +20,11 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 )
 
-const (
-	nicID      tcpip.NICID = 1
-	gatewayTTL             = 64 // IP TTL and hop limit of what the gateway sends
-)
+// nicID is the stack's only interface.
+const nicID tcpip.NICID = 1
+
+// gatewayTTL is the IP TTL and hop limit of what the gateway sends.
+const gatewayTTL = 64
 
 // TCP towards containers. Sizes in bytes; buffers begin at the default and grow to the maximum while a connection needs it.
 const (
@@ -121,16 +123,8 @@ func (ns *netstack) setTCPOptions() error {
 
 // changeAddresses makes the stack answer for what is in now and not for what was only in old.
 func (ns *netstack) changeAddresses(old, now []netip.Addr) error {
-	has := func(list []netip.Addr, a netip.Addr) bool {
-		for _, b := range list {
-			if a == b {
-				return true
-			}
-		}
-		return false
-	}
 	for _, a := range now {
-		if has(old, a) {
+		if slices.Contains(old, a) {
 			continue
 		}
 		pa := tcpip.ProtocolAddress{Protocol: header.IPv4ProtocolNumber, AddressWithPrefix: tcpipAddr(a).WithPrefix()}
@@ -142,7 +136,7 @@ func (ns *netstack) changeAddresses(old, now []netip.Addr) error {
 		}
 	}
 	for _, a := range old {
-		if has(now, a) {
+		if slices.Contains(now, a) {
 			continue
 		}
 		if err := ns.s.RemoveAddress(nicID, tcpipAddr(a)); err != nil {

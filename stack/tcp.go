@@ -233,6 +233,15 @@ func (f *tcpFlow) copyBothWays() {
 		f.ep.Abort()
 		return
 	}
+	// A reset by the container, or its silence, is noticed even while both loops wait for the host. gVisor calls this in
+	// the middle of its own work: nothing here may call back into the endpoint.
+	broken := waiter.NewFunctionEntry(waiter.EventHUp|waiter.EventErr, func(waiter.EventMask) {
+		if tcp.EndpointState(f.ep.State()) == tcp.StateError {
+			reset(f.host)
+		}
+	})
+	f.queue.EventRegister(&broken)
+	defer f.queue.EventUnregister(&broken)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -105,6 +107,76 @@ func TestTCP_RefusedIsResetBeforeTheHandshake(t *testing.T) {
 	eventually(t, "the flow is gone", func() bool { s := w.g.Stats(); return s.TCPFlows == 0 && s.TCPRefused == 1 })
 }
 
+// A listener whose queue is full lets SYNs fall on the floor, as a host behind a firewall does.
+func TestTCP_SilenceIsHostUnreachable(t *testing.T) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: loopback.As4()}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Listen(fd, 0); err != nil {
+		t.Fatal(err)
+	}
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := netip.AddrPortFrom(loopback, uint16(sa.(*unix.SockaddrInet4).Port))
+	for range 8 {
+		c, err := net.DialTimeout("tcp4", at.String(), 200*time.Millisecond)
+		if err != nil {
+			break // full
+		}
+		defer c.Close()
+	}
+	w := newWire(t, func(c *Config) { c.Timeouts.Dial = 50 * time.Millisecond })
+	c := w.container(aliceAddr)
+	if _, err := c.dialTCP(at); err == nil {
+		t.Fatal("connected to a host that says nothing")
+	}
+	if n := w.icmpSeen(header.ICMPv4DstUnreachable, header.ICMPv4HostUnreachable); n == 0 {
+		t.Error("no host unreachable")
+	}
+	if n := w.tcpSeen(header.TCPFlagSyn | header.TCPFlagAck); n != 0 {
+		t.Errorf("%d SYN-ACKs", n)
+	}
+	if s := w.g.Stats(); s.TCPUnreachable == 0 {
+		t.Errorf("stats: %+v", s)
+	}
+}
+
+// The host does not read, so that both copy loops wait for the host when the container goes away.
+func TestTCP_ResetByTheContainerFreesAFlowThatWaitsForTheHost(t *testing.T) {
+	w := newWire(t, nil)
+	c := w.container(aliceAddr)
+	gone := make(chan error, 1)
+	release := make(chan struct{})
+	let := sync.OnceFunc(func() { close(release) })
+	server := listenTCP(t, func(s *net.TCPConn) {
+		<-release
+		_, err := io.Copy(io.Discard, s)
+		gone <- err
+	})
+	t.Cleanup(let)
+	conn := c.mustDialTCP(server)
+	for err := error(nil); err == nil; { // until nothing goes any further
+		_ = conn.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
+		_, err = conn.Write(make([]byte, 1<<20))
+	}
+	for _, e := range c.s.RegisteredEndpoints() {
+		e.Abort()
+	}
+	conn.Close()
+	eventually(t, "the flow is gone", func() bool { return w.g.Stats().TCPFlows == 0 })
+	let()
+	if err := <-gone; err == nil {
+		t.Error("the server saw an orderly end, want a reset")
+	}
+}
+
 func TestTCP_HalfClose(t *testing.T) {
 	w := newWire(t, nil)
 	c := w.container(aliceAddr)
@@ -152,7 +224,7 @@ func TestTCP_ResetIsPassedOn(t *testing.T) {
 		conn := c.mustDialTCP(server)
 		defer conn.Close()
 		_, _ = conn.Write([]byte("x"))
-		if _, err := conn.Read(make([]byte, 1)); err == nil || err == io.EOF {
+		if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
 			t.Errorf("read: %v, want a reset", err)
 		}
 	})
@@ -289,7 +361,7 @@ func TestTCP_ReleaseEndsTheFlowsOfOneContainer(t *testing.T) {
 	defer b.Close()
 	eventually(t, "both are established", func() bool { s := w.g.Stats(); return s.TCPFlows == 2 && s.TCPHalfOpen == 0 })
 	w.g.Release(aliceAddr)
-	if _, err := a.Read(make([]byte, 1)); err == nil || err == io.EOF {
+	if _, err := a.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("read: %v, want a reset", err)
 	}
 	eventually(t, "one flow is left", func() bool { return w.g.Stats().TCPFlows == 1 })
