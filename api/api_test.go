@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"reflect"
@@ -102,7 +103,7 @@ func TestClient_ErrorsKeepTheirKindAndText(t *testing.T) {
 				t.Errorf("got %#v, want %q with code %s", err, tt.backend, tt.code)
 			}
 			for _, other := range []error{ErrNotFound, ErrInUse, ErrInvalid, ErrDenied, ErrUnavailable, ErrExhausted, ErrInternal} {
-				if other != tt.sentinel && errors.Is(err, other) {
+				if !errors.Is(tt.sentinel, other) && errors.Is(err, other) {
 					t.Errorf("%v is also %v", err, other)
 				}
 			}
@@ -147,6 +148,7 @@ func TestHandler_RefusesWhatItDoesNotUnderstand(t *testing.T) {
 		{"config empty", "PUT", PathConfig, "", 400, "not a JSON object"},
 		{"config too large", "PUT", PathConfig, `{"x":"` + strings.Repeat("x", MaxBody) + `"}`, 400, "larger than 65536"},
 		{"detach of an endless name", "DELETE", PathAttachments + "/" + strings.Repeat("x", 200), "", 400, "neither a name nor a pid"},
+		{"detach of a path", "DELETE", PathAttachments + "/a%2Fb", "", 400, "neither a name nor a pid"},
 		{"detach of a zero byte", "DELETE", PathAttachments + "/a%00b", "", 400, "neither a name nor a pid"},
 	}
 	for _, tt := range tests {
@@ -240,6 +242,74 @@ func TestJSONNames_AreStable(t *testing.T) {
 		if got := strings.Join(names, " "); got != tt.want {
 			t.Errorf("%T:\n got %s\nwant %s", tt.v, got, tt.want)
 		}
+	}
+}
+
+func TestClient_RefusesWhatIsNoNameBeforeAsking(t *testing.T) {
+	b := &fakeBackend{}
+	c := serve(t, b)
+	for _, ref := range []string{"", ".", "..", "a/b", "a b", "-x", strings.Repeat("x", 64), "1234567890123456789012"} {
+		if err := c.Detach(context.Background(), ref); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%q: %v", ref, err)
+		}
+	}
+	for _, ref := range []string{"web", "4711", "a.b_c-d", "1a"} {
+		if err := c.Detach(context.Background(), ref); err != nil {
+			t.Errorf("%q: %v", ref, err)
+		}
+	}
+	if got := strings.Join(b.detached, " "); got != "web 4711 a.b_c-d 1a" {
+		t.Errorf("the backend was asked to detach %s", got)
+	}
+}
+
+func TestServe_LetsARunningRequestFinish(t *testing.T) {
+	b := &slowBackend{entered: make(chan struct{}), leave: make(chan struct{})}
+	ln, err := Listen(shortDir(t) + "/run")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- Serve(ctx, ln, Handler(b), slog.New(slog.DiscardHandler)) }()
+	answered := make(chan error, 1)
+	go func() {
+		_, err := NewClient(ln.Path()).Status(context.Background())
+		answered <- err
+	}()
+	<-b.entered
+	cancel()
+	close(b.leave)
+	if err := <-answered; err != nil {
+		t.Errorf("the running request: %v", err)
+	}
+	if err := <-served; err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+}
+
+// slowBackend answers Status when it may.
+type slowBackend struct {
+	fakeBackend
+	entered, leave chan struct{}
+}
+
+func (b *slowBackend) Status(context.Context) (Status, error) {
+	close(b.entered)
+	<-b.leave
+	return Status{}, nil
+}
+
+func TestServe_TellsWhenItsListenerFails(t *testing.T) {
+	ln, err := Listen(shortDir(t) + "/run")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ln.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := Serve(context.Background(), ln, Handler(&fakeBackend{}), slog.New(slog.DiscardHandler)); err == nil {
+		t.Error("Serve on a closed listener returned nil")
 	}
 }
 

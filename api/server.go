@@ -11,15 +11,13 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 )
 
 // MaxBody is the most bytes a request's body may have. The largest is a network config of some hundred bytes.
 const MaxBody = 64 << 10
-
-// maxRef bounds what may stand after PathAttachments/.
-const maxRef = 128
 
 // Backend is what the API stands in front of. Its methods are called from many goroutines at once. Their errors are sent with
 // the code of the Error or sentinel they wrap, otherwise as CodeInternal; the text should name the thing and the remedy.
@@ -169,8 +167,9 @@ func orEmpty[T any](list []T) []T {
 	return list
 }
 
+// checkRef tells whether ref can be a name or a pid.
 func checkRef(ref string) error {
-	if ref == "" || len(ref) > maxRef || strings.ContainsRune(ref, 0) {
+	if _, err := strconv.ParseInt(ref, 10, 32); err != nil && CheckName(ref) != nil || strings.HasPrefix(ref, "-") {
 		return Errorf(CodeInvalid, "%q is neither a name nor a pid of an attachment: see the list of attachments", clip(ref))
 	}
 	return nil
