@@ -14,10 +14,12 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -288,6 +290,14 @@ func fdCount(t testing.TB) int {
 		t.Fatal(err)
 	}
 	return len(list)
+}
+
+// goroutineCount is how many goroutines there are, once those that have said they are done have taken their last steps.
+func goroutineCount(expected int) int {
+	for patience := 5000; runtime.NumGoroutine() > expected && patience > 0; patience-- {
+		time.Sleep(time.Millisecond)
+	}
+	return runtime.NumGoroutine()
 }
 
 // children is the pids of our children, zombies too.

@@ -374,12 +374,8 @@ func TestSandbox_CloseBeforeReleaseRunsNothing(t *testing.T) {
 	if _, err := os.Stat(marker); err == nil {
 		t.Error("the command ran")
 	}
-	for i := 0; runtime.NumGoroutine() > goroutines && i < 1000; i++ {
-		runtime.Gosched()
-	}
-	if fdCount(t) > fds || runtime.NumGoroutine() > goroutines || len(children(t)) > kids {
-		t.Errorf("descriptors %d -> %d, goroutines %d -> %d, children %d -> %d",
-			fds, fdCount(t), goroutines, runtime.NumGoroutine(), kids, len(children(t)))
+	if now := goroutineCount(goroutines); fdCount(t) > fds || now > goroutines || len(children(t)) > kids {
+		t.Errorf("descriptors %d -> %d, goroutines %d -> %d, children %d -> %d", fds, fdCount(t), goroutines, now, kids, len(children(t)))
 	}
 }
 

@@ -419,7 +419,7 @@ func TestCreateTAP_LeaksNothingInALoop(t *testing.T) {
 	if now := fdCount(t); now != fds {
 		t.Errorf("%d descriptors before, %d after", fds, now)
 	}
-	if now := runtime.NumGoroutine(); now > goroutines {
+	if now := goroutineCount(goroutines); now > goroutines {
 		t.Errorf("%d goroutines before, %d after", goroutines, now)
 	}
 	if now := len(children(t)); now != kids {
