@@ -142,7 +142,10 @@ func TestAttach_ExitIsNoticed(t *testing.T) {
 	d := upEmbedded(h)
 	m := join(t, h, "short")
 	m.Release()
-	lab.Eventually(t, "the ended container is off the list", func() bool { return len(d.Attachments()) == 0 })
+	lab.Eventually(t, "nothing is left of the ended container", func() bool { return d.Status().Attachments == 0 })
+	if list := d.Attachments(); len(list) != 0 {
+		t.Errorf("still listed: %+v", list)
+	}
 	next := join(t, h, "next", "--ip", m.addr.String())
 	pings(t, next.Space, next.gateway)
 }
@@ -155,7 +158,7 @@ func TestAttach_InterfaceRemovedInsideIsNoticed(t *testing.T) {
 	if r := m.Run("ip", "link", "delete", "eth0"); r.Code != 0 {
 		t.Skipf("no way to delete the interface (iproute2 missing?): %s", r.Stderr)
 	}
-	lab.Eventually(t, "the attachment is off the list", func() bool { return len(d.Attachments()) == 0 })
+	lab.Eventually(t, "nothing is left of the attachment", func() bool { return d.Status().Attachments == 0 })
 	again := attach(t, m.Container)
 	pings(t, again.Space, again.gateway)
 }
