@@ -78,6 +78,11 @@ demo: build ## two hosts, containers on both, and what they can reach
 	@$(GO) build -o bin/demo ./test/demo
 	@ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) bin/demo
 
+.PHONY: bench
+bench: build ## measure beside what we compete with (root); ROWS=overlay-tcp UNDERLAY=nic-like ROUNDS=3 ARGS=-write-docs
+	@$(GO) build -trimpath -o bin/bench ./test/bench
+	@bin/bench -commit "$$(git describe --always --dirty --exclude '*' 2>/dev/null || echo unknown)" -rows '$(ROWS)' -underlay '$(UNDERLAY)' -rounds '$(or $(ROUNDS),3)' $(ARGS)
+
 .PHONY: clean
 clean: ## remove what was built
 	rm -rf bin

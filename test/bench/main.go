@@ -148,8 +148,10 @@ func run(args []string) int {
 	} else {
 		err = outerStage(ctx, o, args)
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, errReported) {
 		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
+	}
+	if err != nil {
 		return 1
 	}
 	return 0

@@ -92,10 +92,16 @@ func (p *process) ended() error {
 	}
 }
 
+// said is the end of the process's log, or what it panicked with.
 func (p *process) said() string {
 	b, err := os.ReadFile(p.log)
 	if err != nil {
 		return err.Error()
+	}
+	for _, mark := range []string{"panic: ", "fatal error: "} {
+		if i := strings.Index(string(b), mark); i >= 0 {
+			return tail(string(b[i:min(i+tailLength, len(b))]))
+		}
 	}
 	return tail(string(b))
 }

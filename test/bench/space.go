@@ -141,12 +141,14 @@ func (s *space) ip(ctx context.Context, lines ...string) error {
 	return err
 }
 
+// tailLength is how much of a program's output an error shows, in bytes.
+const tailLength = 600
+
 // tail is the end of a program's output, in one line.
 func tail(text string) string {
-	const most = 600
 	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
-	if len(text) > most {
-		text = "..." + text[len(text)-most:]
+	if len(text) > tailLength {
+		text = "..." + text[len(text)-tailLength:]
 	}
 	return text
 }

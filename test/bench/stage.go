@@ -29,6 +29,9 @@ const (
 	sysctlRmemMax   = "net/core/rmem_max"
 )
 
+// errReported is a failure of the inner stage, which has said what it is.
+var errReported = errors.New("the measuring stage failed")
+
 // errInterrupted is a bench that a signal ended.
 var errInterrupted = errors.New("interrupted")
 
@@ -116,8 +119,11 @@ func outerStage(ctx context.Context, o options, args []string) (err error) {
 	err = cmd.Wait()
 	close(done)
 	<-watched
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.Exited() {
+		return errReported
+	}
 	if err != nil {
-		return fmt.Errorf("the measuring stage ended with %w", err)
+		return fmt.Errorf("the measuring stage: %w", err)
 	}
 	return nil
 }
