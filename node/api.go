@@ -41,7 +41,7 @@ func (n *Node) Status(context.Context) (api.Status, error) {
 		StateDir:    n.cfg.StateDir,
 		SubnetEnv:   n.cfg.SubnetFile,
 		Backend:     n.netConfig.BackendType,
-		Attachments: len(n.attachments),
+		Attachments: n.listedLocked(),
 		Peers:       len(n.peers),
 		Counters:    counters,
 		Store: api.StoreStatus{
@@ -72,13 +72,23 @@ func (n *Node) Status(context.Context) (api.Status, error) {
 	return s, nil
 }
 
-// Attachments lists what is on the overlay here, by name.
+// listedLocked is how many attachments there are, not counting those that are only being made.
+func (n *Node) listedLocked() (count int) {
+	for _, a := range n.attachments {
+		if a.phase != pending {
+			count++
+		}
+	}
+	return count
+}
+
+// Attachments lists what is on the overlay here, by name. One that is being taken off is in it until its address is free.
 func (n *Node) Attachments(context.Context) ([]api.Attachment, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var list []api.Attachment
 	for _, a := range n.attachments {
-		if a.phase == live {
+		if a.phase != pending {
 			list = append(list, n.describeLocked(a))
 		}
 	}
