@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -146,7 +147,7 @@ func (b *bench) paths(ctx context.Context, l *lab, peers []string, pick func(net
 
 // keep stores the readings of rows that are asked for.
 func (b *bench) keep(e experiment, underlay, peer string, round int, values readings) {
-	var said []string
+	said := map[string][]string{} // by peer
 	for _, r := range e.rows {
 		if !b.wants(r.name) {
 			continue
@@ -163,10 +164,12 @@ func (b *bench) keep(e experiment, underlay, peer string, round int, values read
 				b.values[k] = new(series)
 			}
 			b.values[k].set(round, value)
-			said = append(said, fmt.Sprintf("%s %s %s", k.row, number(value), r.unit))
+			said[k.peer] = append(said[k.peer], fmt.Sprintf("%s %s %s", k.row, number(value), r.unit))
 		}
 	}
-	fmt.Fprintf(b.log, "%4.0fs  %-8s round %d  %-18s %s\n", time.Since(b.begin).Seconds(), underlay, round+1, peer, strings.Join(said, ", "))
+	for _, peer := range slices.Sorted(maps.Keys(said)) {
+		fmt.Fprintf(b.log, "%4.0fs  %-8s round %d  %-18s %s\n", time.Since(b.begin).Seconds(), underlay, round+1, peer, strings.Join(said[peer], ", "))
+	}
 }
 
 // report puts the results in the catalogue's order.

@@ -67,6 +67,9 @@ func (b *bench) commandLine() string {
 			line += " " + v.name + "=" + v.value
 		}
 	}
+	if b.writeDocs {
+		line += " ARGS=-write-docs"
+	}
 	return line
 }
 

@@ -22,7 +22,7 @@ func (t trial) loss() float64 {
 }
 
 // rateSearch finds the highest rate at which less than maxLoss is lost: it doubles the rate until too much is lost or the sender
-// cannot go faster, then bisects. It is bounded: at most probes rates are tried, a rate that fails is tried once more.
+// cannot go faster, then bisects. It is bounded: at most probes rates are tried, each at most twice.
 type rateSearch struct {
 	first   float64 // packets per second
 	lowest  float64 // give up below
@@ -40,21 +40,20 @@ func (s rateSearch) find(try func(rate float64) (trial, error)) (trial, error) {
 	good, bad := 0.0, 0.0 // rates
 	rate := s.first
 	for range s.probes {
-		t, passed, err := s.probe(rate, try)
+		t, verdict, err := s.probe(rate, best.offered, try)
 		if err != nil {
 			return best, fmt.Errorf("at %.0f packets/s: %w", rate, err)
 		}
-		if passed {
-			saturated := t.offered < 0.95*rate && t.offered < 1.05*best.offered
+		if verdict != tooMuchLost && t.delivered > best.delivered {
+			best = t
+		}
+		switch verdict {
+		case passed:
 			good = rate
-			if t.delivered > best.delivered {
-				best = t
-			}
-			if saturated {
-				break // the sender goes no faster
-			}
-		} else {
+		case tooMuchLost:
 			bad = rate
+		case senderLimited:
+			return best, nil
 		}
 		switch {
 		case bad == 0:
@@ -75,15 +74,30 @@ func (s rateSearch) find(try func(rate float64) (trial, error)) (trial, error) {
 	return best, nil
 }
 
-func (s rateSearch) probe(rate float64, try func(rate float64) (trial, error)) (trial, bool, error) {
-	for range 2 { // one hiccup of the machine is not the path's limit
-		t, err := try(rate)
-		if err != nil {
-			return t, false, err
+// verdict is what a rate came to.
+type verdict int
+
+const (
+	passed verdict = iota
+	tooMuchLost
+	senderLimited // little was lost, but the sender got no further than at a lower rate
+)
+
+// probe tries a rate, and once more when it does not pass: one hiccup of the machine is not the path's limit. before is the
+// highest rate that the sender has reached.
+func (s rateSearch) probe(rate, before float64, try func(rate float64) (trial, error)) (t trial, v verdict, err error) {
+	for range 2 {
+		if t, err = try(rate); err != nil {
+			return t, tooMuchLost, err
 		}
-		if t.loss() < s.maxLoss {
-			return t, true, nil
+		switch {
+		case t.loss() >= s.maxLoss:
+			v = tooMuchLost
+		case t.offered < 0.95*rate && t.offered < 1.05*before:
+			v = senderLimited
+		default:
+			return t, passed, nil
 		}
 	}
-	return trial{}, false, nil
+	return t, v, nil
 }
