@@ -204,3 +204,35 @@ func dissect(b []byte) (h IP, proto uint8, l4 int) {
 	h.Src, h.Dst = netip.AddrFrom4([4]byte(b[12:])), netip.AddrFrom4([4]byte(b[16:]))
 	return h, b[9], int(b[0]&0xf) * 4
 }
+
+// Fix writes the checksums of an IP packet anew where its headers let them be found: after its bytes were edited.
+func Fix(ip []byte) {
+	if len(ip) < 20 {
+		return
+	}
+	switch hl := int(ip[0]&0xf) * 4; {
+	case ip[0]>>4 == 6 && len(ip) >= 40:
+	case ip[0]>>4 == 4 && hl >= 20 && hl <= len(ip):
+		ip[10], ip[11] = 0, 0
+		binary.BigEndian.PutUint16(ip[10:], ^Sum(ip[:hl]))
+		if binary.BigEndian.Uint16(ip[6:])&0x3fff != 0 {
+			return
+		}
+	default:
+		return
+	}
+	h, proto, l4 := dissect(ip)
+	field := l4 + 16
+	if proto == packet.UDP {
+		field = l4 + 6
+	}
+	if (proto != packet.TCP && proto != packet.UDP) || len(ip) < field+2 {
+		return
+	}
+	ip[field], ip[field+1] = 0, 0
+	sum := ^Sum(append(h.pseudo(proto, len(ip)-l4), ip[l4:]...))
+	if sum == 0 && proto == packet.UDP {
+		sum = 0xffff
+	}
+	binary.BigEndian.PutUint16(ip[field:], sum)
+}
