@@ -4,7 +4,6 @@ package stack
 
 import (
 	"bytes"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -174,33 +173,20 @@ func TestGateway_AddressesChangeWhileItRuns(t *testing.T) {
 	}
 }
 
-// The rest runs in a namespace of its own, where ping_group_range is ours to set: as the test binary again, in new user and network
-// namespaces.
+// The rest runs in a namespace of its own, where ping_group_range is ours to set: the test starts itself again in new user
+// and network namespaces.
 
-const childEnv = "STACK_TEST_IN_NAMESPACE"
+const inNamespace = "STACK_TEST_IN_NAMESPACE"
 
-var inNamespace = map[string]func() error{
-	"echo":      echoInNamespace,
-	"forbidden": forbiddenInNamespace,
-}
-
-// child runs what the parent asks for in childEnv. It says whether this process is one.
-func child() bool {
-	f := inNamespace[os.Getenv(childEnv)]
-	if f == nil {
-		return false
-	}
-	if err := f(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	return true
-}
-
-func runInNamespace(t *testing.T, name string) {
+// inOwnNamespace says whether the test is where it belongs, with the loopback up. If not it has run the test there.
+func inOwnNamespace(t *testing.T) bool {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^$")
-	cmd.Env = append(os.Environ(), childEnv+"="+name)
+	if os.Getenv(inNamespace) == t.Name() {
+		loopbackUp(t)
+		return true
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.v", "-test.run=^"+t.Name()+"$")
+	cmd.Env = append(os.Environ(), inNamespace+"="+t.Name())
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
 		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
@@ -210,78 +196,119 @@ func runInNamespace(t *testing.T, name string) {
 	if err != nil && len(out) == 0 {
 		t.Skipf("no namespaces here: %v", err)
 	}
-	if err != nil {
-		t.Errorf("%v\n%s", err, out)
+	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
+		t.Errorf("in the namespace: %v\n%s", err, out)
 	}
+	return false
 }
 
-func TestEcho_GoesOutByTheHost(t *testing.T)                 { runInNamespace(t, "echo") }
-func TestEcho_IsNeverMadeUpWhereTheHostForbids(t *testing.T) { runInNamespace(t, "forbidden") }
-
-// pinger runs a Gateway without a testing.T.
-func pinger(use func(w *wire) error) error {
+func loopbackUp(t *testing.T) {
+	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
 	if err != nil {
-		return err
+		t.Fatal(err)
 	}
 	defer unix.Close(fd)
 	ifr, err := unix.NewIfreq("lo")
 	if err != nil {
-		return err
+		t.Fatal(err)
 	}
 	ifr.SetUint16(unix.IFF_UP)
 	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr); err != nil {
-		return fmt.Errorf("loopback up: %w", err)
+		t.Fatalf("loopback up: %v", err)
 	}
-	var failed error
-	ok := testing.RunTests(func(string, string) (bool, error) { return true, nil }, []testing.InternalTest{{
-		Name: "inside", F: func(t *testing.T) { failed = use(newWire(t, nil)) },
-	}})
-	if failed == nil && !ok {
-		failed = fmt.Errorf("failed inside the namespace")
-	}
-	return failed
 }
 
-func echoInNamespace() error {
-	if err := os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 0"), 0); err != nil {
-		return err
+func TestEcho_GoesOutByTheHost(t *testing.T) {
+	if !inOwnNamespace(t) {
+		return
 	}
-	return pinger(func(w *wire) error {
-		to := netip.MustParseAddr("127.0.0.7")
-		big := strings.Repeat("0123456789", 400)
-		for i, data := range []string{"hello", "", big} {
-			b := makeEcho(aliceAddr, to, 4711, uint16(i), data)
-			for _, f := range fragments(b, 1400) {
-				w.send(f)
-			}
-			eventually(w.t, "the reply", func() bool {
-				return w.countSeen(func(o observed) bool {
-					h := header.ICMPv4(o.b[o.in.transport:])
-					return o.in.proto == protoICMP && !o.in.later && o.in.src == to && o.in.dst == aliceAddr &&
-						h.Type() == header.ICMPv4EchoReply && h.Ident() == 4711 && h.Sequence() == uint16(i)
-				}) == 1
-			})
+	if err := os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 0"), 0); err != nil {
+		t.Fatal(err)
+	}
+	w := newWire(t, nil)
+	to := netip.MustParseAddr("127.0.0.7")
+	big := strings.Repeat("0123456789", 400)
+	for i, data := range []string{"hello", "", big} {
+		for _, f := range fragments(makeEcho(aliceAddr, to, 4711, uint16(i), data), 1400) {
+			w.send(f)
 		}
-		if s := w.g.Stats(); s.EchoFlows != 1 || s.EchoOpened != 1 {
-			return fmt.Errorf("stats: %+v", s)
-		}
-		// There is no route out of this namespace: nothing may answer for the address, and the container is told.
-		nobody := netip.MustParseAddr("192.0.2.1")
-		w.send(makeEcho(aliceAddr, nobody, 1, 1, "hello"))
-		eventually(w.t, "network unreachable", func() bool {
-			return w.icmpSeen(header.ICMPv4DstUnreachable, header.ICMPv4NetUnreachable) == 1
+		eventually(t, "the reply", func() bool {
+			return w.countSeen(func(o observed) bool {
+				if o.in.proto != protoICMP || o.in.later || o.in.src != to || o.in.dst != aliceAddr {
+					return false
+				}
+				h := header.ICMPv4(o.b[o.in.transport:])
+				return h.Type() == header.ICMPv4EchoReply && h.Ident() == 4711 && h.Sequence() == uint16(i)
+			}) == 1
 		})
-		if n := w.countSeen(func(o observed) bool { return o.in.src == nobody }); n != 0 {
-			return fmt.Errorf("%d packets came from an address that nobody has", n)
-		}
-		w.send(makeUDP(netip.AddrPortFrom(aliceAddr, 1), netip.AddrPortFrom(nobody, 1), []byte("x")))
-		w.send(makeTCP(netip.AddrPortFrom(aliceAddr, 1), netip.AddrPortFrom(nobody, 1), header.TCPFlagSyn, 1))
-		eventually(w.t, "the same for UDP and TCP", func() bool {
-			return w.icmpSeen(header.ICMPv4DstUnreachable, header.ICMPv4NetUnreachable) == 3
-		})
-		return nil
+	}
+	if s := w.g.Stats(); s.EchoFlows != 1 || s.EchoOpened != 1 {
+		t.Errorf("stats: %+v", s)
+	}
+	// There is no route out of this namespace: nothing may answer for the address, and the container is told.
+	nobody := netip.MustParseAddr("192.0.2.1")
+	w.send(makeEcho(aliceAddr, nobody, 1, 1, "hello"))
+	eventually(t, "network unreachable", func() bool {
+		return w.icmpSeen(header.ICMPv4DstUnreachable, header.ICMPv4NetUnreachable) == 1
 	})
+	w.send(makeUDP(netip.AddrPortFrom(aliceAddr, 1), netip.AddrPortFrom(nobody, 1), []byte("x")))
+	w.send(makeTCP(netip.AddrPortFrom(aliceAddr, 1), netip.AddrPortFrom(nobody, 1), header.TCPFlagSyn, 1))
+	eventually(t, "the same for UDP and TCP", func() bool {
+		return w.icmpSeen(header.ICMPv4DstUnreachable, header.ICMPv4NetUnreachable) == 3
+	})
+	if n := w.countSeen(func(o observed) bool { return o.in.src == nobody }); n != 0 {
+		t.Errorf("%d packets came from an address that nobody has", n)
+	}
+}
+
+func TestEcho_IPv6GoesOutByTheHost(t *testing.T) {
+	if !inOwnNamespace(t) {
+		return
+	}
+	if err := os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 0"), 0); err != nil {
+		t.Fatal(err)
+	}
+	w := newWire(t, nil)
+	to := netip.IPv6Loopback()
+	for i, dst := range []netip.Addr{to, gatewayAddr6} {
+		w.send(makeEcho6(aliceAddr6, dst, 4711, uint16(i), "hello"))
+		eventually(t, "the reply", func() bool {
+			return w.countSeen(func(o observed) bool {
+				if o.in.proto != protoICMPv6 || o.in.src != dst || o.in.dst != aliceAddr6 {
+					return false
+				}
+				h := header.ICMPv6(o.b[o.in.transport:])
+				return h.Type() == header.ICMPv6EchoReply && h.Ident() == 4711 && h.Sequence() == uint16(i)
+			}) == 1
+		})
+	}
+	if s := w.g.Stats(); s.EchoOpened != 1 { // the gateway answers for itself
+		t.Errorf("stats: %+v", s)
+	}
+}
+
+func TestEcho_IsNeverMadeUpWhereTheHostForbids(t *testing.T) {
+	if !inOwnNamespace(t) { // a new namespace forbids it to everybody
+		return
+	}
+	w := newWire(t, nil)
+	to := netip.MustParseAddr("127.0.0.7")
+	for i := range uint16(2) {
+		w.send(makeEcho(aliceAddr, to, 4711, i, "hello"))
+	}
+	eventually(t, "administratively prohibited", func() bool {
+		return w.icmpSeen(header.ICMPv4DstUnreachable, header.ICMPv4AdminProhibited) == 2
+	})
+	if n := w.icmpSeen(header.ICMPv4EchoReply, 0); n != 0 {
+		t.Errorf("%d forged replies", n)
+	}
+	if n := strings.Count(w.log.String(), "ping_group_range"); n != 1 {
+		t.Errorf("logged %d times, want once:\n%s", n, w.log)
+	}
+	if n := w.drops(dropEchoForbidden); n != 2 {
+		t.Errorf("%d drops counted, want 2", n)
+	}
 }
 
 // fragments cuts an IPv4 packet as a sender with that MTU does.
@@ -308,26 +335,4 @@ func fragments(b []byte, mtu int) [][]byte {
 		at += n
 	}
 	return out
-}
-
-func forbiddenInNamespace() error {
-	return pinger(func(w *wire) error {
-		to := netip.MustParseAddr("127.0.0.7")
-		for i := range uint16(2) {
-			w.send(makeEcho(aliceAddr, to, 4711, i, "hello"))
-		}
-		eventually(w.t, "administratively prohibited", func() bool {
-			return w.icmpSeen(header.ICMPv4DstUnreachable, header.ICMPv4AdminProhibited) == 2
-		})
-		if n := w.icmpSeen(header.ICMPv4EchoReply, 0); n != 0 {
-			return fmt.Errorf("%d forged replies", n)
-		}
-		if n := strings.Count(w.log.String(), "ping_group_range"); n != 1 {
-			return fmt.Errorf("logged %d times, want once:\n%s", n, w.log)
-		}
-		if n := w.drops(dropEchoForbidden); n != 2 {
-			return fmt.Errorf("%d drops counted, want 2", n)
-		}
-		return nil
-	})
 }

@@ -105,8 +105,8 @@ func (ns *netstack) configure() error {
 
 func (ns *netstack) setTCPOptions() error {
 	sack := tcpip.TCPSACKEnabled(true)
-	// gVisor's RACK takes ACKs late for lost segments and shrinks the window for nothing (gvisor issue 9778); its cubic is
-	// prone to overflows of the window arithmetic. Reno with SACK has neither.
+	// gVisor's RACK retransmits for nothing and shrinks the window (tailscale/tailscale#9707), and its cubic lets the
+	// window arithmetic overflow (google/gvisor#11632). Reno with SACK does neither.
 	recovery := tcpip.TCPRecovery(0)
 	cc := tcpip.CongestionControlOption("reno")
 	moderate := tcpip.TCPModerateReceiveBufferOption(true)
