@@ -274,7 +274,8 @@ func (w *world) checkOrder(t *testing.T) {
 	}
 }
 
-func testConfig(t *testing.T) Config {
+func testConfig(t testing.TB) Config {
+	t.Helper()
 	dir := t.TempDir()
 	return Config{
 		StateDir:   filepath.Join(dir, "state"),

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net/netip"
 	"path/filepath"
 	"time"
 
@@ -24,14 +25,22 @@ func (n *Node) lastKnown() savedLast {
 		n.log.Warn("last known leases not read", "err", err)
 		return savedLast{}
 	}
-	last.Subnet = last.Subnet.Masked()
-	if last.Port < 0 || last.Port > 65535 || !last.Subnet.Addr().Is4() {
-		last.Port, last.Subnet = 0, savedLast{}.Subnet
-	}
+	last.clean()
 	n.mu.Lock()
 	n.savedAt = last.SavedAt
 	n.mu.Unlock()
 	return last
+}
+
+// clean takes out what cannot be: the file is ours, but people edit files.
+func (l *savedLast) clean() {
+	l.Subnet = l.Subnet.Masked()
+	if !l.Subnet.Addr().Is4() {
+		l.Subnet = netip.Prefix{}
+	}
+	if l.Port < 0 || l.Port > 65535 {
+		l.Port = 0
+	}
 }
 
 // usable gives the network config of the last run if the node may forward on it: the lease that it held cannot have
