@@ -113,9 +113,7 @@ func TestReceive_AllocatesNothing(t *testing.T) {
 	train := receiveTrain()
 	receive := func() {
 		sendTrain(t, p.peer, p.Underlay(), train, 1472)
-		p.w.begin()
-		p.loops[0].rxq.read(p.w)
-		p.w.end()
+		p.receive(1)
 	}
 	for range 5 {
 		receive()

@@ -30,6 +30,14 @@ func FuzzForwardContainer(f *testing.F) {
 		f.Add(ip, uint16(40), uint16(16), uint8(2), uint16(500), false)
 	}
 	g := newRig(f)
+	var peers []int
+	for _, c := range []*net.UDPConn{g.peer, g.small, g.stock} {
+		rc, err := c.SyscallConn()
+		if err != nil {
+			f.Fatal(err)
+		}
+		_ = rc.Control(func(fd uintptr) { peers = append(peers, int(fd)) })
+	}
 	f.Fuzz(func(t *testing.T, ip []byte, start, off uint16, gso uint8, seg uint16, fix bool) {
 		if len(ip) == 0 || len(ip) > packet.MaxIP {
 			return
@@ -52,8 +60,8 @@ func FuzzForwardContainer(f *testing.F) {
 				}
 			}
 		}
-		for _, c := range []*net.UDPConn{g.peer, g.small, g.stock} {
-			for _, d := range waiting(c) {
+		for _, fd := range peers {
+			for _, d := range waiting(fd) {
 				if len(d) < 20 {
 					t.Fatalf("a datagram of %d bytes was sent", len(d))
 				}
@@ -87,25 +95,6 @@ func owe(p *packet.Packet, start, off uint16, gso packet.GSO, seg uint16) {
 	if hdr < len(ip) {
 		p.GSO, p.HdrLen, p.SegSize = gso, uint16(hdr), seg
 	}
-}
-
-// waiting takes the datagrams that a socket holds, without the wait of a deadline.
-func waiting(c *net.UDPConn) (out [][]byte) {
-	rc, err := c.SyscallConn()
-	if err != nil {
-		return nil
-	}
-	_ = rc.Read(func(fd uintptr) bool {
-		var b [256]byte // the headers are enough
-		for {
-			n, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_DONTWAIT)
-			if err != nil {
-				return true
-			}
-			out = append(out, slices.Clone(b[:n]))
-		}
-	})
-	return out
 }
 
 // totals counts every way a packet can end.

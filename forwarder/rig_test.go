@@ -3,12 +3,13 @@
 package forwarder
 
 import (
+	"bytes"
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"testing"
-	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/rootless-ovl/rootless-ovl/internal/nettest"
 	"github.com/rootless-ovl/rootless-ovl/internal/packet"
@@ -154,28 +155,36 @@ func (g *rig) wantDrops(want map[string]uint64) {
 	}
 }
 
-// datagram reads one datagram, or nil when there is none: what the Router sent on loopback is there by then.
-func datagram(t testing.TB, c *net.UDPConn) []byte {
-	t.Helper()
-	b := make([]byte, 1<<16)
-	_ = c.SetReadDeadline(time.Now().Add(time.Millisecond))
-	n, err := c.Read(b)
-	if err != nil {
-		if os.IsTimeout(err) {
-			return nil
-		}
-		t.Fatal(err)
-	}
-	return b[:n]
-}
-
-// datagrams reads until there is none.
+// datagrams takes what the Router sent to c, in order. Loopback delivers within the call that sends, or soon after it on a
+// busy machine.
 func datagrams(t testing.TB, c *net.UDPConn) (out [][]byte) {
 	t.Helper()
-	for d := datagram(t, c); d != nil; d = datagram(t, c) {
-		out = append(out, d)
+	rc, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
 	}
+	_ = rc.Control(func(fd uintptr) {
+		for {
+			got := waiting(int(fd))
+			out = append(out, got...)
+			if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 20); n == 0 && err == nil {
+				return
+			}
+		}
+	})
 	return out
+}
+
+// waiting takes the datagrams that a socket holds now.
+func waiting(fd int) (out [][]byte) {
+	b := make([]byte, 1<<16)
+	for {
+		n, _, err := unix.Recvfrom(fd, b, unix.MSG_DONTWAIT)
+		if err != nil {
+			return out
+		}
+		out = append(out, bytes.Clone(b[:n]))
+	}
 }
 
 func udp(src, dst string, size int) []byte {
