@@ -323,10 +323,9 @@ func TestOverlay_DropsWhatAContainerSendsFromAnotherAddress(t *testing.T) {
 
 // underlay sends forged underlay datagrams from the LAN interface of a host.
 type underlay struct {
-	t        *testing.T
-	raw      *lab.RawSocket
-	src, dst netip.AddrPort
-	frame    func(payload []byte) []byte
+	t     *testing.T
+	raw   *lab.RawSocket
+	frame func(payload []byte) []byte
 }
 
 func newUnderlay(t *testing.T, from, to *lab.Host, src, dst netip.AddrPort) *underlay {
