@@ -14,6 +14,8 @@ LINT      := github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 NEEDS     := etcd:etcd-server unshare:util-linux
 
 export CGO_ENABLED ?= 0
+# The same flags for build, vet and test, so that nothing is compiled twice.
+export GOFLAGS := $(GOFLAGS) -trimpath
 
 .DEFAULT_GOAL := help
 
@@ -23,11 +25,11 @@ help: ## list the targets
 
 .PHONY: build
 build: ## build the static binary bin/rootless-ovl
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/rootless-ovl
+	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/rootless-ovl
 
 .PHONY: cross
 cross: ## build for arm64 too
-	GOARCH=arm64 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)-arm64 ./cmd/rootless-ovl
+	GOARCH=arm64 $(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)-arm64 ./cmd/rootless-ovl
 
 .PHONY: test
 test: check-deps build ## vet, unit tests and integration tests
