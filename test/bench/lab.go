@@ -125,11 +125,11 @@ func (l *lab) newHost(ctx context.Context, name, addr string) (*host, error) {
 	}
 	if l.underlay == underlayNIC {
 		// The wire's end cuts superpackets, so that the host's end, which runs NAPI GRO, sees packets as a card does.
-		if _, err := l.wire.run(ctx, "ethtool", "-K", port, "tso", "off", "tx-udp-segmentation", "off",
+		if err := l.wire.run(ctx, "ethtool", "-K", port, "tso", "off", "tx-udp-segmentation", "off",
 			"tx-udp_tnl-segmentation", "off", "tx-udp_tnl-csum-segmentation", "off"); err != nil {
 			return nil, err
 		}
-		if _, err := s.run(ctx, "ethtool", "-K", uplink, "gro", "on"); err != nil {
+		if err := s.run(ctx, "ethtool", "-K", uplink, "gro", "on"); err != nil {
 			return nil, err
 		}
 	}
@@ -175,5 +175,5 @@ func (c *container) pidText() string { return strconv.Itoa(c.pid) }
 func (c *container) release() {
 	_ = c.cmd.Process.Signal(unix.SIGKILL)
 	<-c.done
-	c.space.close()
+	c.close()
 }

@@ -23,8 +23,8 @@ type roundTrips struct {
 	P99 float64 `json:"p99"`
 }
 
-// warmTrips do not count.
-const warmTrips = 500
+// warmShare is the part of the time, at its beginning, whose round trips do not count.
+const warmShare = 0.1
 
 // rttServe sends every byte back, on one connection after the other. It blocks in system calls on a thread of its own, so that
 // Go's scheduler is not measured.
@@ -117,7 +117,8 @@ func rttClient(ctx context.Context, o loadOptions, _ io.Reader, out io.Writer) e
 	var b [1]byte
 	length := time.Duration(o.seconds * float64(time.Second))
 	begin := time.Now()
-	for i := 0; time.Since(begin) < length && ctx.Err() == nil; i++ {
+	warm := begin.Add(time.Duration(warmShare * float64(length)))
+	for time.Since(begin) < length && ctx.Err() == nil {
 		at := time.Now()
 		if _, err := unix.Write(fd, b[:]); err != nil {
 			return err
@@ -125,12 +126,12 @@ func rttClient(ctx context.Context, o loadOptions, _ io.Reader, out io.Writer) e
 		if n, err := unix.Read(fd, b[:]); err != nil || n == 0 {
 			return errors.Join(err, errors.New("no answer"))
 		}
-		if i >= warmTrips {
+		if at.After(warm) {
 			trips = append(trips, time.Since(at))
 		}
 	}
 	if len(trips) == 0 {
-		return errors.New("too few round trips to tell")
+		return errors.New("no round trip in time")
 	}
 	slices.Sort(trips)
 	return answer(out, roundTrips{microseconds(percentile(trips, 50)), microseconds(percentile(trips, 99))})

@@ -33,13 +33,13 @@ func (l *lab) startNebula(ctx context.Context) (network, error) {
 		return network{}, err
 	}
 	file := func(name string) string { return filepath.Join(dir, name) }
-	if _, err := l.h1.run(ctx, "nebula-cert", "ca", "-name", "bench", "-out-crt", file("ca.crt"), "-out-key", file("ca.key")); err != nil {
+	if err := l.h1.run(ctx, "nebula-cert", "ca", "-name", "bench", "-out-crt", file("ca.crt"), "-out-key", file("ca.key")); err != nil {
 		return network{}, err
 	}
 	p := &path{peer: peerNebula}
 	for i, h := range []*host{l.h1, l.h2} {
 		addr := netip.AddrFrom4([4]byte{10, 88, 0, byte(i + 1)})
-		if _, err := h.run(ctx, "nebula-cert", "sign", "-ca-crt", file("ca.crt"), "-ca-key", file("ca.key"), "-name", h.name,
+		if err := h.run(ctx, "nebula-cert", "sign", "-ca-crt", file("ca.crt"), "-ca-key", file("ca.key"), "-name", h.name,
 			"-ip", addr.String()+"/24", "-out-crt", file(h.name+".crt"), "-out-key", file(h.name+".key")); err != nil {
 			return network{}, err
 		}

@@ -71,8 +71,7 @@ func (f flannelHost) flannel(ctx context.Context, other flannelHost) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.run(ctx, "bridge", "fdb", "append", other.vtepMAC(), "dev", "flannel.1", "dst", other.addr.String())
-	return err
+	return f.run(ctx, "bridge", "fdb", "append", other.vtepMAC(), "dev", "flannel.1", "dst", other.addr.String())
 }
 
 // pod makes the host's container number n.

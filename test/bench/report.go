@@ -53,42 +53,52 @@ type line struct {
 	results   map[string]result
 }
 
-// tables puts neighbouring rows that have the same underlay and peers together.
+// tables puts neighbouring rows together that are of the same underlay and meant for the same peers.
 func (r *report) tables() []table {
-	var lines []line
-	var underlays []string
-	for _, res := range r.Rows {
-		if n := len(lines); n == 0 || lines[n-1].row != res.Row || underlays[n-1] != res.Underlay {
-			lines = append(lines, line{row: res.Row, unit: res.Unit, results: map[string]result{}})
-			underlays = append(underlays, res.Underlay)
-		}
-		lines[len(lines)-1].results[res.Peer] = res
-	}
 	var tables []table
-	for i, l := range lines {
-		t := table{underlay: underlays[i], bases: slices.Sorted(maps.Keys(l.results[peerOurs].Ratio))}
-		for _, res := range r.Rows {
-			if res.Row == l.row && res.Underlay == t.underlay {
-				t.peers = append(t.peers, res.Peer)
-			}
+	var of []experiment // of each table's rows
+	for _, res := range r.Rows {
+		e := experimentOf(res.Row)
+		if n := len(tables); n == 0 || tables[n-1].underlay != res.Underlay || !slices.Equal(of[n-1].peers, e.peers) {
+			tables = append(tables, table{underlay: res.Underlay})
+			of = append(of, e)
 		}
-		if n := len(tables); n > 0 && tables[n-1].underlay == t.underlay && fits(&tables[n-1], t) {
-			tables[n-1].lines = append(tables[n-1].lines, l)
-			continue
-		}
-		t.lines = []line{l}
-		tables = append(tables, t)
+		tables[len(tables)-1].add(res)
+	}
+	for i, e := range of {
+		tables[i].peers = only(e.peers, tables[i].peers)
+		tables[i].bases = only(e.baselines, tables[i].bases)
 	}
 	return tables
 }
 
-// fits reports whether a table can take the row of next: it has its peers, or all but some of them.
-func fits(t *table, next table) bool {
-	return contains(t.peers, next.peers) && contains(t.bases, next.bases)
+// add puts a result on the table's last line, or on a new one.
+func (t *table) add(res result) {
+	if n := len(t.lines); n == 0 || t.lines[n-1].row != res.Row {
+		t.lines = append(t.lines, line{row: res.Row, unit: res.Unit, results: map[string]result{}})
+	}
+	t.lines[len(t.lines)-1].results[res.Peer] = res
+	t.peers = append(t.peers, res.Peer)
+	if res.Peer == peerOurs {
+		t.bases = slices.AppendSeq(t.bases, maps.Keys(res.Ratio))
+	}
 }
 
-func contains(all, some []string) bool {
-	return !slices.ContainsFunc(some, func(s string) bool { return !slices.Contains(all, s) })
+// experimentOf finds a row in the catalogue.
+func experimentOf(row string) experiment {
+	for _, e := range catalogue {
+		for _, r := range e.rows {
+			if r.name == row {
+				return e
+			}
+		}
+	}
+	return experiment{}
+}
+
+// only are those of all that some has, in all's order.
+func only(all, some []string) []string {
+	return slices.DeleteFunc(slices.Clone(all), func(s string) bool { return !slices.Contains(some, s) })
 }
 
 // cells are a table's head and body as text.

@@ -109,11 +109,12 @@ func (s *space) do(fn func() error) error {
 // start starts cmd in the namespace.
 func (s *space) start(cmd *exec.Cmd) error { return s.do(cmd.Start) }
 
-// run runs a program in the namespace and returns what it prints.
-func (s *space) run(ctx context.Context, name string, args ...string) (string, error) {
+// run runs a program in the namespace.
+func (s *space) run(ctx context.Context, name string, args ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, commandLimit)
 	defer cancel()
-	return s.output(exec.CommandContext(ctx, name, args...))
+	_, err := s.output(exec.CommandContext(ctx, name, args...))
+	return err
 }
 
 // output runs cmd in the namespace and returns its standard output; its standard error becomes part of the error.
