@@ -247,11 +247,11 @@ func TestStore_OwnKeyDeletedByHand(t *testing.T) {
 	a, b := join(t, l.Host(1), "a"), join(t, l.Host(2), "b")
 	before := d2.Status()
 	key := subnetKey(before.Subnet)
-	ping, err := a.StartPing(b.addr, lab.PingOptions{})
+	ping, err := a.StartPing(b.addr, lab.PingOptions{Interval: time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 3 {
+	for range 5 {
 		resp, err := client.Delete(t.Context(), key)
 		if err != nil || resp.Deleted != 1 {
 			t.Fatalf("delete %s: %v, %v", key, resp, err)
