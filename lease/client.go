@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"os"
 	"strings"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"google.golang.org/grpc"
 	grpcbackoff "google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 )
 
@@ -73,6 +75,19 @@ func Dial(ctx context.Context, c ClientConfig) (*Client, error) {
 		timeout = DefaultTimeout
 	}
 
+	options := []grpc.DialOption{
+		// gRPC by itself would look for a store that was long away every two minutes only.
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           grpcbackoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 3 * time.Second},
+			MinConnectTimeout: timeout,
+		}),
+		grpc.WithChainUnaryInterceptor(failFastUnary),
+		grpc.WithChainStreamInterceptor(failFastStream),
+	}
+	if tlsConfig != nil {
+		options = append(options, grpc.WithTransportCredentials(alerting{credentials.NewTLS(tlsConfig)}))
+	}
+
 	// clientv3 takes its context for its whole life and has none for the first token, hence the detour.
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, cancel)
@@ -87,15 +102,7 @@ func Dial(ctx context.Context, c ClientConfig) (*Client, error) {
 		DialKeepAliveTimeout: 5 * time.Second,
 		MaxUnaryRetries:      3,
 		Logger:               zap.NewNop(),
-		DialOptions: []grpc.DialOption{
-			// gRPC by itself would look for a store that was long away every two minutes only.
-			grpc.WithConnectParams(grpc.ConnectParams{
-				Backoff:           grpcbackoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 3 * time.Second},
-				MinConnectTimeout: timeout,
-			}),
-			grpc.WithChainUnaryInterceptor(failFastUnary),
-			grpc.WithChainStreamInterceptor(failFastStream),
-		},
+		DialOptions:          options,
 	})
 	if !stop() && err == nil {
 		err = errors.Join(ctx.Err(), etcd.Close())
@@ -106,6 +113,39 @@ func Dial(ctx context.Context, c ClientConfig) (*Client, error) {
 	}
 	conn := etcd.ActiveConnection()
 	return &Client{etcd, pb.NewLeaseClient(conn), pb.NewWatchClient(conn), timeout, name}, nil
+}
+
+// alerting is TLS that tells why the server hung up. In TLS 1.3 a server looks at the client's certificate when the
+// client is done with its handshake and may be writing already; the write then fails with "broken pipe", and the
+// server's alert is there to be read.
+type alerting struct {
+	credentials.TransportCredentials
+}
+
+func (a alerting) Clone() credentials.TransportCredentials {
+	return alerting{a.TransportCredentials.Clone()}
+}
+
+func (a alerting) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, info, err := a.TransportCredentials.ClientHandshake(ctx, authority, raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &alertConn{conn}, info, nil
+}
+
+type alertConn struct{ net.Conn }
+
+func (c *alertConn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	if err != nil {
+		// Whoever reads the alert first, crypto/tls returns it to all.
+		_ = c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		if _, rerr := c.Read(make([]byte, 1)); rerr != nil && strings.Contains(rerr.Error(), "tls: ") {
+			err = rerr
+		}
+	}
+	return n, err
 }
 
 // clientv3 waits for a connection until the context ends, and then cannot say why there was none. Failing as soon as
@@ -127,7 +167,7 @@ func normalize(c ClientConfig) (endpoints []string, secure bool, err error) {
 	files := c.CAFile != "" || c.CertFile != ""
 	var plain, https int
 	for _, e := range c.Endpoints {
-		e = strings.TrimRight(strings.TrimSpace(e), "/")
+		e = strings.TrimSpace(e)
 		scheme, rest, ok := strings.Cut(e, "://")
 		if !ok {
 			rest, scheme = e, "http"
@@ -135,6 +175,7 @@ func normalize(c ClientConfig) (endpoints []string, secure bool, err error) {
 				scheme = "https"
 			}
 		}
+		rest = strings.TrimRight(rest, "/")
 		switch {
 		case rest == "":
 			return nil, false, fmt.Errorf("etcd endpoint %q has no host", e)
@@ -398,6 +439,11 @@ func classify(ctx context.Context, store, doing string, err error) error {
 		e.kind = ErrAuth
 	case strings.Contains(text, "authentication handshake failed"), strings.Contains(text, "tls: "), strings.Contains(text, "x509: "):
 		e.kind = ErrTLS
+		if strings.HasSuffix(e.detail, "EOF") {
+			e.detail += " (does it speak http rather than https?)"
+		}
+	case strings.Contains(text, "error reading server preface"):
+		e.detail += " (does it want https? then write https and give a CA file if need be)"
 	case errors.Is(err, context.DeadlineExceeded), code == codes.DeadlineExceeded:
 		e.detail = "no answer in time"
 		if _, why, ok := strings.Cut(text, "latest balancer error: "); ok {
@@ -413,7 +459,7 @@ func tidy(s string) string {
 	if i := strings.LastIndex(s, "desc = "); i >= 0 {
 		s = s[i+len("desc = "):]
 	}
-	s = strings.Trim(s, `"\`)
+	s = strings.ReplaceAll(strings.Trim(s, `"\`), `\"`, `"`)
 	for _, noise := range []string{"transport: ", "Error while dialing: ", "authentication handshake failed: "} {
 		s = strings.TrimPrefix(s, noise)
 	}

@@ -21,13 +21,10 @@ import (
 const debianEtcd = "/usr/bin/etcd"
 
 func TestRegistry_PassesTheSuiteOnDebiansEtcd(t *testing.T) {
-	if _, err := exec.LookPath(debianEtcd); err != nil {
-		t.Skipf("%s is not installed: apt-get install etcd-server", debianEtcd)
-	}
+	skipWithoutEtcd(t)
 	leasetest.Run(t, func(t *testing.T) leasetest.Lab {
-		e := &process{dir: t.TempDir(), client: freePort(t), peer: freePort(t)}
+		e := newProcess(t)
 		e.start(t)
-		t.Cleanup(func() { e.kill(t) })
 		return leasetest.Lab{
 			Dial:    func(t *testing.T) lease.Store { return dial(t, lease.ClientConfig{Endpoints: []string{e.client}}) },
 			Stop:    e.kill,
@@ -35,6 +32,13 @@ func TestRegistry_PassesTheSuiteOnDebiansEtcd(t *testing.T) {
 			Compact: func(t *testing.T) { compact(t, e.client) },
 		}
 	})
+}
+
+func skipWithoutEtcd(t *testing.T) {
+	t.Helper()
+	if _, err := exec.LookPath(debianEtcd); err != nil {
+		t.Skipf("%s is not installed: apt-get install etcd-server", debianEtcd)
+	}
 }
 
 func testContext(t *testing.T) context.Context {
@@ -86,22 +90,38 @@ func compact(t *testing.T, endpoint string) {
 
 // process is one etcd process on one data directory.
 type process struct {
-	dir, client, peer string
-	cmd               *exec.Cmd
-	out               bytes.Buffer
+	client string // URL
+	args   []string
+	cmd    *exec.Cmd
+	out    bytes.Buffer
 }
 
-func (p *process) start(t *testing.T) {
+func newProcess(t *testing.T, more ...string) *process {
+	t.Helper()
+	skipWithoutEtcd(t)
+	client, peer := freePort(t), freePort(t)
+	return &process{client: client, args: append(more, "--data-dir", t.TempDir(), "--name", "suite", "--logger", "zap", "--log-level", "error",
+		"--listen-client-urls", client, "--advertise-client-urls", client,
+		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "suite="+peer,
+		"--heartbeat-interval", "10", "--election-timeout", "100")}
+}
+
+// launch starts the process and does not wait for it to answer.
+func (p *process) launch(t *testing.T) {
 	t.Helper()
 	p.out.Reset()
-	p.cmd = exec.Command(debianEtcd, "--data-dir", p.dir, "--name", "suite", "--logger", "zap", "--log-level", "error",
-		"--listen-client-urls", p.client, "--advertise-client-urls", p.client,
-		"--listen-peer-urls", p.peer, "--initial-advertise-peer-urls", p.peer, "--initial-cluster", "suite="+p.peer,
-		"--heartbeat-interval", "10", "--election-timeout", "100")
+	p.cmd = exec.Command(debianEtcd, p.args...)
 	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.out
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { p.kill(t) })
+}
+
+// start is launch until it answers.
+func (p *process) start(t *testing.T) {
+	t.Helper()
+	p.launch(t)
 	c := dial(t, lease.ClientConfig{Endpoints: []string{p.client}, Timeout: time.Second})
 	var err error
 	for range 200 {

@@ -37,7 +37,8 @@ var (
 	ErrForeignLease = errors.New("another node has this public IP")
 	// ErrTaken: our subnet now belongs to another node.
 	ErrTaken = errors.New("the subnet was taken by another node")
-	// ErrDuplicateNode: another running node uses our NodeID.
+	// ErrDuplicateNode: another running process uses our NodeID. Acquiring again would take the lease from it in
+	// turn, so a node should stop.
 	ErrDuplicateNode = errors.New("another node runs with this node's NodeID")
 	// ErrReleased: Revoke gave the lease back.
 	ErrReleased = errors.New("the lease was given back")

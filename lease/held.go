@@ -41,6 +41,7 @@ type Held struct {
 	value    []byte  // want as JSON
 	tried    []Attrs // what may be published: the last known and every attempt since
 	etcd     LeaseID // 0 for a reservation, or when it has to be granted anew
+	past     LeaseID // the etcd lease before, which the store may not have cleared away yet
 	reserved bool    // the key hangs on no etcd lease
 	ttl      time.Duration
 	alive    time.Time // of the last successful KeepAlive or Grant
@@ -189,7 +190,7 @@ func (h *Held) putLocked(ctx context.Context, rev int64, also ...Guard) (bool, e
 		}
 		ok, at, err := h.r.store.Commit(ctx, Txn{If: guards, Key: h.key, Value: h.value, Lease: h.etcd})
 		if errors.Is(err, ErrLeaseExpired) && !granted {
-			h.etcd = 0
+			h.etcd, h.past = 0, h.etcd
 			continue
 		}
 		if err == nil && ok {
@@ -307,7 +308,7 @@ func (h *Held) renew(ctx context.Context) error {
 	ttl, err := h.r.store.KeepAlive(ctx, h.etcd)
 	switch {
 	case errors.Is(err, ErrLeaseExpired):
-		h.etcd = 0
+		h.etcd, h.past = 0, h.etcd
 	case err != nil:
 		return err
 	default:
@@ -373,8 +374,11 @@ func (h *Held) settleLocked(ctx context.Context, own *entry, rev int64) (bool, e
 	switch {
 	case own.skip != "": // nobody's: overwritten with garbage
 	case theirs.nodeID() == h.req.NodeID:
-		if !slices.ContainsFunc(h.tried, func(a Attrs) bool { return samePlace(a, theirs) }) {
-			h.end(fmt.Errorf("%w: it publishes %s for %v (key %s): was the state directory copied? Give one of the two a NodeID of its own", ErrDuplicateNode, theirs.who(), subnet, h.key))
+		// Written on an etcd lease that is not ours, or with an address that we never had: not by this process. Of
+		// the two the one that started later goes on.
+		if own.Lease != 0 && own.Lease != h.etcd && own.Lease != h.past ||
+			!slices.ContainsFunc(h.tried, func(a Attrs) bool { return samePlace(a, theirs) }) {
+			h.end(fmt.Errorf("%w: it publishes %s for %v (key %s): does this node run twice, or was its state directory copied? Then give the copy a NodeID of its own", ErrDuplicateNode, theirs.who(), subnet, h.key))
 			return false, nil
 		}
 	case own.lease.Reservation && theirs.RootlessOvl == nil && theirs.sharesAddress(h.want): // reserved for us
@@ -387,7 +391,7 @@ func (h *Held) settleLocked(ctx context.Context, own *entry, rev int64) (bool, e
 		h.r.log.Info("own lease changed its kind", "subnet", subnet, "reservation", own.lease.Reservation)
 		h.reserved = own.lease.Reservation
 		if h.reserved {
-			h.etcd = 0 // nothing hangs on it; it expires
+			h.etcd, h.past = 0, h.etcd // nothing hangs on it; it expires
 		}
 	}
 	if bytes.Equal(own.Value, h.value) && own.Lease == h.etcd {

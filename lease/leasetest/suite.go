@@ -56,6 +56,7 @@ func Run(t *testing.T, open func(t *testing.T) Lab) {
 		"Held_EndsWhenTaken":                      testTaken,
 		"Held_ResistsGarbage":                     testOverwrittenWithGarbage,
 		"Held_TellsACopyOfItself":                 testDuplicateNode,
+		"Held_EndsWhenStartedAgain":               testRunsTwice,
 		"Held_BecomesReservation":                 testBecomesReservation,
 		"Held_Updates":                            testUpdate,
 		"Held_GivesBack":                          testRevoke,
@@ -758,6 +759,22 @@ func testDuplicateNode(t *testing.T, r *room) {
 	r.acquire(t, r.node(t), cfg, copied)
 	if err := <-result; !errors.Is(err, lease.ErrDuplicateNode) || !strings.Contains(err.Error(), "192.168.0.200") {
 		t.Errorf("Run: %v", err)
+	}
+}
+
+func testRunsTwice(t *testing.T, r *room) {
+	cfg := r.config(t, network)
+	h := r.acquire(t, r.node(t), cfg, request(1))
+	result := r.run(t, h)
+	again := request(1)
+	again.Attrs.RootlessOvl.MTU = 1400
+	second := r.acquire(t, r.node(t), cfg, again)
+	r.run(t, second)
+	if err := <-result; !errors.Is(err, lease.ErrDuplicateNode) {
+		t.Errorf("Run of the first: %v", err)
+	}
+	if second.Err() != nil || second.Lease().Subnet != h.Lease().Subnet {
+		t.Errorf("the second: %+v, %v", second.Lease(), second.Err())
 	}
 }
 
