@@ -14,7 +14,7 @@ import (
 	"github.com/rootless-ovl/rootless-ovl/internal/packet"
 )
 
-func withTTL(h nettest.IP, ttl uint8) nettest.IP { h.TTL = ttl; return h }
+func lastHop(h nettest.IP) nettest.IP { h.TTL = 1; return h }
 
 func withFrag(h nettest.IP, frag uint16) nettest.IP { h.Frag = frag; return h }
 
@@ -29,21 +29,21 @@ func TestForward_TellsTheSenderWhy(t *testing.T) {
 		rest       uint32
 		why        string
 	}{
-		"TTL 1":                    {pkt(withTTL(a, 1).UDP(u, nettest.Payload(100))), 11, 0, 0, "ttl-exceeded"},
+		"TTL 1":                    {pkt(lastHop(a).UDP(u, nettest.Payload(100))), 11, 0, 0, "ttl-exceeded"},
 		"no such container":        {pkt(udp(containerA, "10.1.0.77", 10)), 3, 1, 0, "no-route"},
 		"no such node":             {pkt(udp(containerA, "10.77.0.1", 1000)), 3, 0, 0, "no-route"},
 		"DF and too large":         {pkt(withFrag(a, nettest.DF).UDP(u, nettest.Payload(1473-28))), 3, 4, peerMTU, "too-big"},
 		"DF and too large, TSO":    {nettest.Super(small.TCP(tcp, nettest.Payload(5000)), 1000), 3, 4, smallMTU, "too-big"},
 		"USO too large":            {nettest.Super(withFrag(small, 0).UDP(u, nettest.Payload(5000)), 1000), 3, 4, smallMTU, "too-big"},
 		"ping too large":           {pkt(withFrag(a, nettest.DF).ICMP(8, 0, 1, nettest.Payload(2000))), 3, 4, peerMTU, "too-big"},
-		"hop limit 1":              {pkt(withTTL(a6, 1).UDP(u, nettest.Payload(2000))), 3, 0, 0, "ttl-exceeded"},
+		"hop limit 1":              {pkt(lastHop(a6).UDP(u, nettest.Payload(2000))), 3, 0, 0, "ttl-exceeded"},
 		"no such container, IPv6":  {pkt(udp(containerA6, "fd00:1::77", 10)), 1, 3, 0, "no-route"},
 		"no route, IPv6":           {pkt(udp(containerA6, "2001:db8::1", 10)), 1, 0, 0, "no-route"},
 		"too large, IPv6":          {pkt(a6.UDP(u, nettest.Payload(1473-48))), 2, 0, peerMTU, "too-big"},
 		"too large, IPv6 TSO":      {nettest.Super(a6.TCP(tcp, nettest.Payload(5000)), 1450), 2, 0, peerMTU, "too-big"},
-		"first fragment, TTL 1":    {pkt(withFrag(withTTL(a, 1), nettest.MF).UDP(u, nettest.Payload(96))), 11, 0, 0, "ttl-exceeded"},
-		"timestamp request, TTL 1": {pkt(withTTL(a, 1).ICMP(13, 0, 1, nil)), 11, 0, 0, "ttl-exceeded"},
-		"ping6, hop limit 1":       {pkt(withTTL(a6, 1).ICMP(128, 0, 1, nil)), 3, 0, 0, "ttl-exceeded"},
+		"first fragment, TTL 1":    {pkt(withFrag(lastHop(a), nettest.MF).UDP(u, nettest.Payload(96))), 11, 0, 0, "ttl-exceeded"},
+		"timestamp request, TTL 1": {pkt(lastHop(a).ICMP(13, 0, 1, nil)), 11, 0, 0, "ttl-exceeded"},
+		"ping6, hop limit 1":       {pkt(lastHop(a6).ICMP(128, 0, 1, nil)), 3, 0, 0, "ttl-exceeded"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newRig(t)
@@ -95,7 +95,7 @@ func TestForward_TellsTheSenderWhy(t *testing.T) {
 
 func TestForward_TellsAPeersSenderToo(t *testing.T) {
 	g := newRig(t)
-	g.fromPeer(g.peer, pkt(udp(containerC, "10.1.0.77", 10)), pkt(withTTL(nettest.Between(containerC, containerA), 1).UDP(nettest.UDP{}, nil)))
+	g.fromPeer(g.peer, pkt(udp(containerC, "10.1.0.77", 10)), pkt(lastHop(nettest.Between(containerC, containerA)).UDP(nettest.UDP{}, nil)))
 	got := datagrams(t, g.peer)
 	if len(got) != 2 {
 		t.Fatalf("%d errors, want 2", len(got))
@@ -111,8 +111,8 @@ func TestForward_TellsAPeersSenderToo(t *testing.T) {
 }
 
 func TestForward_TellsNobodyWhereNoneIsDue(t *testing.T) {
-	ttl1 := withTTL(nettest.Between(containerA, containerC), 1)
-	ttl16 := withTTL(nettest.Between(containerA6, containerC6), 1)
+	ttl1 := lastHop(nettest.Between(containerA, containerC))
+	ttl16 := lastHop(nettest.Between(containerA6, containerC6))
 	quoted := udp(containerC, containerA, 10)
 	for name, ip := range map[string][]byte{
 		"unreachable":           ttl1.ICMP(3, 1, 0, quoted),
@@ -152,7 +152,7 @@ func TestForward_TellsNobodyWhereNoneIsDue(t *testing.T) {
 	})
 	t.Run("spoofed", func(t *testing.T) {
 		g := newRig(t)
-		g.fromA(pkt(withTTL(nettest.Between(containerB, containerC), 1).UDP(nettest.UDP{}, nil)))
+		g.fromA(pkt(lastHop(nettest.Between(containerB, containerC)).UDP(nettest.UDP{}, nil)))
 		if g.Stats().ICMPErrors != 0 || len(g.b.Take()) != 0 {
 			t.Error("the owner of a spoofed address was sent an error")
 		}
