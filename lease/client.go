@@ -437,11 +437,11 @@ func classify(ctx context.Context, store, doing string, err error) error {
 		rpctypes.ErrUserNotFound, rpctypes.ErrRootUserNotExist, rpctypes.ErrAuthOldRevision),
 		code == codes.Unauthenticated, code == codes.PermissionDenied:
 		e.kind = ErrAuth
-	case strings.Contains(text, "authentication handshake failed"), strings.Contains(text, "tls: "), strings.Contains(text, "x509: "):
+	case strings.Contains(text, "tls: "), strings.Contains(text, "x509: "):
 		e.kind = ErrTLS
-		if strings.HasSuffix(e.detail, "EOF") {
-			e.detail += " (does it speak http rather than https?)"
-		}
+	case strings.Contains(text, "authentication handshake failed"):
+		// No word from crypto/tls, so the connection ended: the server stops, or does not speak TLS.
+		e.detail += " during the TLS handshake (does it speak http rather than https?)"
 	case strings.Contains(text, "error reading server preface"):
 		e.detail += " (does it want https? then write https and give a CA file if need be)"
 	case errors.Is(err, context.DeadlineExceeded), code == codes.DeadlineExceeded:

@@ -132,7 +132,7 @@ func TestDial_SpeaksTLS(t *testing.T) {
 		"system roots do not know it":      {open.Endpoint(), "", "", "", lease.ErrTLS, "certificate"},
 		"client certificate missing":       {strict.Endpoint(), ca.path("ca.crt"), "", "", lease.ErrTLS, "certificate"},
 		"client certificate of a stranger": {strict.Endpoint(), ca.path("ca.crt"), stranger.path("client.crt"), stranger.path("client.key"), lease.ErrTLS, ""},
-		"https to a plain server":          {strings.Replace(plain.Endpoint(), "http:", "https:", 1), ca.path("ca.crt"), "", "", lease.ErrTLS, ""},
+		"https to a plain server":          {strings.Replace(plain.Endpoint(), "http:", "https:", 1), ca.path("ca.crt"), "", "", lease.ErrUnreachable, "http rather than https"},
 		"http to a TLS server":             {strings.Replace(open.Endpoint(), "https:", "http:", 1), "", "", "", lease.ErrUnreachable, "https"},
 		"http with a CA":                   {plain.Endpoint(), ca.path("ca.crt"), "", "", nil, "write https"},
 		"certificate without key":          {open.Endpoint(), ca.path("ca.crt"), ca.path("client.crt"), "", nil, "key file"},

@@ -267,7 +267,7 @@ func (c *slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	if e.Level > zapcore.ErrorLevel {
 		level = slog.LevelError
 	}
-	c.log.Log(context.Background(), level, "embedded etcd: "+e.Message, "details", enc.Fields)
+	c.log.Log(context.Background(), level, "embedded etcd", "says", e.Message, "details", enc.Fields)
 	return nil
 }
 
