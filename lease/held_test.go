@@ -112,6 +112,17 @@ func TestHeld_SurvivesOutageLongerThanTheTTL(t *testing.T) {
 		s.SetAway(nil)
 		time.Sleep(6 * time.Second) // one pause at most
 		synctest.Wait()
+		// After a quiet minute a hiccup is over at once.
+		time.Sleep(time.Minute)
+		s.SetAway(lease.ErrUnreachable)
+		time.Sleep(150 * time.Millisecond)
+		synctest.Wait()
+		if h.Connected() {
+			t.Error("the hiccup was not noticed")
+		}
+		s.SetAway(nil)
+		time.Sleep(450 * time.Millisecond)
+		synctest.Wait()
 		pairs, _, err := s.Get(t.Context(), lease.DefaultPrefix, true)
 		if err != nil || len(pairs) != 1 || !strings.HasSuffix(pairs[0].Key, lease.Key(subnet, netip.Prefix{})) || pairs[0].Lease == 0 {
 			t.Errorf("after the outage: %+v, %v", pairs, err)
@@ -292,6 +303,16 @@ func TestWatch_WaitsLongerBetweenAttempts(t *testing.T) {
 		synctest.Wait()
 		if snapshots != 1 {
 			t.Errorf("%d snapshots once the store is back", snapshots)
+		}
+		// After a quiet minute a hiccup is over at once.
+		time.Sleep(time.Minute)
+		s.SetAway(lease.ErrUnreachable)
+		time.Sleep(50 * time.Millisecond)
+		s.SetAway(nil)
+		time.Sleep(450 * time.Millisecond)
+		synctest.Wait()
+		if snapshots != 2 {
+			t.Errorf("%d snapshots after a hiccup", snapshots)
 		}
 		cancel()
 		if err := <-result; err != nil {

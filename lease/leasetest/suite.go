@@ -43,6 +43,7 @@ func Run(t *testing.T, open func(t *testing.T) Lab) {
 		"Registry_ConfigLifeCycle":                testConfig,
 		"Acquire_IsLikeFlannels":                  testAcquireFresh,
 		"Acquire_FindsOwnLeaseByNodeID":           testAcquireAgain,
+		"Acquire_ChoosesAmongItsOwn":              testOwnSeveral,
 		"Acquire_TakesPreviousIfFree":             testPrevious,
 		"Acquire_RefusesForeignLease":             testForeign,
 		"Acquire_KeepsReservation":                testReservation,
@@ -447,6 +448,34 @@ func testAcquireAgain(t *testing.T, r *room) {
 	}
 	if _, err := r.store.KeepAlive(r.ctx, before.Lease); !errors.Is(err, lease.ErrLeaseExpired) {
 		t.Errorf("the old etcd lease lives on: %v", err)
+	}
+}
+
+// Several keys with our NodeID: a reservation goes before a lease, and what fits the config before what does not.
+func testOwnSeveral(t *testing.T, r *room) {
+	cfg := r.config(t, network)
+	const own = `{"PublicIP":"10.1.1.1","PublicIPv6":null,"RootlessOvl":{"V":1,"NodeID":"node-1","Port":1,"MTU":0}}`
+	r.put(t, r.key(netip.MustParsePrefix("10.5.2.0/25")), own, 0) // of another length
+	r.put(t, r.key(netip.MustParsePrefix("10.5.3.0/24")), own, time.Hour)
+	r.put(t, r.key(netip.MustParsePrefix("10.5.4.0/24")), own, 0)
+	r.put(t, r.prefix+"/subnets-of-old/10.5.1.0-24", own, 0) // counts as occupied, and is no key of ours
+	n := r.node(t)
+	if l := r.acquire(t, n, cfg, request(1)).Lease(); l.Subnet.String() != "10.5.4.0/24" || !l.Reservation {
+		t.Errorf("got %+v, want the reservation that fits", l)
+	}
+	r.delete(t, r.key(netip.MustParsePrefix("10.5.4.0/24")))
+	if l := r.acquire(t, n, cfg, request(1)).Lease(); l.Subnet.String() != "10.5.3.0/24" || l.Reservation {
+		t.Errorf("got %+v, want the lease", l)
+	}
+	r.delete(t, r.key(netip.MustParsePrefix("10.5.3.0/24")))
+	q := request(1)
+	q.Previous = netip.MustParsePrefix("10.5.1.0/24")
+	l := r.acquire(t, n, cfg, q).Lease()
+	if l.Reservation || l.Subnet.Bits() != 24 || l.Subnet == q.Previous || l.Subnet.String() == "10.5.2.0/24" {
+		t.Errorf("got %+v, want a free subnet", l)
+	}
+	if r.get(t, r.key(netip.MustParsePrefix("10.5.2.0/25"))) == nil {
+		t.Error("a reservation that does not fit was deleted")
 	}
 }
 
