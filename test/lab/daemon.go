@@ -132,6 +132,11 @@ func (h *Host) upWith(env []string, args ...string) *Daemon {
 		if !stop(d.cmd.Process, unix.SIGTERM, d.done, 15*time.Second) {
 			t.Errorf("%s: the daemon did not end within 15 s of SIGTERM", h.Name)
 		}
+		for _, fault := range []string{"panic:", "fatal error:", "DATA RACE"} {
+			if strings.Contains(d.LogText(), fault) {
+				t.Errorf("%s: the daemon's log has a %q:\n%s", h.Name, fault, d.LogText())
+			}
+		}
 	})
 	return d
 }
