@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"sync"
 
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,7 +20,6 @@ const nsfsMagic = 0x6e736673
 // Close, whatever happens to the process it was found by.
 type Namespace struct {
 	name string // for errors: "process 12", or the path
-	dev  uint64
 	ino  uint64
 
 	mu     sync.Mutex
@@ -109,22 +109,22 @@ func openNetns(path string) (*os.File, error) {
 	if int64(fs.Type) != nsfsMagic {
 		return nil, notOne
 	}
-	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(at), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	ns, err := netns.GetFromPath("/proc/self/fd/" + strconv.Itoa(at))
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	if t, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE); err != nil || t != unix.CLONE_NEWNET {
-		unix.Close(fd)
+	if t, err := unix.IoctlRetInt(int(ns), unix.NS_GET_NSTYPE); err != nil || t != unix.CLONE_NEWNET {
+		ns.Close()
 		return nil, notOne
 	}
-	return os.NewFile(uintptr(fd), path), nil
+	return os.NewFile(uintptr(ns), path), nil
 }
 
 // newNamespace takes f over. It checks that the namespace is not ours and that we rule over it.
 func newNamespace(f *os.File, name string) (*Namespace, error) {
 	n := &Namespace{name: name, net: f}
 	var err error
-	if n.dev, n.ino, err = fileID(f); err == nil {
+	if _, n.ino, err = fileID(f); err == nil {
 		err = n.findOwner()
 	}
 	if err != nil {
@@ -135,11 +135,13 @@ func newNamespace(f *os.File, name string) (*Namespace, error) {
 }
 
 func (n *Namespace) findOwner() error {
-	dev, ino, err := pathID("/proc/self/ns/net")
+	host, err := netns.Get()
 	if err != nil {
-		return err
+		return fmt.Errorf("our own network namespace: %w", err)
 	}
-	if dev == n.dev && ino == n.ino {
+	same := host.Equal(netns.NsHandle(n.net.Fd()))
+	host.Close()
+	if same {
 		return fail(ErrHostNamespace, nil, "%s is in the host's own network namespace: attach a process that has one of its own (podman run --network none, docker run --network none, unshare -Urn)", n.name)
 	}
 	_, self, err := pathID("/proc/self/ns/user")
