@@ -34,6 +34,10 @@ var rooms = map[string]map[string]string{
 	"internal/tap":     {"internal/packet": "the currency", "internal/nettest": "fakes for tests"},
 	"internal/packet":  {},
 	"internal/hostnet": {},
+	"internal/doctor": {
+		"internal/hostnet": "a doctor looks at the host's network",
+		"nsutil":           "a doctor tries what an attach does",
+	},
 	"internal/nettest": {"internal/packet": "fakes produce and check packets"},
 	"lease":            {},
 	"nsutil":           {},
