@@ -323,7 +323,7 @@ func (n *Node) follow(ctx context.Context, s *openedStore, held *lease.Held) err
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.hold(ctx, s.registry, held) })
-	g.Go(func() error { return s.registry.Watch(ctx, func(l lease.Snapshot) { n.setLeases(l.Leases) }) })
+	g.Go(func() error { return n.watchLeases(ctx, s.registry) })
 	return g.Wait()
 }
 

@@ -1,0 +1,67 @@
+// Tests of the grace that vanished leases have.
+
+package node
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/rootless-ovl/rootless-ovl/lease"
+)
+
+func TestLingering_KeepsVanishedLeasesForTheGrace(t *testing.T) {
+	of := func(subnet, node string) lease.Lease {
+		l := lease.Lease{Subnet: netip.MustParsePrefix(subnet)}
+		if node != "" {
+			l.Attrs.RootlessOvl = &lease.Extension{NodeID: node}
+		}
+		return l
+	}
+	a, b, stock := of("10.5.1.0/24", "a"), of("10.5.2.0/24", "b"), of("10.5.3.0/24", "")
+	for name, c := range map[string]struct {
+		then  []lease.Lease // what the store has after it had a, b and stock
+		wait  time.Duration
+		want  []lease.Lease
+		timed bool // whether a change is still to come
+	}{
+		"nothing vanished":            {[]lease.Lease{a, b, stock}, 0, []lease.Lease{a, b, stock}, false},
+		"one vanished":                {[]lease.Lease{a, stock}, 0, []lease.Lease{a, b, stock}, true},
+		"all vanished":                {nil, peerGrace - 1, []lease.Lease{a, b, stock}, true},
+		"the grace is over":           {[]lease.Lease{a}, peerGrace, []lease.Lease{a}, false},
+		"another node has the subnet": {[]lease.Lease{a, of("10.5.2.0/24", "c")}, 0, []lease.Lease{a, of("10.5.2.0/24", "c"), stock}, true},
+		"another subnet overlaps":     {[]lease.Lease{a, of("10.5.2.0/23", "c")}, 0, []lease.Lease{a, of("10.5.2.0/23", "c")}, false},
+		"the node has moved":          {[]lease.Lease{a, stock, of("10.5.9.0/24", "b")}, 0, []lease.Lease{a, stock, of("10.5.9.0/24", "b")}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			start := time.Unix(1000, 0)
+			var g lingering
+			g.take(start, []lease.Lease{a, b, stock})
+			g.take(start, c.then)
+			got, next := g.leases(start.Add(c.wait))
+			same := func(x, y lease.Lease) bool {
+				return x.Subnet == y.Subnet && (x.Attrs.RootlessOvl == nil) == (y.Attrs.RootlessOvl == nil) &&
+					(x.Attrs.RootlessOvl == nil || x.Attrs.RootlessOvl.NodeID == y.Attrs.RootlessOvl.NodeID)
+			}
+			if !slices.EqualFunc(got, c.want, same) || next.IsZero() == c.timed {
+				t.Errorf("got %v, next change %v; want %v", got, next, c.want)
+			}
+		})
+	}
+}
+
+func TestLingering_ALeaseThatComesBackIsStoredAgain(t *testing.T) {
+	start := time.Unix(1000, 0)
+	l := lease.Lease{Subnet: netip.MustParsePrefix("10.5.1.0/24"), ModRevision: 1}
+	again := l
+	again.ModRevision = 2
+	var g lingering
+	g.take(start, []lease.Lease{l})
+	g.take(start, nil)
+	g.take(start.Add(time.Second), []lease.Lease{again})
+	got, next := g.leases(start.Add(time.Second))
+	if len(got) != 1 || got[0].ModRevision != 2 || !next.IsZero() {
+		t.Errorf("got %v, next change %v", got, next)
+	}
+}
