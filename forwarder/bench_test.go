@@ -168,7 +168,7 @@ func BenchmarkSegment(b *testing.B) {
 			b.SetBytes(int64(p.Len()))
 			b.ReportAllocs()
 			for b.Loop() {
-				s := newSegmenter(&p)
+				s := newSegmenter(&p, false)
 				for {
 					if _, ok := s.next(hdr); !ok {
 						break

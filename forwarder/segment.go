@@ -1,6 +1,10 @@
-// This file turns a packet into what a peer may see: superpackets cut into segments, every checksum completed
+// This file turns a packet into what a peer may see: superpackets cut into segments, checksums completed
 // (Documentation/networking/segmentation-offloads.rst). Payloads are not copied: a segment is a header made here and a piece of
 // the superpacket, joined by the kernel when it sends.
+//
+// A peer that says so in its lease (PeerConfig.PartialChecksums) takes TCP and UDP whose checksum is still owed, with only the
+// pseudo header summed, as two containers on one host do: the outer UDP checksum covers every byte in between, and
+// summing the payload once more, in Go, is the largest part of the path that is not the kernel's.
 
 package forwarder
 
@@ -24,6 +28,15 @@ func completeChecksum(p *packet.Packet) {
 	p.NeedsCsum = false
 }
 
+// mayStayPartial tells whether a peer that takes partial checksums will recognise p's: plain TCP or UDP whose field is not
+// zero. packet.MarkPartial is its counterpart on the other side.
+func mayStayPartial(p *packet.Packet) bool {
+	ip := p.Bytes()
+	proto, l4, ok := packet.Transport(ip)
+	return ok && l4 == int(p.CsumStart) && (proto == packet.TCP && p.CsumOffset == header.TCPChecksumOffset ||
+		proto == packet.UDP && p.CsumOffset == 6 && int(binary.BigEndian.Uint16(ip[l4+4:])) == len(ip)-l4 && binary.BigEndian.Uint16(ip[l4+6:]) != 0)
+}
+
 // segmenter cuts a superpacket, one segment a call.
 type segmenter struct {
 	ip      []byte // the superpacket's headers
@@ -33,18 +46,20 @@ type segmenter struct {
 	hdr     int
 	proto   uint8
 	first   bool
+	partial bool // leave the sum of the payload to the receiver
 	id      uint16
 	seq     uint32
 	flags   uint8
 	ipSum   uint16 // sum of the IPv4 header without length, id and checksum
-	l4Sum   uint16 // sum of pseudo header without length and of the transport header without what changes
+	pseudo  uint16 // sum of the pseudo header without length
+	l4Sum   uint16 // pseudo, and the transport header without what changes
 }
 
-func newSegmenter(p *packet.Packet) segmenter {
+func newSegmenter(p *packet.Packet, partial bool) segmenter {
 	b := p.Bytes()
 	s := segmenter{
 		ip: b[:p.HdrLen], payload: b[p.HdrLen:], seg: int(p.SegSize), l4: int(p.CsumStart), hdr: int(p.HdrLen),
-		proto: packet.TCP, first: true,
+		proto: packet.TCP, first: true, partial: partial,
 	}
 	if p.GSO == packet.GSOUDP {
 		s.proto = packet.UDP
@@ -55,7 +70,8 @@ func newSegmenter(p *packet.Packet) segmenter {
 		sum := uint64(checksum.Checksum(s.ip[:s.l4], 0))
 		s.ipSum = packet.Fold(sum + uint64(^h.TotalLength()) + uint64(^h.ID()) + uint64(^h.Checksum()))
 	}
-	s.l4Sum = packet.PseudoSum(s.ip, s.proto, 0)
+	s.pseudo = packet.PseudoSum(s.ip, s.proto, 0)
+	s.l4Sum = s.pseudo
 	if s.proto == packet.TCP {
 		t := header.TCP(s.ip[s.l4:])
 		s.seq, s.flags = t.SequenceNumber(), uint8(t.Flags())
@@ -89,7 +105,13 @@ func (s *segmenter) next(hdr []byte) (payload []byte, ok bool) {
 	}
 	l4 := hdr[s.l4:]
 	l4len := total - s.l4
-	sum := uint64(s.l4Sum) + uint64(l4len) + uint64(checksum.Checksum(payload, 0))
+	owed := packet.Fold(uint64(s.pseudo) + uint64(l4len))
+	// Zero in UDP would say that there is no checksum, so such a datagram is summed after all.
+	partial := s.partial && (owed != 0 || s.proto == packet.TCP)
+	sum := uint64(s.l4Sum) + uint64(l4len)
+	if !partial {
+		sum += uint64(checksum.Checksum(payload, 0))
+	}
 	if s.proto == packet.TCP {
 		flags := s.flags
 		if len(s.payload) > 0 {
@@ -101,7 +123,11 @@ func (s *segmenter) next(hdr []byte) (payload []byte, ok bool) {
 		l4[header.TCPFlagsOffset] = flags
 		binary.BigEndian.PutUint32(l4[4:], s.seq)
 		sum += uint64(s.seq>>16) + uint64(s.seq&0xffff) + uint64(binary.BigEndian.Uint16(l4[header.TCPDataOffset:]))
-		binary.BigEndian.PutUint16(l4[header.TCPChecksumOffset:], ^packet.Fold(sum))
+		x := ^packet.Fold(sum)
+		if partial {
+			x = owed
+		}
+		binary.BigEndian.PutUint16(l4[header.TCPChecksumOffset:], x)
 		s.seq += uint32(n)
 		s.first = false
 		return payload, true
@@ -112,6 +138,9 @@ func (s *segmenter) next(hdr []byte) (payload []byte, ok bool) {
 	if x == 0 {
 		x = 0xffff
 	}
+	if partial {
+		x = owed
+	}
 	binary.BigEndian.PutUint16(l4[6:], x)
 	return payload, true
 }
@@ -119,14 +148,14 @@ func (s *segmenter) next(hdr []byte) (payload []byte, ok bool) {
 // sendTo puts p on the transmit queue for a peer, cut where it is a superpacket.
 func (q *txQueue) sendTo(to *peer, p *packet.Packet) {
 	if p.GSO == packet.GSONone {
-		if p.NeedsCsum {
+		if p.NeedsCsum && !(to.cfg.PartialChecksums && mayStayPartial(p)) {
 			completeChecksum(p)
 		}
 		q.reserve()
 		q.add(to, p.Bytes(), nil)
 		return
 	}
-	s := newSegmenter(p)
+	s := newSegmenter(p, to.cfg.PartialChecksums)
 	for {
 		q.reserve()
 		hdr := q.header(s.hdr)

@@ -19,8 +19,8 @@ const (
 )
 
 // cut runs the segmenter to its end.
-func cut(p *packet.Packet) (out [][]byte) {
-	s := newSegmenter(p)
+func cut(p *packet.Packet, partial bool) (out [][]byte) {
+	s := newSegmenter(p, partial)
 	for {
 		hdr := make([]byte, s.hdr)
 		payload, ok := s.next(hdr)
@@ -89,7 +89,17 @@ func TestSegmenter_CutsRandomSuperpackets(t *testing.T) {
 func compare(t *testing.T, name string, p *packet.Packet) {
 	t.Helper()
 	want := nettest.Segment(p)
-	got := cut(p)
+	for _, ip := range cut(p, true) {
+		// What a peer that takes partial checksums makes of it.
+		q := packet.Packet{Buf: ip, Verified: true}
+		q.MarkPartial()
+		if got := nettest.Finish(&q); len(want) == 0 || !bytes.Equal(got, want[0]) {
+			t.Fatalf("%s: partial segment\n got %x\nwant %x", name, got, want)
+		}
+		want = want[1:]
+	}
+	want = nettest.Segment(p)
+	got := cut(p, false)
 	if len(got) != len(want) {
 		t.Fatalf("%s: %d segments, want %d", name, len(got), len(want))
 	}
@@ -114,7 +124,7 @@ func TestSegmenter_NeverSendsAUDPChecksumOfZero(t *testing.T) {
 			continue
 		}
 		found = true
-		for _, got := range [][]byte{cut(nettest.Super(ip, 1000))[0], completed(ip)} {
+		for _, got := range [][]byte{cut(nettest.Super(ip, 1000), false)[0], completed(ip)} {
 			if !bytes.Equal(got, ip) {
 				t.Fatalf("got %x, want %x", got, ip)
 			}
@@ -151,8 +161,46 @@ func TestCompleteChecksum_PaysWhatIsOwed(t *testing.T) {
 func TestSegmenter_LeavesTheSuperpacketAlone(t *testing.T) {
 	p := nettest.Super(nettest.Between(containerA, containerC).TCP(nettest.TCP{Flags: nettest.ACK | nettest.FIN}, nettest.Payload(5000)), 1000)
 	before := bytes.Clone(p.Bytes())
-	cut(p)
+	cut(p, false)
 	if !bytes.Equal(before, p.Bytes()) {
 		t.Fatal("the superpacket was changed")
+	}
+}
+
+func TestUnderlay_LeavesOwedChecksumsOnlyToPeersThatTakeThem(t *testing.T) {
+	g := newRig(t)
+	partial := g.peerCfg
+	partial.PartialChecksums = true
+	for _, c := range []struct {
+		peer PeerConfig
+		owed bool
+	}{{g.peerCfg, false}, {partial, true}} {
+		for i := range g.table.Routes {
+			if g.table.Routes[i].Prefix.String() == "10.2.0.0/16" {
+				g.table.Routes[i].Hop = ToPeer(c.peer)
+			}
+		}
+		g.set(g.table)
+		h := nettest.Between(containerA, containerC)
+		for name, ip := range map[string][]byte{
+			"tcp": h.TCP(nettest.TCP{SrcPort: 4000, DstPort: 53, Seq: 9, Flags: nettest.ACK}, nettest.Payload(99)),
+			"udp": h.UDP(nettest.UDP{SrcPort: 4000, DstPort: 53}, nettest.Payload(99)),
+		} {
+			p := nettest.Packet(bytes.Clone(ip))
+			nettest.Owe(p)
+			g.fromA(p)
+			got := datagrams(t, g.peer)
+			if len(got) != 1 {
+				t.Fatalf("%s: %d datagrams", name, len(got))
+			}
+			if owed := nettest.Check(got[0]) != nil; owed != c.owed {
+				t.Errorf("%s to a peer with PartialChecksums %v: checksum still owed is %v", name, c.peer.PartialChecksums, owed)
+			}
+			q := packet.Packet{Buf: got[0], Verified: true}
+			q.MarkPartial()
+			if err := nettest.Check(nettest.Finish(&q)); err != nil {
+				t.Errorf("%s as its receiver takes it: %v", name, err)
+			}
+		}
 	}
 }

@@ -54,6 +54,9 @@ type PeerConfig struct {
 	MTU int
 	// AnyPort: the peer's datagrams may come from any source port (a stock flannel node). Otherwise only from Addr's.
 	AnyPort bool
+	// PartialChecksums: the peer takes TCP and UDP whose checksum covers the pseudo header alone. Only for peers that
+	// believe the outer UDP checksum, as our own nodes do.
+	PartialChecksums bool
 }
 
 // valid tells whether h leads anywhere.

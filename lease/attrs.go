@@ -37,6 +37,10 @@ type Extension struct {
 	PublicKey string   `json:",omitempty"` // base64
 }
 
+// CapPartialChecksums in Caps: the node takes inner TCP and UDP packets whose checksum covers the pseudo header alone. It
+// believes the outer UDP checksum, which senders therefore always set.
+const CapPartialChecksums = "partial-checksums"
+
 // ExtensionVersion is the V that this package writes.
 const ExtensionVersion = 1
 

@@ -5,6 +5,7 @@ package node
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/rootless-ovl/rootless-ovl/forwarder"
 	"github.com/rootless-ovl/rootless-ovl/lease"
@@ -29,12 +30,13 @@ type peer struct {
 	addr    netip.AddrPort // where datagrams for it go
 	mtu     int            // overlay MTU towards it, bytes
 	stock   bool           // a flannel node
+	partial bool           // takes partial checksums
 	problem string         // why nothing is sent to it; empty when all is well
 }
 
 // config is the peer as the router knows it. A stock node's port may be translated on the way, ours is published as it is.
 func (p peer) config() forwarder.PeerConfig {
-	return forwarder.PeerConfig{Addr: p.addr, MTU: p.mtu, AnyPort: p.stock}
+	return forwarder.PeerConfig{Addr: p.addr, MTU: p.mtu, AnyPort: p.stock, PartialChecksums: p.partial}
 }
 
 // peersOf returns one peer per lease that is not ours, in the order of the snapshot. What others have put into the store is
@@ -53,6 +55,7 @@ func peersOf(leases []lease.Lease, me self) []peer {
 			if ext.Port != 0 {
 				port = ext.Port
 			}
+			p.partial = slices.Contains(ext.Caps, lease.CapPartialChecksums)
 			if ext.MTU >= minPeerMTU {
 				p.mtu = min(p.mtu, ext.MTU)
 			}

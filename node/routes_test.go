@@ -62,6 +62,8 @@ func TestRoutes_LeadEveryAddressToItsHop(t *testing.T) {
 	gw := &nowhere{}
 	web, old := new(forwarder.Port), new(forwarder.Port)
 	me := testSelf()
+	capable := ovlLease("10.5.6.0/24", "192.0.2.6", "ee", 18285, 1472)
+	capable.Attrs.RootlessOvl.Caps = []string{"of-the-future", lease.CapPartialChecksums}
 	table := routes(routeSources{
 		me: me,
 		peers: peersOf([]lease.Lease{
@@ -71,6 +73,7 @@ func TestRoutes_LeadEveryAddressToItsHop(t *testing.T) {
 			ovlLease("10.5.72.0/24", "192.0.2.1", "aa", 18285, 1472),
 			ovlLease("10.5.4.0/24", "192.0.2.4", "dd", 0, 0),
 			stockLease("10.5.5.0/24", ""),
+			capable,
 		}, me),
 		attachments: []attachedPort{
 			{netip.MustParsePrefix("10.5.72.9/24"), web},
@@ -96,6 +99,9 @@ func TestRoutes_LeadEveryAddressToItsHop(t *testing.T) {
 		{"peer with a larger MTU than ours", "10.5.3.7", peer("192.0.2.1:18286", 1472, false)},
 		{"peer that names neither port nor MTU", "10.5.4.7", peer("192.0.2.4:8285", 1472, false)},
 		{"peer without an address", "10.5.5.7", forwarder.UnreachableNet},
+		{"peer that takes partial checksums", "10.5.6.7", forwarder.ToPeer(forwarder.PeerConfig{
+			Addr: netip.MustParseAddrPort("192.0.2.6:18285"), MTU: 1472, PartialChecksums: true,
+		})},
 		{"subnet that nobody leases", "10.5.200.7", forwarder.UnreachableNet},
 		{"outside", "198.51.100.1", forwarder.ToEgress(gw)},
 		{"attachment of an earlier subnet", "10.5.90.4", forwarder.ToPort(old)},

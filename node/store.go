@@ -267,7 +267,7 @@ func (n *Node) request(previous netip.Prefix) lease.Request {
 		NodeID: n.id,
 		Attrs: lease.Attrs{
 			PublicIP:    n.external.public,
-			RootlessOvl: &lease.Extension{V: lease.ExtensionVersion, NodeID: n.id, Port: n.port, MTU: n.mtu},
+			RootlessOvl: &lease.Extension{V: lease.ExtensionVersion, NodeID: n.id, Port: n.port, MTU: n.mtu, Caps: []string{lease.CapPartialChecksums}},
 		},
 		Previous:  previous,
 		TTL:       n.cfg.LeaseTTL,
