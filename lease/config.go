@@ -185,10 +185,10 @@ func (c NetworkConfig) UDPPort() (int, error) {
 	}
 	b := struct{ Port int }{DefaultUDPPort}
 	if err := json.Unmarshal(c.Backend, &b); err != nil {
-		return 0, fmt.Errorf("%w: Backend: %w", ErrBadConfig, err)
+		return 0, fmt.Errorf("%w: Backend Port is not a number from 1 to 65535 (%w)", ErrBadConfig, err)
 	}
 	if b.Port < 1 || b.Port > 65535 {
-		return 0, fmt.Errorf("%w: Backend Port %d is not between 1 and 65535", ErrBadConfig, b.Port)
+		return 0, fmt.Errorf("%w: Backend Port %d is not a number from 1 to 65535", ErrBadConfig, b.Port)
 	}
 	return b.Port, nil
 }

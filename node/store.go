@@ -213,7 +213,7 @@ func checkBackend(cfg lease.NetworkConfig) error {
 // checkNetwork says whether the network that the store describes can be joined.
 func (n *Node) checkNetwork(cfg lease.NetworkConfig) error {
 	if err := checkBackend(cfg); err != nil {
-		return err
+		return fmt.Errorf("key %s/config of the store: %w (`rootless-ovl config set` replaces it)", n.cfg.EtcdPrefix, err)
 	}
 	if n.cfg.NetworkSet && cfg.Network != n.cfg.Network {
 		return fmt.Errorf("--network is %v, but the network at %s is %v: leave --network out to join it, or use another --etcd-prefix",

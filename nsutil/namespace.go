@@ -124,7 +124,7 @@ func openNetns(path string) (*os.File, error) {
 func newNamespace(f *os.File, name string) (*Namespace, error) {
 	n := &Namespace{name: name, net: f}
 	var err error
-	if _, n.ino, err = fileID(f); err == nil {
+	if n.ino, err = fileInode(f); err == nil {
 		err = n.findOwner()
 	}
 	if err != nil {
@@ -144,7 +144,7 @@ func (n *Namespace) findOwner() error {
 	if same {
 		return fail(ErrHostNamespace, nil, "%s is in the host's own network namespace: attach a process that has one of its own (podman run --network none, docker run --network none, unshare -Urn)", n.name)
 	}
-	_, self, err := pathID("/proc/self/ns/user")
+	self, err := pathInode("/proc/self/ns/user")
 	if err != nil {
 		return err
 	}
@@ -158,7 +158,7 @@ func (n *Namespace) findOwner() error {
 		}
 		return fmt.Errorf("user namespace of %s: %w", n.name, err)
 	}
-	_, at, err := fileID(owner)
+	at, err := fileInode(owner)
 	if err != nil {
 		owner.Close()
 		return err
@@ -187,7 +187,7 @@ func (n *Namespace) findOwner() error {
 			}
 			return fmt.Errorf("parent of the user namespace of %s: %w", n.name, err)
 		}
-		_, at, err := fileID(parent)
+		at, err := fileInode(parent)
 		if err == nil && at != self {
 			if step != owner {
 				step.Close()
@@ -251,8 +251,7 @@ func (n *Namespace) enter(tuns int) (*inside, error) {
 
 // SelfNetns is the inode of the network namespace we are in.
 func SelfNetns() (uint64, error) {
-	_, ino, err := pathID("/proc/self/ns/net")
-	return ino, err
+	return pathInode("/proc/self/ns/net")
 }
 
 func nsIoctl(f *os.File, req uint) (*os.File, error) {
@@ -268,20 +267,21 @@ func ownerUID(f *os.File) (int, error) {
 	return int(uid), err
 }
 
-func fileID(f *os.File) (dev, ino uint64, err error) {
+// fileInode and pathInode are the number of a namespace: all of them are files of one file system.
+func fileInode(f *os.File) (uint64, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return 0, 0, &os.PathError{Op: "stat", Path: f.Name(), Err: err}
+		return 0, &os.PathError{Op: "stat", Path: f.Name(), Err: err}
 	}
-	return uint64(st.Dev), st.Ino, nil
+	return st.Ino, nil
 }
 
-func pathID(path string) (dev, ino uint64, err error) {
+func pathInode(path string) (uint64, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
-		return 0, 0, &os.PathError{Op: "stat", Path: path, Err: err}
+		return 0, &os.PathError{Op: "stat", Path: path, Err: err}
 	}
-	return uint64(st.Dev), st.Ino, nil
+	return st.Ino, nil
 }
 
 // readable tells whether a descriptor can be read right now; for that of a process it means that the process has ended.
