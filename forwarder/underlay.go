@@ -32,9 +32,9 @@ type UnderlayConfig struct {
 const (
 	defaultBuffer = 4 << 20
 
-	// maxTrain is the payload of the largest UDP datagram, of which a train is cut: 65535 less the IPv4 and UDP
+	// MaxTrain is the payload in bytes of the largest UDP datagram, of which a train is cut: 65535 less the IPv4 and UDP
 	// headers.
-	maxTrain = 65535 - outerIPv4Len - outerUDPLen
+	MaxTrain = 65535 - outerIPv4Len - outerUDPLen
 	// trainSegs is UDP_MAX_SEGMENTS since Linux 6.9; before, it was 64. Which one holds is probed.
 	trainSegs, oldTrainSegs = 128, 64
 
@@ -230,7 +230,7 @@ func (q *txQueue) header(n int) []byte { return q.hdrs[q.nhdr : q.nhdr+n] }
 // borrowed until flush.
 func (q *txQueue) add(to *peer, head, tail []byte) {
 	size := len(head) + len(tail)
-	if size > maxTrain {
+	if size > MaxTrain {
 		q.w.drop(DropUnderlayTooBig)
 		return
 	}
@@ -241,7 +241,7 @@ func (q *txQueue) add(to *peer, head, tail []byte) {
 	if q.n > 0 {
 		t = &q.trains[q.n-1]
 	}
-	if t == nil || t.to != to || t.closed || size > t.size || t.segs == q.maxSegs || t.bytes+size > maxTrain || t.niov+2 > packet.MaxIovs {
+	if t == nil || t.to != to || t.closed || size > t.size || t.segs == q.maxSegs || t.bytes+size > MaxTrain || t.niov+2 > packet.MaxIovs {
 		t = &q.trains[q.n]
 		*t = train{to: to, iov: q.niov, size: size}
 		q.n++

@@ -266,9 +266,9 @@ func TestUnderlay_CountsWhatTheKernelRefuses(t *testing.T) {
 	big := PeerConfig{Addr: g.peerCfg.Addr}
 	g.table.Routes[len(g.table.Routes)-1].Hop = ToPeer(big) // MTU 0: no limit of its own
 	g.set(g.table)
-	g.fromA(pkt(udp(containerA, "10.6.0.1", maxTrain-28)), pkt(udp(containerA, "10.6.0.1", maxTrain-27)))
+	g.fromA(pkt(udp(containerA, "10.6.0.1", MaxTrain-28)), pkt(udp(containerA, "10.6.0.1", MaxTrain-27)))
 	g.wantDrops(map[string]uint64{"underlay-refused": 2, "underlay-too-big": 1})
-	if d := datagrams(t, g.peer); len(d) != 1 || len(d[0]) != maxTrain {
+	if d := datagrams(t, g.peer); len(d) != 1 || len(d[0]) != MaxTrain {
 		t.Errorf("%d datagrams, want the largest that there is", len(d))
 	}
 }
@@ -357,7 +357,7 @@ func TestUnderlay_SplitsTrains(t *testing.T) {
 
 func TestUnderlay_TakesTheLargestDatagram(t *testing.T) {
 	g := newRig(t)
-	ip := udp(containerC, containerA, maxTrain-28)
+	ip := udp(containerC, containerA, MaxTrain-28)
 	if _, err := g.peer.WriteToUDPAddrPort(ip, g.Underlay()); err != nil {
 		t.Fatal(err)
 	}

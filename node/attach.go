@@ -30,9 +30,19 @@ const (
 	// txQueueLen is the TAP's ring in packets. A window of 4 MB in packets of 1400 bytes fits; the kernel's default of
 	// 1000 overflows, and TCP then falls to a tenth.
 	txQueueLen = 10000
-	// gsoMaxSegs keeps a superpacket with its outer headers within one UDP datagram train of 65,507 bytes.
-	gsoMaxSegs = 44
+	// maxGSO is the kernel's largest superpacket, GSO_LEGACY_MAX_SIZE.
+	maxGSO = 65536
 )
+
+// gsoMaxSize is the gso_max_size of a TAP of this MTU, in bytes: so large that the segments of a TCP superpacket, each with its
+// headers, just fill one datagram train. The kernel takes MAX_TCP_HEADER off (some 320, by its configuration) and
+// divides by the payload of a segment; half a segment more covers the difference. The count of segments is not
+// bounded (gso_max_segs), or the container's kernel would cut UDP superpackets of many small datagrams by itself.
+func gsoMaxSize(mtu int) int {
+	const ipAndTCP, maxTCPHeader = 20 + 32, 320
+	payload := mtu - ipAndTCP
+	return min(maxGSO, forwarder.MaxTrain/mtu*payload+maxTCPHeader+payload/2)
+}
 
 type phase int
 
@@ -346,7 +356,7 @@ func (n *Node) tapConfig(s savedAttachment) (nsutil.TAPConfig, error) {
 		Queues:     1,
 		Addrs:      []netip.Prefix{s.Addr},
 		Routes:     routes,
-		GSOMaxSegs: gsoMaxSegs,
+		GSOMaxSize: gsoMaxSize(mtu),
 		Persist:    true,
 	}, nil
 }

@@ -66,7 +66,7 @@ func TestAttach_GivesTheContainerWhatItNeeds(t *testing.T) {
 	tc := c.links["eth0"].config
 	gw := netip.MustParseAddr("10.5.72.1")
 	wantRoutes := []nsutil.Route{{Dst: netip.MustParsePrefix("10.5.0.0/16"), Gateway: gw}, {Dst: netip.MustParsePrefix("0.0.0.0/0"), Gateway: gw}}
-	if tc.MTU != 1472 || !tc.Persist || tc.TxQueueLen != txQueueLen || tc.GSOMaxSegs != gsoMaxSegs || !slices.Equal(tc.Routes, wantRoutes) ||
+	if tc.MTU != 1472 || !tc.Persist || tc.TxQueueLen != txQueueLen || tc.GSOMaxSegs != 0 || tc.GSOMaxSize != 44*1420+320+710 || !slices.Equal(tc.Routes, wantRoutes) ||
 		!slices.Equal(tc.Addrs, []netip.Prefix{netip.MustParsePrefix("10.5.72.2/24")}) || tc.MAC[0]&3 != 2 || macText(tc.MAC) != got.MAC {
 		t.Errorf("TAP: %+v", tc)
 	}

@@ -22,11 +22,16 @@ type run struct {
 	seg     int // payload bytes of the first packet; all but the last have as many
 	payload int // payload bytes of all packets
 	nextSeq uint32
+	most    int  // packets that it may hold
 	closed  bool // a short segment or PSH ended it
 }
 
-// maxRunSegs bounds the iovecs of one write; the kernel's own GRO stops at 64 KB, which is fewer at any real MTU.
-const maxRunSegs = 256
+// The most packets that are joined. For TCP it bounds the iovecs of one write; at any real MTU 64 KB are full before. For UDP
+// the kernel refuses more than UDP_MAX_SEGMENTS, which was 64 until Linux 6.9.
+const (
+	maxRunTCP = 256
+	maxRunUDP = 64
+)
 
 // startRun tells whether p can begin a superpacket, and how.
 func startRun(p *packet.Packet) (r run, ok bool) {
@@ -50,14 +55,14 @@ func startRun(p *packet.Packet) (r run, ok bool) {
 		if off < header.TCPMinimumSize || len(ip) <= l4+off || tcp.Flags()&^header.TCPFlagPsh != header.TCPFlagAck {
 			return run{}, false
 		}
-		r.hdr = l4 + off
+		r.hdr, r.most = l4+off, maxRunTCP
 		r.closed = tcp.Flags()&header.TCPFlagPsh != 0
 	case packet.UDP:
 		if len(ip) <= l4+header.UDPMinimumSize || binary.BigEndian.Uint16(ip[l4+4:]) != uint16(len(ip)-l4) ||
 			binary.BigEndian.Uint16(ip[l4+6:]) == 0 {
 			return run{}, false
 		}
-		r.hdr = l4 + header.UDPMinimumSize
+		r.hdr, r.most = l4+header.UDPMinimumSize, maxRunUDP
 	default:
 		return run{}, false
 	}
@@ -71,7 +76,7 @@ func startRun(p *packet.Packet) (r run, ok bool) {
 
 // extend takes p into the run that first began, if it is the next segment of the same flow.
 func (r *run) extend(first, p *packet.Packet, n int) bool {
-	if r.closed || n == maxRunSegs || !p.Verified || p.NeedsCsum || p.GSO != packet.GSONone {
+	if r.closed || n == r.most || !p.Verified || p.NeedsCsum || p.GSO != packet.GSONone {
 		return false
 	}
 	a, b := first.Bytes(), p.Bytes()

@@ -5,6 +5,7 @@ package tap
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 	"testing"
 
 	"github.com/rootless-ovl/rootless-ovl/internal/nettest"
@@ -231,6 +232,19 @@ func TestSend_KeepsUDPApartWithoutUSO(t *testing.T) {
 	d.Send(packet.NewScratch(), segmentsOf(super))
 	if got := w.packets(); len(got) != 3 {
 		t.Errorf("%d frames, want 3", len(got))
+	}
+}
+
+func TestSend_JoinsNoMoreDatagramsThanTheKernelTakes(t *testing.T) {
+	d, w := newDevice(t)
+	super := nettest.Super(in4.UDP(nettest.UDP{SrcPort: 1, DstPort: 2}, nettest.Payload(150*10)), 10)
+	d.Send(packet.NewScratch(), segmentsOf(super))
+	var sizes []int
+	for _, p := range w.packets() {
+		sizes = append(sizes, (p.Len()-28)/10)
+	}
+	if want := []int{64, 64, 22}; !slices.Equal(sizes, want) {
+		t.Errorf("superpackets of %v datagrams, want %v", sizes, want)
 	}
 }
 

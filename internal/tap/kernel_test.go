@@ -62,6 +62,7 @@ func TestKernel(t *testing.T) {
 			t.Run(fmt.Sprint(family, "-", size), func(t *testing.T) { testUDP(t, a, b, family, size) })
 		}
 	}
+	t.Run("many datagrams", func(t *testing.T) { testManyDatagrams(t, b) })
 	t.Run("checksums", func(t *testing.T) { testChecksums(t, b) })
 	for _, n := range []*namespace{a, b} {
 		for why := range drops(n.dev) {
@@ -293,6 +294,31 @@ func testUDP(t *testing.T, a, b *namespace, family string, size int) {
 	}
 	if n := written(); n != 1 {
 		t.Errorf("%d superpackets written, want 1", n)
+	}
+}
+
+// testManyDatagrams: the kernel takes the superpackets that are made of more datagrams than one may hold.
+func testManyDatagrams(t *testing.T, n *namespace) {
+	var to *net.UDPConn
+	var err error
+	n.do(func() { to, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(n.addrs['4'], 0))) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer to.Close()
+	_ = to.SetReadDeadline(time.Now().Add(20 * time.Second))
+	const count, size = 150, 10
+	port := to.LocalAddr().(*net.UDPAddr).Port //nolint:errcheck // a UDP socket's
+	h := nettest.Between("10.9.9.9", n.addrs['4'].String())
+	n.dev.Send(packet.NewScratch(), segmentsOf(nettest.Super(h.UDP(nettest.UDP{SrcPort: 9, DstPort: uint16(port)}, nettest.Payload(count*size)), size)))
+	if why := drops(n.dev)[dropNames[DropTAPWrite]]; why != 0 {
+		t.Errorf("the kernel refused %d packets", why)
+	}
+	buf := make([]byte, 2000)
+	for i := range count {
+		if k, err := to.Read(buf); err != nil || k != size {
+			t.Fatalf("datagram %d: %d bytes, %v", i, k, err)
+		}
 	}
 }
 
