@@ -67,11 +67,12 @@ var hostNameServices = []string{
 }
 
 // A Sandbox is a process in a new user, network and mount namespace that waits until Release and then becomes the
-// command. It dies with us.
+// command. It dies with us. What else runs in the sandbox is killed when the command has ended.
 type Sandbox struct {
-	cmd  *exec.Cmd
-	done chan struct{} // closed when the process has been reaped
-	err  error         // of reaping; after done
+	cmd    *exec.Cmd
+	userns uint64        // inode of its user namespace; 0 where it could not be read
+	done   chan struct{} // closed when the command has ended and the rest has been killed
+	reaped func() error  // reaps the command, once
 
 	mu       sync.Mutex
 	order    *os.File // nil after Release
@@ -151,17 +152,23 @@ func Start(spec Spec) (*Sandbox, error) {
 	s.cmd.Stdout = fileOr(spec.Stdout, os.Stdout)
 	s.cmd.Stderr = fileOr(spec.Stderr, os.Stderr)
 
+	s.reaped = sync.OnceValue(s.cmd.Wait)
+	// Of us, not of this thread alone; a kernel that cannot (before 3.4) leaves orphans to the host's init.
+	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
 	// The kernel's "parent" that the process dies with is a thread, so one goroutine keeps its thread until the process
-	// has been reaped (https://go.dev/issue/27505).
+	// has ended (https://go.dev/issue/27505).
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := s.cmd.Start()
+		if err == nil {
+			s.userns, _, _ = userNamespace(s.PID(), 0)
+		}
 		started <- err
 		if err == nil {
-			s.err = s.cmd.Wait()
-			close(s.done)
+			s.attend()
 		}
 	}()
 	err = <-started
@@ -197,7 +204,41 @@ func fileOr(f, otherwise *os.File) *os.File {
 // PID is the process to attach, and later the command's.
 func (s *Sandbox) PID() int { return s.cmd.Process.Pid }
 
-// Done is closed when the command has ended and has been reaped.
+// attend waits for the end of the command and of all that it leaves.
+func (s *Sandbox) attend() {
+	defer close(s.done)
+	ended := make(chan struct{})
+	orphaned := make(chan os.Signal, 1)
+	signal.Notify(orphaned, unix.SIGCHLD)
+	defer signal.Stop(orphaned)
+	var reaping sync.WaitGroup
+	reaping.Go(func() {
+		for {
+			select {
+			case <-orphaned:
+				s.reap()
+			case <-ended:
+				return
+			}
+		}
+	})
+	for { // without reaping it: until Wait or Close its pid is nobody else's
+		err := unix.Waitid(unix.P_PID, s.PID(), nil, unix.WEXITED|unix.WNOWAIT, nil)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	close(ended)
+	reaping.Wait()
+	if err := s.sweep(); err != nil {
+		s.mu.Lock()
+		s.warnings = append(s.warnings, err.Error())
+		s.mu.Unlock()
+	}
+}
+
+// Done is closed when the command has ended and what it left running has been killed. The command is a zombie then, its pid
+// nobody else's, until Wait or Close.
 func (s *Sandbox) Done() <-chan struct{} { return s.done }
 
 // Release lets the process put its resolv.conf in place and become the command. It returns when the command has been
@@ -241,19 +282,20 @@ func (s *Sandbox) Release() error {
 	return nil
 }
 
-// Warnings has, after Release, one line for each thing that could not be set up in the sandbox.
+// Warnings has, after Release, one line for each thing that could not be set up in the sandbox, and after Done for what could
+// not be ended.
 func (s *Sandbox) Warnings() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]string(nil), s.warnings...)
 }
 
-// Wait waits for the command to end and returns its exit code: 128 + n where signal n ended it, as shells do.
+// Wait waits until Done, reaps the command and returns its exit code: 128 + n where signal n ended it, as shells do.
 func (s *Sandbox) Wait() (int, error) {
 	<-s.done
 	var exit *exec.ExitError
-	if s.err != nil && !errors.As(s.err, &exit) {
-		return -1, fmt.Errorf("waiting for the command: %w", s.err)
+	if err := s.reaped(); err != nil && !errors.As(err, &exit) {
+		return -1, fmt.Errorf("waiting for the command: %w", err)
 	}
 	status, ok := s.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	if !ok {
@@ -265,7 +307,7 @@ func (s *Sandbox) Wait() (int, error) {
 	return status.ExitStatus(), nil
 }
 
-// Signal sends a signal to the command; os.ErrProcessDone if it has ended.
+// Signal sends a signal to the command; os.ErrProcessDone if it has ended and has been reaped.
 func (s *Sandbox) Signal(sig os.Signal) error { return s.cmd.Process.Signal(sig) }
 
 // Close ends the sandbox: its process is killed if it still lives, and reaped.
@@ -279,16 +321,24 @@ func (s *Sandbox) Close() error {
 	s.mu.Unlock()
 	_ = s.cmd.Process.Kill()
 	<-s.done
+	_ = s.reaped() // how it ended is Wait's to tell
 	return nil
 }
 
 // ForwardSignals passes signals that we get on to the command until the returned function is called or the command has
 // ended. TERM, HUP, USR1, USR2 and CONT always; INT, QUIT and TSTP only where the terminal has not sent them to the
-// command already, which it has if we are in its foreground process group, as the command then is too. After a TSTP we
-// stop ourselves, so that the shell's job control works.
+// command already, which it has if we are in its foreground process group, as the command then is too: one that somebody
+// sends to our pid alone is not told apart from the terminal's and does not reach the command. INT and HUP that were ignored
+// when we started (nohup, a shell's background jobs) stay ignored. After a TSTP we stop ourselves, so that the shell's job
+// control works.
 func (s *Sandbox) ForwardSignals() (stop func()) {
 	ch := make(chan os.Signal, 16)
-	signal.Notify(ch, unix.SIGTERM, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2, unix.SIGCONT, unix.SIGINT, unix.SIGQUIT, unix.SIGTSTP)
+	signal.Notify(ch, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGCONT, unix.SIGQUIT, unix.SIGTSTP)
+	for _, sig := range []os.Signal{unix.SIGHUP, unix.SIGINT} {
+		if !signal.Ignored(sig) {
+			signal.Notify(ch, sig)
+		}
+	}
 	quit, gone := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(gone)

@@ -135,7 +135,7 @@ func TestSandbox_RunsAsTheUserWithoutCapabilities(t *testing.T) {
 			t.Errorf("%s is not empty:\n%s", set, out)
 		}
 	}
-	own, err := SelfNetns()
+	own, err := pathInode("/proc/self/ns/net")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -413,6 +413,102 @@ func TestSandbox_DiesWithItsParent(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Error("the command outlived us")
 		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+}
+
+func TestSandbox_KillsWhatTheCommandLeaves(t *testing.T) {
+	for _, tt := range []struct{ name, script string }{
+		{"in the background", "sleep 1000 & echo $!; exit 3"},
+		{"in a session of its own", "setsid sh -c 'echo $$; exec sleep 1000' & sleep 0.2; exit 3"},
+		{"twice removed", "(sh -c 'sleep 1000 & echo $!; wait' &) ; sleep 0.2; exit 3"},
+		{"deaf", "sh -c 'trap \"\" TERM HUP INT; echo $$; while :; do sleep 0.01; done' & sleep 0.2; exit 3"},
+		{"stopped", "sleep 1000 & echo $!; kill -STOP $!; exit 3"},
+		{"in a user namespace within", "unshare -Urn sh -c 'echo $$; exec sleep 1000' & sleep 0.3; exit 3"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bystander := exec.Command("sleep", "1000") // a child of ours that is none of the sandbox's
+			if err := bystander.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				_ = bystander.Process.Kill()
+				_ = bystander.Wait()
+			}()
+			out, stderr, code, s, err := sandboxed(t, Spec{Args: sh(tt.script)})
+			if err != nil || code != 3 || len(s.Warnings()) != 0 {
+				t.Fatalf("%v, exit %d: %s; warnings %q", err, code, stderr, s.Warnings())
+			}
+			pid, err := strconv.Atoi(strings.TrimSpace(out))
+			if err != nil {
+				t.Fatalf("output %q, %s", out, stderr)
+			}
+			if err := unix.Kill(pid, 0); !errors.Is(err, unix.ESRCH) {
+				t.Errorf("process %d is still there: %v", pid, err)
+			}
+			if _, err := StartTime(bystander.Process.Pid); err != nil {
+				t.Errorf("another child of ours is gone too: %v", err)
+			}
+		})
+	}
+}
+
+func TestSandbox_ReapsOrphansWhileTheCommandRuns(t *testing.T) {
+	// The orphan ends; the command waits until nobody has that pid any more, not even as a zombie.
+	out, stderr, code, _, err := sandboxed(t, Spec{Args: sh(`pid=$(sh -c 'sleep 0.05 >/dev/null & echo $!')
+i=0; while kill -0 $pid; do i=$((i+1)); [ $i -lt 1000 ] || exit 1; sleep 0.01; done 2>/dev/null; echo gone`)})
+	if err != nil || code != 0 || out != "gone\n" {
+		t.Errorf("%v, exit %d: %q %s", err, code, out, stderr)
+	}
+}
+
+func TestSandbox_KeepsThePIDUntilWait(t *testing.T) {
+	s := startSandbox(t, Spec{Args: []string{"true"}})
+	if err := s.Release(); err != nil {
+		t.Fatal(err)
+	}
+	<-s.Done()
+	if err := unix.Kill(s.PID(), 0); err != nil {
+		t.Errorf("before Wait: %v", err)
+	}
+	if code, err := s.Wait(); err != nil || code != 0 {
+		t.Errorf("Wait: %d, %v", code, err)
+	}
+	if err := unix.Kill(s.PID(), 0); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("after Wait: %v", err)
+	}
+}
+
+func TestForwardSignals_LeavesIgnoredOnesIgnored(t *testing.T) {
+	cmd := exec.Command("/bin/sh", "-c", `trap '' HUP INT; exec "$0"`, "/proc/self/exe")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Args[3] = self
+	cmd.Env = append(os.Environ(), roleEnv+"=sandbox",
+		"SCRIPT=echo ready; trap 'echo got TERM; exit 9' TERM; while :; do sleep 0.01; done")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: unix.SIGKILL} // no terminal
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Process.Kill() }()
+	var word string
+	if _, err := fmt.Fscan(out, &word); err != nil {
+		t.Skipf("no sandbox here: %v", err)
+	}
+	for _, sig := range []syscall.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGTERM} {
+		if err := cmd.Process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rest, _ := io.ReadAll(out)
+	var exit *exec.ExitError
+	if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 9 || strings.TrimSpace(string(rest)) != "got TERM" {
+		t.Errorf("%v, the command said %q", err, rest)
 	}
 }
 
