@@ -75,44 +75,45 @@ func Dial(ctx context.Context, c ClientConfig) (*Client, error) {
 		timeout = DefaultTimeout
 	}
 
+	var user *account
+	if c.Username != "" {
+		user = newAccount(c.Username, c.Password, timeout)
+	}
 	options := []grpc.DialOption{
 		// gRPC by itself would look for a store that was long away every two minutes only.
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           grpcbackoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 3 * time.Second},
 			MinConnectTimeout: timeout,
 		}),
-		grpc.WithChainUnaryInterceptor(failFastUnary),
-		grpc.WithChainStreamInterceptor(failFastStream),
+		grpc.WithChainUnaryInterceptor(user.unary),
+		grpc.WithChainStreamInterceptor(user.stream),
 	}
 	if tlsConfig != nil {
 		options = append(options, grpc.WithTransportCredentials(alerting{credentials.NewTLS(tlsConfig)}))
 	}
 
-	// clientv3 takes its context for its whole life and has none for the first token, hence the detour.
-	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(ctx, cancel)
 	etcd, err := clientv3.New(clientv3.Config{
-		Context:              life,
+		Context:              context.WithoutCancel(ctx), // for its whole life
 		Endpoints:            endpoints,
 		TLS:                  tlsConfig,
-		Username:             c.Username,
-		Password:             c.Password,
-		DialTimeout:          timeout,
 		DialKeepAliveTime:    10 * time.Second, // notice a silent network; etcd allows 5 s and more
 		DialKeepAliveTimeout: 5 * time.Second,
 		MaxUnaryRetries:      3,
 		Logger:               zap.NewNop(),
 		DialOptions:          options,
 	})
-	if !stop() && err == nil {
-		err = errors.Join(ctx.Err(), etcd.Close())
-	}
 	if err != nil {
-		cancel()
 		return nil, classify(ctx, name, "connecting", err)
 	}
 	conn := etcd.ActiveConnection()
-	return &Client{etcd, pb.NewLeaseClient(conn), pb.NewWatchClient(conn), timeout, name}, nil
+	client := &Client{etcd, pb.NewLeaseClient(conn), pb.NewWatchClient(conn), timeout, name}
+	if user != nil {
+		user.auth = pb.NewAuthClient(conn)
+		if _, err := user.current(ctx); err != nil {
+			return nil, errors.Join(classify(ctx, name, "connecting", err), client.Close())
+		}
+	}
+	return client, nil
 }
 
 // alerting is TLS that tells why the server hung up. In TLS 1.3 a server looks at the client's certificate when the
@@ -146,16 +147,6 @@ func (c *alertConn) Write(b []byte) (int, error) {
 		}
 	}
 	return n, err
-}
-
-// clientv3 waits for a connection until the context ends, and then cannot say why there was none. Failing as soon as
-// an attempt failed gives the reason; trying again is the business of Held and Watch.
-func failFastUnary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, next grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	return next(ctx, method, req, reply, cc, append(opts[:len(opts):len(opts)], grpc.WaitForReady(false))...)
-}
-
-func failFastStream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, next grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-	return next(ctx, desc, cc, method, append(opts[:len(opts):len(opts)], grpc.WaitForReady(false))...)
 }
 
 // normalize gives every endpoint a scheme and says whether TLS is to be used. gRPC speaks one of the two to all
@@ -298,21 +289,31 @@ func (c *Client) Grant(ctx context.Context, ttl time.Duration) (LeaseID, error) 
 func (c *Client) KeepAlive(ctx context.Context, id LeaseID) (time.Duration, error) {
 	op, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	fail := func(err error) (time.Duration, error) {
+	ttl, err := c.keepAlive(op, id)
+	if wantsToken(err) { // the second stream carries another one
+		ttl, err = c.keepAlive(op, id)
+	}
+	if err != nil {
 		return 0, classify(ctx, c.name, fmt.Sprintf("keeping etcd lease %x alive", int64(id)), err)
 	}
-	stream, err := c.leases.LeaseKeepAlive(clientv3.WithRequireLeader(op))
+	return ttl, nil
+}
+
+func (c *Client) keepAlive(ctx context.Context, id LeaseID) (time.Duration, error) {
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer cancel()
+	stream, err := c.leases.LeaseKeepAlive(ctx)
 	if err != nil {
-		return fail(err)
+		return 0, err
 	}
 	// A failed Send reports io.EOF; the reason is in what Recv returns.
 	_ = stream.Send(&pb.LeaseKeepAliveRequest{ID: int64(id)})
 	resp, err := stream.Recv()
 	if err != nil {
-		return fail(err)
+		return 0, err
 	}
 	if resp.TTL <= 0 {
-		return fail(rpctypes.ErrGRPCLeaseNotFound)
+		return 0, rpctypes.ErrGRPCLeaseNotFound
 	}
 	return time.Duration(resp.TTL) * time.Second, nil
 }

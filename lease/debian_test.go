@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os/exec"
+	"syscall"
 	"testing"
 	"time"
 
@@ -143,4 +144,13 @@ func (p *process) kill(t *testing.T) {
 		t.Error(fmt.Errorf("killing etcd: %w", err))
 	}
 	_ = p.cmd.Wait() // "signal: killed"
+}
+
+// terminate lets the process write what it has.
+func (p *process) terminate(t *testing.T) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	_ = p.cmd.Wait() // "signal: terminated"
 }
