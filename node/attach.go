@@ -147,10 +147,14 @@ func (n *Node) reserve(r api.AttachRequest, ns namespace) (*attachment, error) {
 		return nil, err
 	}
 	s.Addr = netip.PrefixFrom(addr, n.pool.subnet.Bits())
-	s.MAC = r.MAC
-	if s.MAC == "" {
-		s.MAC = macText(macOf(addr))
+	mac := macOf(addr)
+	if r.MAC != "" {
+		if mac, err = api.ParseMAC(r.MAC); err != nil {
+			n.pool.free(addr)
+			return nil, err
+		}
 	}
+	s.MAC = macText(mac)
 	a := &attachment{saved: s, off: make(chan struct{})}
 	n.attachments[s.Name] = a
 	if err := n.saveAttachmentsLocked(); err != nil {
@@ -190,7 +194,7 @@ func (n *Node) connect(ctx context.Context, a *attachment, ns namespace) (err er
 		exit.Close()
 		return err
 	}
-	l, err := ns.create(tapConfig, a.saved)
+	l, err := n.createTAP(ns, tapConfig, a.saved)
 	if err != nil {
 		exit.Close()
 		return err
@@ -498,10 +502,13 @@ func defaultName(r api.AttachRequest) string {
 	return strings.TrimRight(name, "-")
 }
 
-// macOf is a locally administered address made from the IPv4 address, so unique within the overlay.
+// macPrefix begins the MACs that macOf makes: locally administered, unicast.
+var macPrefix = [2]byte{0x02, 0x6f}
+
+// macOf is an address made from the IPv4 address, so unique within the overlay.
 func macOf(addr netip.Addr) [6]byte {
 	a := addr.As4()
-	return [6]byte{0x02, 0x6f, a[0], a[1], a[2], a[3]}
+	return [6]byte{macPrefix[0], macPrefix[1], a[0], a[1], a[2], a[3]}
 }
 
 func macText(m [6]byte) string {
@@ -534,6 +541,13 @@ func attachError(r api.AttachRequest, err error) error {
 		code = api.CodeExhausted
 	case is(errNoSubnetHeld, nsutil.ErrTimeout, context.Canceled, context.DeadlineExceeded):
 		code = api.CodeUnavailable
+	}
+	subject := fmt.Sprintf("process %d", r.PID)
+	if r.Netns != "" {
+		subject = r.Netns
+	}
+	if rest, named := strings.CutPrefix(err.Error(), subject); named && strings.HasPrefix(strings.TrimPrefix(rest, ":"), " ") {
+		what = "attach"
 	}
 	return api.Errorf(code, "%s: %w", what, err)
 }

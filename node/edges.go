@@ -39,6 +39,8 @@ type namespace interface {
 	Inode() uint64
 	create(c nsutil.TAPConfig, s savedAttachment) (link, error)
 	adopt(s savedAttachment) (link, error)
+	inTheWay(c nsutil.TAPConfig) ([]nsutil.Device, error)
+	remove(ifName string) error // a TAP that nobody holds
 	Close() error
 }
 
@@ -122,6 +124,18 @@ func (ns kernelNamespace) adopt(s savedAttachment) (link, error) {
 		return nil, errors.Join(err, t.Close())
 	}
 	return l, nil
+}
+
+func (ns kernelNamespace) inTheWay(c nsutil.TAPConfig) ([]nsutil.Device, error) {
+	return ns.TAPsInTheWay(c)
+}
+
+func (ns kernelNamespace) remove(ifName string) error {
+	t, err := ns.AdoptTAP(ifName, 1)
+	if err != nil {
+		return err
+	}
+	return t.Delete()
 }
 
 // tapLink is a link whose other end is in a container.

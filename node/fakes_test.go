@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
@@ -131,8 +132,13 @@ func (f fakeNamespace) create(c nsutil.TAPConfig, _ savedAttachment) (link, erro
 	if f.c.createErr != nil {
 		return nil, f.c.createErr
 	}
-	if f.c.links[c.IfName] != nil {
-		return nil, fmt.Errorf("%s: %w", c.IfName, nsutil.ErrIfNameTaken)
+	for name, l := range f.c.links {
+		switch {
+		case name == c.IfName:
+			return nil, fmt.Errorf("%s: %w", c.IfName, nsutil.ErrIfNameTaken)
+		case sameRoute(l.config, c):
+			return nil, fmt.Errorf("process %d: over %s: %w", f.c.pid, name, nsutil.ErrRouteTaken)
+		}
 	}
 	l := &fakeLink{c: f.c, config: c, held: true}
 	f.c.links[c.IfName] = l
@@ -148,6 +154,36 @@ func (f fakeNamespace) adopt(s savedAttachment) (link, error) {
 	}
 	l.held = true
 	return l, nil
+}
+
+func sameRoute(a, b nsutil.TAPConfig) bool {
+	return slices.ContainsFunc(a.Routes, func(r nsutil.Route) bool {
+		return slices.ContainsFunc(b.Routes, func(s nsutil.Route) bool { return r.Dst == s.Dst })
+	})
+}
+
+func (f fakeNamespace) inTheWay(c nsutil.TAPConfig) (found []nsutil.Device, _ error) {
+	f.c.world.mu.Lock()
+	defer f.c.world.mu.Unlock()
+	for name, l := range f.c.links {
+		if name == c.IfName || sameRoute(l.config, c) {
+			found = append(found, nsutil.Device{IfName: name, MAC: l.config.MAC})
+		}
+	}
+	return found, nil
+}
+
+func (f fakeNamespace) remove(ifName string) error {
+	f.c.world.mu.Lock()
+	defer f.c.world.mu.Unlock()
+	switch l := f.c.links[ifName]; {
+	case l == nil:
+		return fmt.Errorf("%s: %w", ifName, nsutil.ErrNoTAP)
+	case l.held:
+		return fmt.Errorf("%s: %w", ifName, nsutil.ErrTAPBusy)
+	}
+	delete(f.c.links, ifName)
+	return nil
 }
 
 type fakeLink struct {

@@ -249,11 +249,6 @@ func (n *Namespace) enter(tuns int) (*inside, error) {
 	return in, nil
 }
 
-// SelfNetns is the inode of the network namespace we are in.
-func SelfNetns() (uint64, error) {
-	return pathInode("/proc/self/ns/net")
-}
-
 func nsIoctl(f *os.File, req uint) (*os.File, error) {
 	fd, err := unix.IoctlRetInt(int(f.Fd()), req)
 	if err != nil {

@@ -228,15 +228,21 @@ func (c *rtnl) addRoute(index int32, r Route, onlink bool) error {
 	return err
 }
 
-// routeTo looks for a route of the main table to exactly this prefix, and puts it into words.
-func (c *rtnl) routeTo(dst netip.Prefix) (string, bool, error) {
+// foundRoute is a route that exists already.
+type foundRoute struct {
+	device string // name of the device it leads over; "" for a route without one
+	text   string // in words, after the destination
+}
+
+// routeTo looks for a route of the main table to exactly this prefix.
+func (c *rtnl) routeTo(dst netip.Prefix) (foundRoute, bool, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, unix.NLM_F_DUMP)
 	msg := &nl.RtMsg{}
 	msg.Family = uint8(familyOf(dst.Addr()))
 	req.AddData(msg)
 	answers, err := c.do(req)
 	if err != nil {
-		return "", false, fmt.Errorf("listing routes: %w", err)
+		return foundRoute{}, false, fmt.Errorf("listing routes: %w", err)
 	}
 	for _, b := range answers {
 		if len(b) < unix.SizeofRtMsg {
@@ -248,10 +254,10 @@ func (c *rtnl) routeTo(dst netip.Prefix) (string, bool, error) {
 		}
 		attrs, err := nl.ParseRouteAttr(b[unix.SizeofRtMsg:])
 		if err != nil {
-			return "", false, err
+			return foundRoute{}, false, err
 		}
 		to := netip.PrefixFrom(zeroAddr(dst.Addr()), 0)
-		text := ""
+		var r foundRoute
 		for _, a := range attrs {
 			switch a.Attr.Type {
 			case unix.RTA_DST:
@@ -260,19 +266,20 @@ func (c *rtnl) routeTo(dst netip.Prefix) (string, bool, error) {
 				}
 			case unix.RTA_GATEWAY:
 				if addr, ok := netip.AddrFromSlice(a.Value); ok {
-					text += " via " + addr.String()
+					r.text += " via " + addr.String()
 				}
 			case unix.RTA_OIF:
 				if len(a.Value) == 4 {
-					text += " over " + c.nameOf(int32(binary.NativeEndian.Uint32(a.Value)))
+					r.device = c.nameOf(int32(binary.NativeEndian.Uint32(a.Value)))
+					r.text += " over " + r.device
 				}
 			}
 		}
 		if to == dst {
-			return text, true, nil
+			return r, true, nil
 		}
 	}
-	return "", false, nil
+	return foundRoute{}, false, nil
 }
 
 // nameOf is the name of a device, or its number where it has gone.

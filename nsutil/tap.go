@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -120,12 +121,12 @@ func (n *Namespace) CreateTAP(c TAPConfig) (*TAP, error) {
 
 func (n *Namespace) setUp(t *TAP, rt *rtnl, c TAPConfig) error {
 	for _, r := range c.Routes {
-		text, found, err := rt.routeTo(r.Dst)
+		there, found, err := rt.routeTo(r.Dst)
 		if err != nil {
 			return fmt.Errorf("%s: %w", n.name, err)
 		}
 		if found {
-			return n.routeTaken(r, text, nil)
+			return n.routeTaken(r, there.text, nil)
 		}
 	}
 	flags := tapFlags(len(t.Files))
@@ -191,8 +192,8 @@ func (n *Namespace) setUp(t *TAP, rt *rtnl, c TAPConfig) error {
 		switch {
 		case err == nil:
 		case errors.Is(err, unix.EEXIST):
-			text, _, _ := rt.routeTo(r.Dst)
-			return n.routeTaken(r, text, err)
+			there, _, _ := rt.routeTo(r.Dst)
+			return n.routeTaken(r, there.text, err)
 		default:
 			return fmt.Errorf("%s: route to %v over %s: %w", n.name, r.Dst, c.IfName, err)
 		}
@@ -217,7 +218,49 @@ func (n *Namespace) routeTaken(r Route, text string, cause error) error {
 	if r.Dst.Bits() == 0 {
 		return fail(ErrRouteTaken, cause, "%s has a default route already (default%s): start the container without a network of its own (--network none), or attach with --no-default-route", n.name, text)
 	}
-	return fail(ErrRouteTaken, cause, "%s has a route to %v already (%v%s)", n.name, r.Dst, r.Dst, text)
+	return fail(ErrRouteTaken, cause, "%s has a route to %v already (%v%s): start the container without a network of its own (--network none), or remove the route inside the container", n.name, r.Dst, r.Dst, text)
+}
+
+// Device is a network device in a namespace.
+type Device struct {
+	IfName string
+	MAC    [6]byte
+}
+
+// TAPsInTheWay are the TUN and TAP devices because of which CreateTAP of c says ErrIfNameTaken or ErrRouteTaken: the one of
+// its name, then those that its routes lead over, each once.
+func (n *Namespace) TAPsInTheWay(c TAPConfig) ([]Device, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	in, err := n.enter(0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { unix.Close(in.netlink) }()
+	rt := newRTNL(in.netlink)
+	names := []string{c.IfName}
+	for _, r := range c.Routes {
+		there, found, err := rt.routeTo(r.Dst)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", n.name, err)
+		}
+		if found && there.device != "" && !slices.Contains(names, there.device) {
+			names = append(names, there.device)
+		}
+	}
+	var devices []Device
+	for _, name := range names {
+		link, err := rt.link(name)
+		switch {
+		case errors.Is(err, syscall.ENODEV):
+		case err != nil:
+			return nil, fmt.Errorf("%s: looking up %s: %w", n.name, name, err)
+		case link.kind == "tun":
+			devices = append(devices, Device{name, link.mac})
+		}
+	}
+	return devices, nil
 }
 
 // AdoptTAP opens a persistent TAP again after whoever held it has died. The device keeps its MAC, addresses and routes;

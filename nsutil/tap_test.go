@@ -85,7 +85,7 @@ func TestCreateTAP_MakesDeviceAsAsked(t *testing.T) {
 				for _, f := range tap.Files {
 					checkQueue(t, f, queues > 1)
 				}
-				own, err := SelfNetns()
+				own, err := pathInode("/proc/self/ns/net")
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -212,7 +212,7 @@ func TestCreateTAP_LeavesNothingOnFailure(t *testing.T) {
 			c.Routes = []Route{{Dst: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr("10.9.0.1")}}
 		}, ErrRouteTaken, "via 10.5.1.1 over eth0"},
 		{"IPv6 default route there", func(c *TAPConfig) { c.Routes = []Route{{Dst: netip.MustParsePrefix("::/0")}} }, ErrRouteTaken, "fd00:5:1::1"},
-		{"route there", func(c *TAPConfig) { c.Routes = []Route{{Dst: netip.MustParsePrefix("10.5.0.0/16")}} }, ErrRouteTaken, "10.5.0.0/16"},
+		{"route there", func(c *TAPConfig) { c.Routes = []Route{{Dst: netip.MustParsePrefix("10.5.0.0/16")}} }, ErrRouteTaken, "over eth0): start the container without a network of its own"},
 		{"route given twice", func(c *TAPConfig) {
 			r := Route{Dst: netip.MustParsePrefix("10.77.0.0/16")}
 			c.Routes = []Route{r, r}
@@ -354,6 +354,66 @@ func TestAdoptTAP_RefusesWhatIsNoTAPOfOurs(t *testing.T) {
 	if _, err := n.AdoptTAP("a b", 1); !errors.Is(err, ErrIfName) {
 		t.Errorf("bad name: %v", err)
 	}
+}
+
+func TestTAPsInTheWay_FindsWhatCreateTAPWouldRefuse(t *testing.T) {
+	h := startHolder(t, mappings[0])
+	n := open(t, h.pid)
+	c := testConfig()
+	tap, err := n.CreateTAP(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := testConfig()
+	other.IfName, other.Routes, other.Addrs = "eth1", nil, nil
+	bystander, err := n.CreateTAP(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = bystander.Delete() }()
+	inTheWay := func(c TAPConfig) []Device {
+		t.Helper()
+		got, err := n.TAPsInTheWay(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	eth0 := []Device{{"eth0", tap.MAC}}
+	for _, held := range []bool{true, false} {
+		byRoute, free := c, c
+		byRoute.IfName = "eth2"
+		free.IfName, free.Routes = "eth2", []Route{{Dst: netip.MustParsePrefix("10.99.0.0/16")}}
+		named := free
+		named.IfName = "eth0"
+		lo := free
+		lo.IfName = "lo"
+		if got := inTheWay(c); !slices.Equal(got, eth0) {
+			t.Errorf("of the same device, held=%v: %v", held, got)
+		}
+		if got := inTheWay(byRoute); !slices.Equal(got, eth0) {
+			t.Errorf("of the same routes, held=%v: %v", held, got)
+		}
+		if got := inTheWay(named); !slices.Equal(got, eth0) {
+			t.Errorf("of the same name, held=%v: %v", held, got)
+		}
+		if got := append(inTheWay(free), inTheWay(lo)...); len(got) != 0 {
+			t.Errorf("no TAP is in the way, held=%v: %v", held, got)
+		}
+		tap.Close() // and once more with the device left behind
+	}
+	again, err := n.AdoptTAP("eth0", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Delete(); err != nil {
+		t.Fatal(err)
+	}
+	fresh, err := n.CreateTAP(c)
+	if err != nil {
+		t.Fatalf("after the one in the way was deleted: %v", err)
+	}
+	_ = fresh.Delete()
 }
 
 func TestTAP_GoesWithItsDescriptorsUnlessPersistent(t *testing.T) {

@@ -193,6 +193,33 @@ func TestAttach_OutlivesTheDaemon(t *testing.T) {
 	}
 }
 
+// The list of attachments is lost while the daemon is down: its interface is still in the container, and nobody knows of it.
+func TestAttach_AgainAfterTheListOfAttachmentsIsLost(t *testing.T) {
+	for _, flags := range [][]string{nil, {"--ifname", "eth1"}} {
+		t.Run(strings.Join(flags, " "), func(t *testing.T) {
+			l := lab.New(t, 1)
+			h := l.Host(1)
+			d := upEmbedded(h)
+			m := join(t, h, "a")
+			state := h.Home() + "/.local/state/rootless-ovl"
+			d.Kill()
+			if err := os.Truncate(state+"/attachments.json", 1); err != nil {
+				t.Fatal(err)
+			}
+			d = upEmbedded(h)
+			if list := d.Attachments(); len(list) != 0 {
+				t.Fatalf("attachments: %+v", list)
+			}
+			again := attach(t, m.Container, flags...)
+			pings(t, again.Space, again.gateway)
+			if h.CLI("detach", pid(m.Container)).Code != 0 {
+				t.Error("detach failed")
+			}
+			noInterface(t, m.Space)
+		})
+	}
+}
+
 func TestAttach_HundredTimesThreeLeaksNothing(t *testing.T) {
 	l := lab.New(t, 1)
 	h := l.Host(1)
