@@ -3,6 +3,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -119,7 +120,7 @@ func (n *Node) describeLocked(a *attachment) api.Attachment {
 // Peers lists the other nodes as the store describes them.
 func (n *Node) Peers(context.Context) ([]api.Peer, error) {
 	n.mu.Lock()
-	peers, router, backend := n.peers, n.router, n.netConfig.BackendType
+	peers, router := n.peers, n.router
 	n.mu.Unlock()
 	var stats forwarder.Stats
 	if router != nil {
@@ -132,8 +133,8 @@ func (n *Node) Peers(context.Context) ([]api.Peer, error) {
 			Port:    int(p.addr.Port()),
 			MTU:     p.mtu,
 			Stock:   p.stock,
-			Backend: backend,
-			Problem: p.problem,
+			Backend: p.backend(),
+			Problem: cmp.Or(p.problem, p.doubt),
 		}
 		if p.lease.Attrs.PublicIP.IsValid() {
 			d.PublicIP = p.lease.Attrs.PublicIP.String()

@@ -300,6 +300,7 @@ func (n *Node) selfLocked() self {
 		public:    netip.AddrPortFrom(n.external.public, uint16(n.port)),
 		mtu:       n.mtu,
 		stockPort: stock,
+		subnetLen: n.netConfig.SubnetLen,
 	}
 }
 

@@ -3,9 +3,12 @@
 package node
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
+
+	"github.com/gaissmai/bart"
 
 	"github.com/rootless-ovl/rootless-ovl/forwarder"
 	"github.com/rootless-ovl/rootless-ovl/lease"
@@ -22,6 +25,7 @@ type self struct {
 	public    netip.AddrPort // our public IP and underlay port
 	mtu       int            // our overlay MTU, bytes
 	stockPort int            // where stock flannel nodes listen: the port of the network config
+	subnetLen int            // prefix length of a node's subnet, of the network config
 }
 
 // peer is another node as one lease describes it.
@@ -31,7 +35,32 @@ type peer struct {
 	mtu     int            // overlay MTU towards it, bytes
 	stock   bool           // a flannel node
 	partial bool           // takes partial checksums
-	problem string         // why nothing is sent to it; empty when all is well
+	problem string         // why nothing is sent to it; empty when it is
+	doubt   string         // why what is sent to it may get lost all the same; empty when all is well
+}
+
+// backend is flannel's word for what the peer speaks, by its own lease.
+func (p peer) backend() string {
+	if t := p.lease.Attrs.BackendType; t != "" {
+		return t
+	}
+	return "udp" // which flannel does not write out
+}
+
+// publicIP is the address that its lease names, for the log.
+func (p peer) publicIP() string {
+	if a := p.lease.Attrs.PublicIP; a.IsValid() {
+		return a.String()
+	}
+	return "none"
+}
+
+// kind is what the peer runs, for the log.
+func (p peer) kind() string {
+	if p.stock {
+		return "flannel"
+	}
+	return "rootless-ovl"
 }
 
 // config is the peer as the router knows it. A stock node's port may be translated on the way, ours is published as it is.
@@ -40,10 +69,10 @@ func (p peer) config() forwarder.PeerConfig {
 }
 
 // peersOf returns one peer per lease that is not ours, in the order of the snapshot. What others have put into the store is
-// not trusted: a lease that makes no sense gets a problem, and the rest of the overlay goes on.
+// not trusted: a lease that makes no sense gets a problem, and the rest of the overlay goes on. The backend of a lease is
+// not asked for, as flannel's udp backend does not either, but one that is not udp is told of.
 func peersOf(leases []lease.Lease, me self) []peer {
 	var peers []peer
-	owner := make(map[netip.Prefix]bool)
 	for _, l := range leases {
 		ext := l.Attrs.RootlessOvl
 		if ext != nil && ext.NodeID == me.nodeID {
@@ -60,18 +89,60 @@ func peersOf(leases []lease.Lease, me self) []peer {
 				p.mtu = min(p.mtu, ext.MTU)
 			}
 		}
-		p.problem = problemOf(l, port, me)
-		if p.problem == "" && owner[l.Subnet.Masked()] {
-			p.problem = "another lease names the same subnet"
-		}
-		if p.problem == "" {
-			owner[l.Subnet.Masked()] = true
+		if p.problem = problemOf(l, port, me); p.problem == "" {
 			p.addr = netip.AddrPortFrom(l.Attrs.PublicIP, uint16(port))
+		}
+		if t := p.backend(); t != "udp" && p.problem == "" {
+			p.doubt = fmt.Sprintf("its lease is of the backend %.32q, and this network's is udp: packets are sent to %v all the same, but it may not listen there", t, p.addr)
 		}
 		peers = append(peers, p)
 	}
+	settleOverlaps(peers, me.subnetLen)
 	return peers
 }
+
+// settleOverlaps gives every address to one peer at most, and the others a problem: first come those whose subnet is of the
+// length that the network gives out, then the older ones.
+func settleOverlaps(peers []peer, subnetLen int) {
+	var order []*peer
+	for i := range peers {
+		if peers[i].problem == "" {
+			order = append(order, &peers[i])
+		}
+	}
+	slices.SortStableFunc(order, func(a, b *peer) int {
+		if fits := a.lease.Subnet.Bits() == subnetLen; fits != (b.lease.Subnet.Bits() == subnetLen) {
+			if fits {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(a.lease.ModRevision, b.lease.ModRevision)
+	})
+	var settled bart.Table[*peer]
+	for _, p := range order {
+		subnet := p.lease.Subnet.Masked()
+		if settled.OverlapsPrefix(subnet) {
+			p.problem = fmt.Sprintf("its subnet overlaps that of another peer, %v", overlapping(&settled, subnet))
+			p.addr, p.doubt = netip.AddrPort{}, ""
+			continue
+		}
+		settled.Insert(subnet, p)
+	}
+}
+
+// overlapping names one of the peers whose subnet overlaps.
+func overlapping(settled *bart.Table[*peer], subnet netip.Prefix) string {
+	for _, p := range settled.Supernets(subnet) {
+		return p.name()
+	}
+	for _, p := range settled.Subnets(subnet) {
+		return p.name()
+	}
+	return "" // it overlaps
+}
+
+func (p peer) name() string { return fmt.Sprintf("%v at %v", p.lease.Subnet, p.addr) }
 
 func problemOf(l lease.Lease, port int, me self) string {
 	public := l.Attrs.PublicIP
@@ -82,7 +153,9 @@ func problemOf(l lease.Lease, port int, me self) string {
 		return fmt.Sprintf("its subnet is outside the network %v", me.network)
 	case me.subnet.IsValid() && me.subnet.Overlaps(l.Subnet):
 		return fmt.Sprintf("its subnet overlaps ours, %v", me.subnet)
-	case !public.Is4() || public.IsUnspecified() || public.IsMulticast() || public == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+	case !public.IsValid():
+		return "its lease names no public IP"
+	case !reachable(public, me.public.Addr()):
 		return fmt.Sprintf("its public IP %v cannot be sent to", public)
 	case port < 1 || port > 65535:
 		return fmt.Sprintf("its port %d is none", port)
@@ -90,6 +163,25 @@ func problemOf(l lease.Lease, port int, me self) string {
 		return fmt.Sprintf("its address %v is our own", me.public)
 	}
 	return ""
+}
+
+var (
+	thisNetwork = netip.MustParsePrefix("0.0.0.0/8")   // RFC 791
+	reserved    = netip.MustParsePrefix("240.0.0.0/4") // RFC 1112, with the broadcast address
+)
+
+// reachable tells whether a datagram from this host, whose own public IP is own, could ever arrive at public. Loopback and
+// link-local addresses are good among nodes that have such ones themselves.
+func reachable(public, own netip.Addr) bool {
+	switch {
+	case !public.Is4(), public.IsMulticast(), thisNetwork.Contains(public), reserved.Contains(public):
+		return false
+	case public.IsLoopback():
+		return own.IsLoopback()
+	case public.IsLinkLocalUnicast():
+		return own.IsLinkLocalUnicast()
+	}
+	return true
 }
 
 // inside tells whether all of p lies within outer.

@@ -4,6 +4,7 @@ package node
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/rootless-ovl/rootless-ovl/forwarder"
@@ -23,6 +24,7 @@ func testSelf() self {
 		public:    netip.MustParseAddrPort("192.0.2.1:18285"),
 		mtu:       1472,
 		stockPort: 8285,
+		subnetLen: 24,
 	}
 }
 
@@ -147,6 +149,10 @@ func TestPeersOf_RefusesLeasesThatMakeNoSense(t *testing.T) {
 		{"multicast", stockLease("10.5.1.0/24", "224.0.0.1"), false},
 		{"broadcast", stockLease("10.5.1.0/24", "255.255.255.255"), false},
 		{"unspecified", stockLease("10.5.1.0/24", "0.0.0.0"), false},
+		{"loopback", stockLease("10.5.1.0/24", "127.0.0.1"), false},
+		{"link-local", stockLease("10.5.1.0/24", "169.254.169.254"), false},
+		{"of no network", stockLease("10.5.1.0/24", "0.1.2.3"), false},
+		{"reserved", stockLease("10.5.1.0/24", "240.0.0.1"), false},
 		{"our subnet", stockLease("10.5.72.0/24", "192.0.2.2"), false},
 		{"a part of our subnet", stockLease("10.5.72.128/25", "192.0.2.2"), false},
 		{"around our subnet", stockLease("10.5.0.0/17", "192.0.2.2"), false},
@@ -174,6 +180,60 @@ func TestPeersOf_FirstOfTwoLeasesOfOneSubnetWins(t *testing.T) {
 	peers := peersOf([]lease.Lease{stockLease("10.5.1.0/24", "192.0.2.2"), stockLease("10.5.1.0/24", "192.0.2.3")}, testSelf())
 	if len(peers) != 2 || peers[0].problem != "" || peers[1].problem == "" {
 		t.Errorf("got %+v", peers)
+	}
+}
+
+func TestPeersOf_GivesEveryAddressToOnePeer(t *testing.T) {
+	at := func(l lease.Lease, rev int64) lease.Lease { l.ModRevision = rev; return l }
+	ordinary := at(ovlLease("10.5.48.0/24", "192.0.2.2", "bb", 18285, 0), 9)
+	for _, tc := range []struct {
+		name   string
+		leases []lease.Lease
+		good   []bool
+	}{
+		{"nested, though it is older", []lease.Lease{ordinary, at(stockLease("10.5.48.0/25", "192.0.2.9"), 5)}, []bool{true, false}},
+		{"nested, first in the store", []lease.Lease{at(stockLease("10.5.48.0/25", "192.0.2.9"), 5), ordinary}, []bool{false, true}},
+		{"around", []lease.Lease{at(stockLease("10.5.48.0/20", "192.0.2.9"), 5), ordinary}, []bool{false, true}},
+		{"the older of two that fit", []lease.Lease{ordinary, at(stockLease("10.5.48.0/24", "192.0.2.9"), 5)}, []bool{false, true}},
+		{"the older of two that do not", []lease.Lease{at(stockLease("10.5.48.0/25", "192.0.2.8"), 7), at(stockLease("10.5.48.0/26", "192.0.2.9"), 5)}, []bool{false, true}},
+		{"apart", []lease.Lease{at(stockLease("10.5.49.0/25", "192.0.2.9"), 5), ordinary, at(stockLease("10.5.49.128/25", "192.0.2.9"), 6)}, []bool{true, true, true}},
+		{"with one that is no peer", []lease.Lease{at(stockLease("10.5.48.0/24", "224.0.0.1"), 5), ordinary}, []bool{false, true}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			peers := peersOf(tc.leases, testSelf())
+			if len(peers) != len(tc.good) {
+				t.Fatalf("got %+v", peers)
+			}
+			for i, p := range peers {
+				if (p.problem == "") != tc.good[i] || (p.addr == netip.AddrPort{}) != (p.problem != "") || p.lease.Subnet != tc.leases[i].Subnet {
+					t.Errorf("%v: problem %q, addr %v", p.lease.Subnet, p.problem, p.addr)
+				}
+			}
+		})
+	}
+	if peers := peersOf([]lease.Lease{ordinary, stockLease("10.5.48.0/25", "192.0.2.9")}, testSelf()); !strings.Contains(peers[1].problem, "10.5.48.0/24 at 192.0.2.2:18285") {
+		t.Errorf("the problem does not name the other: %q", peers[1].problem)
+	}
+}
+
+// Flannel's udp backend sends to every lease, whatever its BackendType.
+func TestPeersOf_TellsOfAnotherBackendAndSendsAllTheSame(t *testing.T) {
+	odd := stockLease("10.5.1.0/24", "192.0.2.2")
+	odd.Attrs.BackendType = "vxlan"
+	peers := peersOf([]lease.Lease{odd, stockLease("10.5.2.0/24", "192.0.2.3")}, testSelf())
+	if p := peers[0]; p.problem != "" || p.backend() != "vxlan" || !strings.Contains(p.doubt, "vxlan") || p.addr.String() != "192.0.2.2:8285" {
+		t.Errorf("%+v", p)
+	}
+	if p := peers[1]; p.problem+p.doubt != "" || p.backend() != "udp" {
+		t.Errorf("%+v", p)
+	}
+}
+
+func TestPeersOf_LoopbackIsGoodAmongItsOwn(t *testing.T) {
+	me := testSelf()
+	me.public = netip.MustParseAddrPort("127.0.0.1:18285")
+	if peers := peersOf([]lease.Lease{stockLease("10.5.1.0/24", "127.0.0.2")}, me); peers[0].problem != "" {
+		t.Errorf("%+v", peers)
 	}
 }
 

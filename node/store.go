@@ -456,11 +456,11 @@ func (n *Node) setLeases(leases []lease.Lease) {
 // tellPeersLocked logs what has changed between two snapshots.
 func (n *Node) tellPeersLocked(old []peer, first bool) {
 	type key struct {
-		subnet  netip.Prefix
-		addr    netip.AddrPort
-		problem string
+		subnet         netip.Prefix
+		addr           netip.AddrPort
+		problem, doubt string
 	}
-	keyOf := func(p peer) key { return key{p.lease.Subnet, p.addr, p.problem} }
+	keyOf := func(p peer) key { return key{p.lease.Subnet, p.addr, p.problem, p.doubt} }
 	before, after := make(map[key]bool), make(map[key]bool)
 	for _, p := range old {
 		before[keyOf(p)] = true
@@ -471,16 +471,22 @@ func (n *Node) tellPeersLocked(old []peer, first bool) {
 		switch {
 		case before[k]:
 		case p.problem != "":
-			n.log.Warn("peer cannot be used", "subnet", k.subnet, "problem", p.problem)
+			n.log.Warn("peer cannot be used", "subnet", k.subnet, "public_ip", p.publicIP(), "problem", p.problem)
+		case p.doubt != "":
+			n.log.Warn("peer may not be reachable", "subnet", k.subnet, "addr", k.addr, "problem", p.doubt)
 		case !first:
-			n.log.Info("peer", "subnet", k.subnet, "addr", k.addr, "mtu", p.mtu, "stock", p.stock)
+			n.log.Info("peer", "subnet", k.subnet, "addr", k.addr, "mtu", p.mtu, "kind", p.kind())
 		}
 	}
 	if first {
 		n.log.Info("peers", "count", len(n.peers))
 	}
 	for _, p := range old {
-		if k := keyOf(p); !after[k] {
+		switch k := keyOf(p); {
+		case after[k]:
+		case p.problem != "":
+			n.log.Info("lease of an unusable peer gone or changed", "subnet", k.subnet, "public_ip", p.publicIP())
+		default:
 			n.log.Info("peer gone", "subnet", k.subnet, "addr", k.addr)
 		}
 	}
