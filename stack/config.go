@@ -37,7 +37,8 @@ type Config struct {
 	Timeouts Timeouts
 }
 
-// Limits bound what containers can make the gateway hold. A zero field takes the default in its comment.
+// Limits bound what containers can make the gateway hold. A zero field takes the default in its comment. New cuts them to
+// what Descriptors allow.
 type Limits struct {
 	TCPFlows    int // connections, half-open ones included: 16384
 	TCPHalfOpen int // connections being dialled or in the handshake: 1024
@@ -53,6 +54,10 @@ type Limits struct {
 
 	// ExitQueue is the length of the exit queue in packets: 4096.
 	ExitQueue int
+
+	// Descriptors is how many files the process may have open: RLIMIT_NOFILE. Every flow and query holds one; a quarter of them,
+	// at least 512, is left alone.
+	Descriptors int
 }
 
 // Timeouts end what is idle. A zero field takes the default in its comment.
@@ -82,6 +87,9 @@ func (l *Limits) setDefaults() {
 	orDefault(&l.UDPFlowsEach, 8192)
 	orDefault(&l.EchoFlowsEach, 256)
 	orDefault(&l.ExitQueue, 4096)
+	if l.Descriptors <= 0 {
+		l.Descriptors = openFiles()
+	}
 }
 
 func (t *Timeouts) setDefaults() {

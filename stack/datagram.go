@@ -81,7 +81,12 @@ func (f *datagramFlow) report(err error) bool {
 	f.mu.Lock()
 	q := append([]byte(nil), f.quote...)
 	f.mu.Unlock()
-	f.ns.sendError(kind, q)
+	var outside *outsideError
+	if errors.As(err, &outside) {
+		f.ns.sendErrorFrom(outside.from, kind, q)
+	} else {
+		f.ns.sendError(kind, q)
+	}
 	return true
 }
 

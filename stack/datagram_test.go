@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
@@ -335,4 +336,75 @@ func fragments(b []byte, mtu int) [][]byte {
 		at += n
 	}
 	return out
+}
+
+// errorsFrom counts the ICMP errors about closed ports that came from an address.
+func (w *wire) errorsFrom(from netip.Addr) int {
+	return w.countSeen(func(o observed) bool {
+		if o.in.src != from {
+			return false
+		}
+		switch t := o.b[o.in.transport:]; o.in.proto {
+		case protoICMP:
+			return header.ICMPv4(t).Type() == header.ICMPv4DstUnreachable && header.ICMPv4(t).Code() == header.ICMPv4PortUnreachable
+		case protoICMPv6:
+			return header.ICMPv6(t).Type() == header.ICMPv6DstUnreachable && header.ICMPv6(t).Code() == header.ICMPv6PortUnreachable
+		}
+		return false
+	})
+}
+
+func TestUDP_ErrorsComeFromWhoSaysThem(t *testing.T) {
+	if !inOwnNamespace(t) {
+		return
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	host, host6 := netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8::10")
+	for _, a := range []netip.Addr{host, host6} {
+		bits := a.BitLen()
+		addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(bits, bits)}}
+		if err := netlink.AddrAdd(lo, addr); err != nil {
+			t.Fatalf("add %v: %v", a, err)
+		}
+	}
+	w := newWire(t, nil)
+	const closedUDP = 9
+	for _, tt := range []struct{ container, to, from netip.Addr }{
+		{aliceAddr, host, host},
+		{aliceAddr6, host6, host6},
+		{aliceAddr, netip.MustParseAddr("127.0.0.7"), gatewayAddr}, // the host's loopback has no name in a container
+	} {
+		c := w.containers[tt.container]
+		if c == nil {
+			c = w.container(tt.container)
+		}
+		conn := c.dialUDP(netip.AddrPortFrom(tt.to, closedUDP))
+		defer conn.Close()
+		for i := range 3 { // the error of one datagram may be told by the next one's send
+			if _, err := conn.Write([]byte("x")); err != nil { // of the datagram before; nothing has been sent
+				_, _ = conn.Write([]byte("x"))
+			}
+			eventually(t, "an error from "+tt.from.String(), func() bool { return w.errorsFrom(tt.from) == i+1 })
+		}
+	}
+	if n := w.countSeen(func(o observed) bool { return o.in.proto == protoICMP || o.in.proto == protoICMPv6 }); n != 9 {
+		t.Errorf("%d ICMP messages, want 9", n)
+	}
+}
+
+func TestErrors_NeverComeFromWhatIsClosed(t *testing.T) {
+	w := newWire(t, func(c *Config) { c.LinkLocal = true }) // the loopback is open, too
+	router := netip.MustParseAddr("198.51.100.7")
+	orig := makeUDP(netip.AddrPortFrom(aliceAddr, 1), netip.MustParseAddrPort("192.0.2.1:1"), []byte("x"))
+	for _, from := range []string{"127.0.0.1", "169.254.1.1", "0.0.0.0", "224.0.0.1", "255.255.255.255", "2001:db8::1", "::1"} {
+		w.g.live.Load().sendErrorFrom(netip.MustParseAddr(from), portUnreachable, orig)
+	}
+	w.g.live.Load().sendErrorFrom(router, portUnreachable, orig)
+	eventually(t, "the errors", func() bool { return w.icmpSeen(header.ICMPv4DstUnreachable, header.ICMPv4PortUnreachable) == 8 })
+	if g, r := w.errorsFrom(gatewayAddr), w.errorsFrom(router); g != 7 || r != 1 {
+		t.Errorf("%d errors from the gateway and %d from the router, want 7 and 1", g, r)
+	}
 }

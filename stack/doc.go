@@ -25,8 +25,8 @@
 // processors (one a CPU), two goroutines a TCP flow and one a UDP or echo flow. All of them have ended when Run returns.
 // Send never blocks, and may be called from several goroutines, also from inside Exit.
 //
-// Limits: Config.Limits bounds flows, half-open connections and both per container; what does not fit is dropped and counted. The exit
-// queue is bounded: copy loops wait while it is more than half full, and at its end packets are dropped and counted.
+// Limits: Config.Limits bounds flows, half-open connections and both per container; what does not fit is dropped and counted. Together
+// they leave the rest of the process descriptors to work with (descriptors.go). The exit queue is bounded: copy loops wait while it is more than half full, and at its end packets are dropped and counted.
 //
 // Sources: RFC 1122 and RFC 1812 for ICMP errors, RFC 6191 for the reuse of a four-tuple in TIME_WAIT, RFC 4787 for UDP timeouts (ours
 // are shorter for flows without a reply), icmp(7) and ip(7) of Linux.

@@ -43,6 +43,9 @@ func New(c Config) (*Gateway, error) {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
+	if c.Limits.fitDescriptors() {
+		c.Limits.logCut(c.Log)
+	}
 	g := &Gateway{cfg: c, log: c.Log}
 	g.resolver = dns.New(dns.Config{ResolvConf: c.ResolvConf, MaxQueries: c.Limits.DNSQueries, Log: c.Log})
 	own := slices.Clone(c.Addresses)

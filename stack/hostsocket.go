@@ -3,6 +3,7 @@
 package stack
 
 import (
+	"encoding/binary"
 	"errors"
 	"net/netip"
 	"os"
@@ -50,6 +51,9 @@ func openSocket(proto int, to netip.AddrPort) (*hostSocket, error) {
 	}
 	s.emit = func(fd uintptr) bool {
 		_, s.sent = unix.SendmsgN(int(fd), s.payload, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		if s.sent != nil && !errors.Is(s.sent, unix.EAGAIN) {
+			s.sent = reported(int(fd), s.sent)
+		}
 		return true // also when the socket is full: nobody waits here
 	}
 	return s, nil
@@ -86,7 +90,7 @@ func (s *hostSocket) send(b []byte) error {
 }
 
 // receive waits for a datagram, until the deadline of the last extend, and lends it to use. An error may be an ICMP
-// error about an earlier datagram (a syscall.Errno), the deadline, or the end of the socket.
+// error about an earlier datagram (a syscall.Errno, or an outsideError around it), the deadline, or the end of the socket.
 func (s *hostSocket) receive(use func(b []byte)) error {
 	var (
 		buf  *[maxDatagram]byte
@@ -103,7 +107,7 @@ func (s *hostSocket) receive(use func(b []byte)) error {
 		if errors.Is(rerr, unix.EAGAIN) || errors.Is(rerr, unix.EINTR) {
 			return false
 		}
-		emptyErrorQueue(int(fd))
+		rerr = reported(int(fd), rerr)
 		return true
 	})
 	if err != nil {
@@ -117,15 +121,62 @@ func (s *hostSocket) receive(use func(b []byte)) error {
 	return nil
 }
 
-// emptyErrorQueue throws away the details of ICMP errors, which are charged to the socket's receive buffer.
-func emptyErrorQueue(fd int) {
+// outsideError is an error that came back from the network, with the address of who sent it.
+type outsideError struct {
+	errno syscall.Errno
+	from  netip.Addr
+}
+
+func (e *outsideError) Error() string { return e.errno.Error() + ", says " + e.from.String() }
+func (e *outsideError) Unwrap() error { return e.errno }
+
+// reported empties the socket's error queue, which is charged to its receive buffer, and makes err an outsideError if
+// an ICMP error in the queue is the cause of it.
+func reported(fd int, err error) error {
 	const most = 64
 	var data [1]byte
+	var control [256]byte
+	var errno syscall.Errno
+	known := errors.As(err, &errno)
 	for range most {
-		if _, _, _, _, err := unix.Recvmsg(fd, data[:], nil, unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT); err != nil {
-			return
+		_, n, _, _, qerr := unix.Recvmsg(fd, data[:], control[:], unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
+		if qerr != nil {
+			break
+		}
+		if cause, from := offender(control[:n]); known && cause == errno && from.IsValid() {
+			err = &outsideError{errno: errno, from: from}
 		}
 	}
+	return err
+}
+
+// offender reads the control messages of an entry of the error queue (ip(7), IP_RECVERR): what it says, and who said so. The
+// address is not valid if the error is no ICMP error. Layout of such a message, in host byte order:
+//
+//	0       4        5      6      7     8      12     16
+//	| errno | origin | type | code | pad | info | data | sockaddr of the offender
+func offender(control []byte) (cause syscall.Errno, from netip.Addr) {
+	msgs, err := unix.ParseSocketControlMessage(control)
+	if err != nil {
+		return 0, netip.Addr{}
+	}
+	for _, m := range msgs {
+		v4 := m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_RECVERR
+		v6 := m.Header.Level == unix.IPPROTO_IPV6 && m.Header.Type == unix.IPV6_RECVERR
+		const fixed = 16 // bytes before the offender
+		if !v4 && !v6 || len(m.Data) < fixed+2 {
+			continue
+		}
+		cause = syscall.Errno(binary.NativeEndian.Uint32(m.Data))
+		origin, sa := m.Data[4], m.Data[fixed:]
+		switch family := binary.NativeEndian.Uint16(sa); {
+		case origin == unix.SO_EE_ORIGIN_ICMP && family == unix.AF_INET && len(sa) >= 8: // family, port, address
+			return cause, netip.AddrFrom4([4]byte(sa[4:8]))
+		case origin == unix.SO_EE_ORIGIN_ICMP6 && family == unix.AF_INET6 && len(sa) >= 24: // family, port, flow, address
+			return cause, netip.AddrFrom16([16]byte(sa[8:24])).Unmap()
+		}
+	}
+	return cause, netip.Addr{}
 }
 
 // extend makes receive give up at t.

@@ -1,10 +1,12 @@
-// This file makes the ICMP errors that containers get from the gateway, as a router would send them.
+// This file makes the ICMP errors that containers get, as a router would send them: the gateway's own, and those that the host
+// was sent about the containers' datagrams.
 
 package stack
 
 import (
 	"encoding/binary"
 	"errors"
+	"net/netip"
 	"syscall"
 
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
@@ -75,9 +77,15 @@ func isTimeout(err error) bool {
 	return errors.As(err, &t) && t.Timeout()
 }
 
-// sendError answers the packet that orig begins with. Nothing is sent about ICMP errors and later fragments (RFC 1122 section
-// 3.2.2), nor beyond the rate that gVisor allows (1000 a second).
+// sendError answers the packet that orig begins with, from the gateway. Nothing is sent about ICMP errors and later fragments
+// (RFC 1122 section 3.2.2), nor beyond the rate that gVisor allows (1000 a second).
 func (ns *netstack) sendError(kind unreachable, orig []byte) {
+	ns.sendErrorFrom(netip.Addr{}, kind, orig)
+}
+
+// sendErrorFrom is sendError about trouble of which from has told the host. What no container can reach is not told by its
+// name, and the gateway speaks for it: the loopback, for one, of a host that refuses a datagram itself.
+func (ns *netstack) sendErrorFrom(from netip.Addr, kind unreachable, orig []byte) {
 	in, ok := parseQuote(orig)
 	if !ok || in.later || isICMPError(orig, in) {
 		return
@@ -86,9 +94,11 @@ func (ns *netstack) sendError(kind unreachable, orig []byte) {
 		ns.count.drop(dropICMPRate)
 		return
 	}
-	src, ok := ns.gw.errorSource(in.dst.Is4())
-	if !ok {
-		src = in.dst
+	src := from
+	if !src.IsValid() || src.Is4() != in.dst.Is4() || new(Config).judge(src) != open {
+		if src, ok = ns.gw.errorSource(in.dst.Is4()); !ok {
+			src = in.dst
+		}
 	}
 	var b []byte
 	if in.dst.Is4() {
