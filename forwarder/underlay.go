@@ -439,7 +439,10 @@ func (q *rxQueue) forward(w *worker, i int) {
 	if size <= 0 || size > n {
 		size = n
 	}
-	if n == 0 || q.msgs[i].Hdr.Flags&unix.MSG_TRUNC != 0 {
+	if n == 0 {
+		return // somebody looks whether the port is open: no packet, and no damage
+	}
+	if q.msgs[i].Hdr.Flags&unix.MSG_TRUNC != 0 {
 		w.drop(DropMalformed)
 		return
 	}

@@ -393,12 +393,12 @@ func TestUnderlay_CountsGarbage(t *testing.T) {
 		sent++
 		g.receive(1)
 	}
-	for n := range len(good) {
+	for n := 1; n < len(good); n++ {
 		send(good[:n])
 	}
 	r := rand.New(rand.NewPCG(3, 4))
 	for range 300 {
-		b := make([]byte, r.IntN(1500))
+		b := make([]byte, 1+r.IntN(1500))
 		for i := range b {
 			b[i] = byte(r.Uint32())
 		}
@@ -420,6 +420,20 @@ func TestUnderlay_CountsGarbage(t *testing.T) {
 	}
 	send(good)
 	one(t, "container a", g.a.Take(), hop1(good))
+}
+
+// Whoever looks whether the port is open does so with an empty datagram.
+func TestUnderlay_PassesOverEmptyDatagrams(t *testing.T) {
+	g := newRig(t)
+	good := udp(containerC, containerA, 50)
+	for _, b := range [][]byte{{}, good, {}} {
+		if _, err := g.peer.WriteToUDPAddrPort(b, g.Underlay()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g.receive(3)
+	one(t, "container a", g.a.Take(), hop1(good))
+	g.wantDrops(map[string]uint64{})
 }
 
 func TestUnderlay_CountsEachDatagramOfABadTrain(t *testing.T) {
