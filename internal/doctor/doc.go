@@ -7,8 +7,7 @@
 // Every check reads the host through the fields of type host, so that each cause has a test that makes it true.
 //
 // Limits: what is filtered without an answer cannot be told from what is lost, so the checks of peers say what they saw
-// and no more. Peers are probed over IPv4.
+// and no more. Peers are probed over IPv4. etcd is asked for its version alone: whether it would let us log in is not known.
 //
-// Sources: proc(5), user_namespaces(7), subuid(5), udp(7) and ip(7) for the errors of connected sockets,
-// containers.conf(5), https://docs.docker.com/engine/security/rootless/.
+// Sources: proc(5), getrlimit(2), user_namespaces(7), subuid(5), udp(7) and ip(7) for the errors of connected sockets.
 package doctor

@@ -34,7 +34,7 @@ type Check struct {
 // Options say what to look at beside the host itself. The zero value looks at the host alone.
 type Options struct {
 	Network   netip.Prefix     // of the overlay: does the host use it for something else?
-	Endpoints []string         // of etcd, as URLs or host:port: is it there, and what does its clock say?
+	Endpoints []string         // of etcd, as URLs or host:port: is it there, and what does its clock say? No login is tried
 	TLS       *tls.Config      // for https endpoints; nil: the system's roots
 	Peers     []netip.AddrPort // underlay addresses of other nodes: does their port answer, how large may datagrams be?
 	Program   string           // path of the program, for the AppArmor profile; "": the running one
@@ -67,7 +67,7 @@ func run(ctx context.Context, o Options, h host) []Check {
 		h.tun(), h.appArmor(o.Program), h.usernsClone(), h.maxUserNamespaces(), h.maxNetNamespaces(),
 		h.idMapper("newuidmap"), h.idMapper("newgidmap"), h.subIDs("uid"), h.subIDs("gid"),
 		h.noNewPrivileges(), h.hidepid(), h.pingGroupRange(), h.socketBuffer("rmem_max"), h.socketBuffer("wmem_max"),
-		h.runtimeDir(), h.linger(), h.hooksDir(), h.dockerPlugin(), h.overlap(o.Network),
+		h.openFiles(), h.runtimeDir(), h.linger(), h.overlap(o.Network),
 	}
 	etcd := make([][]Check, max(len(o.Endpoints), 1))
 	peers := make([][]Check, max(len(o.Peers), 1))

@@ -41,27 +41,32 @@ type fake struct {
 	paths map[string]string // of programs
 }
 
+// limits is /proc/self/limits with a hard limit on open files.
+func limits(hard string) string {
+	return "Limit                     Soft Limit           Hard Limit           Units     \n" +
+		"Max processes             1000                 1000                 processes \n" +
+		"Max open files            1024                 " + hard + "               files     \n"
+}
+
 func newFake() *fake {
 	f := &fake{
 		files: map[string]string{
-			"/proc/sys/user/max_user_namespaces":                   "15000\n",
-			"/proc/sys/user/max_net_namespaces":                    "15000\n",
-			"/proc/sys/net/core/rmem_max":                          "4194304\n",
-			"/proc/sys/net/core/wmem_max":                          "8388608\n",
-			"/proc/sys/net/ipv4/ping_group_range":                  "0\t2147483647\n",
-			"/proc/self/status":                                    "Name:\tx\nNoNewPrivs:\t0\n",
-			"/proc/self/mounts":                                    "proc /proc proc rw,nosuid,nodev,noexec,relatime 0 0\n",
-			"/etc/subuid":                                          "other:100000:65536\nme:165536:65536\n",
-			"/etc/subgid":                                          "1001:165536:65536\n",
-			"/etc/os-release":                                      "NAME=Debian\nID=debian\n",
-			"/usr/bin/newuidmap":                                   "",
-			"/usr/bin/newgidmap":                                   "",
-			"/run/systemd/system":                                  "",
-			"/var/lib/systemd/linger/me":                           "",
-			"/run/user/1001":                                       "",
-			"/run/user/1001/rootless-ovl/docker.sock":              "",
-			"/home/me/.config/containers/containers.conf":          "[engine]\nhooks_dir = [\"/x\"]\n",
-			"/home/me/.local/lib/docker/plugins/rootless-ovl.spec": "unix:///x",
+			"/proc/sys/user/max_user_namespaces":  "15000\n",
+			"/proc/sys/user/max_net_namespaces":   "15000\n",
+			"/proc/sys/net/core/rmem_max":         "4194304\n",
+			"/proc/sys/net/core/wmem_max":         "8388608\n",
+			"/proc/sys/net/ipv4/ping_group_range": "0\t2147483647\n",
+			"/proc/self/status":                   "Name:\tx\nNoNewPrivs:\t0\n",
+			"/proc/self/mounts":                   "proc /proc proc rw,nosuid,nodev,noexec,relatime 0 0\n",
+			"/etc/subuid":                         "other:100000:65536\nme:165536:65536\n",
+			"/etc/subgid":                         "1001:165536:65536\n",
+			"/etc/os-release":                     "NAME=Debian\nID=debian\n",
+			"/usr/bin/newuidmap":                  "",
+			"/usr/bin/newgidmap":                  "",
+			"/run/systemd/system":                 "",
+			"/var/lib/systemd/linger/me":          "",
+			"/run/user/1001":                      "",
+			"/proc/self/limits":                   limits("524288"),
 		},
 		modes: map[string]fs.FileMode{
 			"/usr/bin/newuidmap": 0o755 | fs.ModeSetuid, "/usr/bin/newgidmap": 0o755 | fs.ModeSetuid,
@@ -69,7 +74,7 @@ func newFake() *fake {
 		},
 		owner: map[string]uint32{},
 		env:   map[string]string{"XDG_RUNTIME_DIR": "/run/user/1001"},
-		paths: map[string]string{"newuidmap": "/usr/bin/newuidmap", "newgidmap": "/usr/bin/newgidmap", "podman": "/usr/bin/podman", "dockerd": "/usr/bin/dockerd"},
+		paths: map[string]string{"newuidmap": "/usr/bin/newuidmap", "newgidmap": "/usr/bin/newgidmap"},
 	}
 	f.host = host{
 		readFile: func(path string) ([]byte, error) {
@@ -100,7 +105,6 @@ func newFake() *fake {
 			return "", exec.ErrNotFound
 		},
 		user:     func() (string, int) { return "me", testUID },
-		home:     func() string { return "/home/me" },
 		groups:   func() []int { return []int{27, 1001} },
 		overlaps: func(netip.Prefix) ([]hostnet.Overlap, error) { return nil, nil },
 		dial:     (&net.Dialer{}).DialContext,
@@ -216,11 +220,9 @@ func TestRun_FindsEachCause(t *testing.T) {
 		{"runtime directory open", func(f *fake) { f.modes["/run/user/1001"] = fs.ModeDir | 0o755 }, "runtime-dir", Warn, "open to others", "chmod 0700 /run/user/1001"},
 		{"linger off", func(f *fake) { delete(f.files, "/var/lib/systemd/linger/me") }, "linger", Warn, "linger is off for me", "loginctl enable-linger me"},
 		{"no systemd", func(f *fake) { delete(f.files, "/run/systemd/system") }, "linger", Skipped, "no systemd", ""},
-		{"no hooks_dir", func(f *fake) { f.files["/home/me/.config/containers/containers.conf"] = "[engine]\n# hooks_dir = []\n" }, "hooks-dir", Warn, "hooks_dir is not set", "hooks_dir = [\"/home/me/.config/containers/oci/hooks.d\"]"},
-		{"no podman", func(f *fake) { delete(f.paths, "podman") }, "hooks-dir", Skipped, "podman is not installed", ""},
-		{"docker plugin link missing", func(f *fake) { delete(f.files, "/home/me/.local/lib/docker/plugins/rootless-ovl.spec") }, "docker-plugin", Warn, "rootless-ovl.spec is missing", "echo unix:///run/user/1001/rootless-ovl/docker.sock >/home/me/.local/lib/docker/plugins/rootless-ovl.spec"},
-		{"no docker driver served", func(f *fake) { delete(f.files, "/run/user/1001/rootless-ovl/docker.sock") }, "docker-plugin", Skipped, "docker.sock", ""},
-		{"no docker", func(f *fake) { delete(f.paths, "dockerd") }, "docker-plugin", Skipped, "docker is not installed", ""},
+		{"few open files", func(f *fake) { f.files["/proc/self/limits"] = limits("4096") }, "open-files", Warn, "hard limit is 4096", "LimitNOFILE=65536"},
+		{"open files without limit", func(f *fake) { f.files["/proc/self/limits"] = limits("unlimited") }, "open-files", OK, "no limit", ""},
+		{"open files unknown", func(f *fake) { delete(f.files, "/proc/self/limits") }, "open-files", Skipped, "", ""},
 		{"overlap", func(f *fake) {
 			f.overlaps = func(n netip.Prefix) ([]hostnet.Overlap, error) {
 				return []hostnet.Overlap{{Prefix: netip.MustParsePrefix("10.5.3.0/24"), Device: "wg0"}, {Prefix: netip.MustParsePrefix("10.5.0.2/32"), File: "/etc/resolv.conf"}}, nil

@@ -29,12 +29,11 @@ type host struct {
 	getenv   func(string) string           //
 	lookPath func(string) (string, error)  //
 	user     func() (name string, uid int) //
-	home     func() string                 //
 	groups   func() []int                  // effective gid and the supplementary ones
 	overlaps func(netip.Prefix) ([]hostnet.Overlap, error)
 	dial     func(ctx context.Context, network, addr string) (net.Conn, error)
 	now      func() time.Time
-	// knock sends an empty-handed datagram to a peer's port and returns the error that came back, if any.
+	// knock sends empty datagrams to a peer's port and returns the error that came back, if any.
 	knock func(ctx context.Context, peer netip.AddrPort, wait time.Duration) error
 	// mtu is that of the route to a peer, in bytes of IP packet.
 	mtu func(peer netip.AddrPort) (int, error)
@@ -65,10 +64,6 @@ func realHost() host {
 				return u.Username, uid
 			}
 			return strconv.Itoa(uid), uid
-		},
-		home: func() string {
-			dir, _ := os.UserHomeDir()
-			return dir
 		},
 		groups: func() []int {
 			gs, _ := os.Getgroups()

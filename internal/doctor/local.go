@@ -20,6 +20,8 @@ const (
 	wantBuffer = 4 << 20
 	// wantIDs is how many subordinate ids an engine maps into a container.
 	wantIDs = 65536
+	// wantFiles is a hard limit on open files with which the gateway need not lower its limits on flows (stack/descriptors.go).
+	wantFiles = 65536
 )
 
 func (h host) tun() Check {
@@ -235,42 +237,28 @@ func (h host) linger() Check {
 	return warn(id, title, "linger is off for "+name+": the daemon and the containers end when the last session does", "loginctl enable-linger "+name)
 }
 
-func (h host) hooksDir() Check {
-	const id, title = "hooks-dir", "podman looks for hooks of this user"
-	if _, err := h.lookPath("podman"); err != nil {
-		return skip(id, title, "podman is not installed")
-	}
-	config := h.getenv("XDG_CONFIG_HOME")
-	if config == "" {
-		config = filepath.Join(h.home(), ".config")
-	}
-	own := filepath.Join(config, "containers", "containers.conf")
-	for _, file := range []string{own, "/etc/containers/containers.conf"} {
-		for line := range strings.Lines(h.value(file)) {
-			if key, _, ok := strings.Cut(line, "="); ok && strings.TrimSpace(key) == "hooks_dir" {
-				return good(id, title, "hooks_dir is set in "+file)
-			}
+// openFiles looks at the hard limit, to which every Go program raises its own.
+func (h host) openFiles() Check {
+	const id, title = "open-files", "the daemon may open enough files (RLIMIT_NOFILE of this session)"
+	for line := range strings.Lines(h.value("/proc/self/limits")) {
+		v, ok := strings.CutPrefix(line, "Max open files")
+		f := strings.Fields(v)
+		if !ok || len(f) < 2 {
+			continue
 		}
+		n, err := strconv.Atoi(f[1])
+		switch {
+		case f[1] == "unlimited":
+			return good(id, title, "no limit")
+		case err != nil:
+			continue
+		case n < wantFiles:
+			return warn(id, title, fmt.Sprintf("the hard limit is %d: containers get fewer connections to the outside at a time, as each takes a descriptor", n),
+				fmt.Sprintf("as root: write `* hard nofile %d` to /etc/security/limits.d/90-rootless-ovl.conf and log in again (for one shell: ulimit -Hn %[1]d); for a systemd unit: LimitNOFILE=%[1]d, and the same in user@.service for units of users", wantFiles))
+		}
+		return good(id, title, fmt.Sprintf("the hard limit is %d", n))
 	}
-	return warn(id, title, "hooks_dir is not set: podman cannot attach containers by itself as they start (attach them with `rootless-ovl attach`)",
-		"add to "+own+":\n[engine]\nhooks_dir = [\""+filepath.Join(config, "containers", "oci", "hooks.d")+"\"]")
-}
-
-func (h host) dockerPlugin() Check {
-	const id, title = "docker-plugin", "rootless docker finds the network driver"
-	if _, err := h.lookPath("dockerd"); err != nil {
-		return skip(id, title, "docker is not installed")
-	}
-	socket := filepath.Join(h.getenv("XDG_RUNTIME_DIR"), "rootless-ovl", "docker.sock")
-	if !h.exists(socket) {
-		return skip(id, title, "no daemon serves the driver here ("+socket+")")
-	}
-	link := filepath.Join(h.home(), ".local", "lib", "docker", "plugins", "rootless-ovl.spec")
-	if h.exists(link) {
-		return good(id, title, link)
-	}
-	return warn(id, title, link+" is missing: docker network create -d rootless-ovl fails after 15 seconds",
-		fmt.Sprintf("mkdir -p %s; echo unix://%s >%s", filepath.Dir(link), socket, link))
+	return skip(id, title, "/proc/self/limits does not say")
 }
 
 func (h host) overlap(network netip.Prefix) Check {

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// knock sends a few datagrams of one zero byte - no IP packet, so every node drops them - and waits for an ICMP error,
-// which a connected socket gets as the error of its next call.
+// knock sends a few empty datagrams, which a node passes over without counting them as damage, and waits for an ICMP
+// error, which a connected socket gets as the error of its next call.
 func knock(ctx context.Context, peer netip.AddrPort, wait time.Duration) error {
 	f, err := connected(unix.SOCK_DGRAM, 0, peer)
 	if err != nil {
@@ -28,7 +28,7 @@ func knock(ctx context.Context, peer netip.AddrPort, wait time.Duration) error {
 	defer stop()
 	const knocks = 3
 	for k := range knocks {
-		if _, err := f.Write([]byte{0}); err != nil {
+		if _, err := f.Write(nil); err != nil {
 			return errno(err)
 		}
 		if err := f.SetReadDeadline(deadline.Add(-wait * time.Duration(knocks-1-k) / knocks)); err != nil {
