@@ -193,6 +193,8 @@ func TestAttachRequest_ValidateNamesTheFault(t *testing.T) {
 		{AttachRequest{PID: -4}, "-4 is not a pid"},
 		{AttachRequest{Netns: "netns/x"}, "relative"},
 		{AttachRequest{Netns: "/a\x00b"}, "zero byte"},
+		{AttachRequest{Netns: "/proc/self/ns/net"}, "attach $$"},
+		{AttachRequest{Netns: "//proc/./thread-self/ns/net"}, "attach $$"},
 		{AttachRequest{PID: 1, Name: "1234"}, "taken for a pid"},
 		{AttachRequest{PID: 1, Name: "-x"}, "beginning with a letter or digit"},
 		{AttachRequest{PID: 1, Name: "a/b"}, "use letters"},

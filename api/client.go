@@ -63,7 +63,7 @@ func (c *Client) Attach(ctx context.Context, r AttachRequest) (Attachment, error
 
 // Detach takes the attachment with that name, or pid in decimal, off the overlay.
 func (c *Client) Detach(ctx context.Context, nameOrPID string) error {
-	if err := checkRef(nameOrPID); err != nil {
+	if err := CheckRef(nameOrPID); err != nil {
 		return err
 	}
 	return c.do(ctx, http.MethodDelete, PathAttachments+"/"+url.PathEscape(nameOrPID), nil, nil)

@@ -3,6 +3,7 @@
 package api
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -70,8 +71,8 @@ func (l *Listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		uid, err := peerUID(conn)
-		if err == nil && uid == l.uid {
+		cred, err := peerCred(conn)
+		if err == nil && int(cred.Uid) == l.uid {
 			return conn, nil
 		}
 		_ = conn.Close() // not our user, or gone already: nothing is owed to it
@@ -166,11 +167,11 @@ func anotherDaemon(socket string) error {
 	return Errorf(CodeInUse, "%w on %s: stop it first, or give this one its own --runtime-dir and --state-dir", ErrAnotherDaemon, socket)
 }
 
-// peerUID is the uid of the process at the other end, in our user namespace.
-func peerUID(conn *net.UnixConn) (int, error) {
+// peerCred is the process at the other end: its pid and uid in our namespaces, as they were when it connected.
+func peerCred(conn *net.UnixConn) (*syscall.Ucred, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	var cred *syscall.Ucred
 	var credErr error
@@ -178,9 +179,41 @@ func peerUID(conn *net.UnixConn) (int, error) {
 		cred, credErr = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
 	})
 	if err = errors.Join(err, credErr); err != nil {
-		return 0, err
+		return nil, err
 	}
-	return int(cred.Uid), nil
+	return cred, nil
+}
+
+// peerKey is a request's context key for its connection.
+type peerKey struct{}
+
+// withPeer is an http.Server's ConnContext.
+func withPeer(ctx context.Context, conn net.Conn) context.Context {
+	return context.WithValue(ctx, peerKey{}, conn)
+}
+
+// checkPIDs refuses a request that names a pid (named), when the process that sent it counts pids in another PID namespace
+// than we do: the number would be of some other process here.
+func checkPIDs(ctx context.Context, named bool) error {
+	conn, ok := ctx.Value(peerKey{}).(*net.UnixConn)
+	if !named || !ok {
+		return nil
+	}
+	cred, err := peerCred(conn)
+	if err != nil {
+		return fmt.Errorf("who asks cannot be seen: %w", err)
+	}
+	if cred.Pid != 0 { // 0: it is in no PID namespace that we can see
+		theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", cred.Pid))
+		if err != nil {
+			return nil // it has gone, or hides (prctl PR_SET_DUMPABLE): nothing speaks against it
+		}
+		if ours, err := os.Readlink("/proc/self/ns/pid"); err != nil || theirs == ours {
+			return nil
+		}
+	}
+	return Errorf(CodeInvalid, "you are in another PID namespace than the daemon, as in a container, so your pids mean other processes to it: "+
+		"attach from the host")
 }
 
 // ownerOf is the uid that owns a file, -1 where the file system does not tell.

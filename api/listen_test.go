@@ -205,6 +205,49 @@ func beAnotherUser(path string) {
 	fmt.Println("closed:", err)
 }
 
+func TestServer_RefusesPIDsOfAnotherNamespace(t *testing.T) {
+	if path := os.Getenv("OVL_TEST_FOREIGN"); path != "" {
+		c := NewClient(path)
+		_, byPID := c.Attach(context.Background(), AttachRequest{PID: 1})
+		_, byPath := c.Attach(context.Background(), AttachRequest{Netns: "/x/../proc/1/ns/net"})
+		fmt.Printf("attach pid: %v\nattach path: %v\ndetach pid: %v\n", byPID, byPath, c.Detach(context.Background(), "1"))
+		_, status := c.Status(context.Background())
+		_, named := c.Attach(context.Background(), AttachRequest{Netns: "/run/netns/x"})
+		fmt.Printf("others: %v %v %v\n", status, named, c.Detach(context.Background(), "web"))
+		return
+	}
+	b := &fakeBackend{}
+	c := serve(t, b)
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestServer_RefusesPIDsOfAnotherNamespace$")
+	cmd.Env = []string{"OVL_TEST_FOREIGN=" + c.socket}
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWPID,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: os.Geteuid(), HostID: os.Geteuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: os.Getegid(), HostID: os.Getegid(), Size: 1}},
+	}
+	out, err := cmd.CombinedOutput()
+	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSPC) {
+		t.Skipf("user namespaces cannot be made here: %v", err)
+	}
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, what := range []string{"attach pid", "attach path", "detach pid"} {
+		if !strings.Contains(string(out), what+": you are in another PID namespace") {
+			t.Errorf("%s was not refused:\n%s", what, out)
+		}
+	}
+	if !strings.Contains(string(out), "others: <nil> <nil> <nil>\n") {
+		t.Errorf("what names no pid was refused:\n%s", out)
+	}
+	if _, err := c.Attach(context.Background(), AttachRequest{PID: 1}); err != nil {
+		t.Errorf("from our own PID namespace: %v", err)
+	}
+	if err := c.Detach(context.Background(), "1"); err != nil {
+		t.Errorf("from our own PID namespace: %v", err)
+	}
+}
+
 func TestClient_SaysWhenNobodyIsThere(t *testing.T) {
 	dir := shortDir(t)
 	stale := filepath.Join(dir, "stale.sock")

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"path"
 	"strconv"
 	"strings"
 	"time"
@@ -51,13 +52,19 @@ func Handler(b Backend) http.Handler {
 			if err != nil {
 				return nil, err
 			}
+			if err := checkPIDs(r.Context(), req.PID != 0 || strings.HasPrefix(path.Clean(req.Netns), "/proc/")); err != nil {
+				return nil, err
+			}
 			return b.Attach(r.Context(), req)
 		},
 	})
 	methods(mux, PathAttachments+"/{ref}", map[string]action{
 		http.MethodDelete: func(r *http.Request) (any, error) {
 			ref := r.PathValue("ref")
-			if err := checkRef(ref); err != nil {
+			if err := CheckRef(ref); err != nil {
+				return nil, err
+			}
+			if err := checkPIDs(r.Context(), isPID(ref)); err != nil {
 				return nil, err
 			}
 			return nil, b.Detach(r.Context(), ref)
@@ -90,6 +97,7 @@ func Handler(b Backend) http.Handler {
 func Serve(ctx context.Context, ln net.Listener, h http.Handler, log *slog.Logger) error {
 	srv := &http.Server{
 		Handler:           h,
+		ConnContext:       withPeer,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		IdleTimeout:       time.Minute,
@@ -116,19 +124,19 @@ func Serve(ctx context.Context, ln net.Listener, h http.Handler, log *slog.Logge
 // action answers one request: a value to send as JSON (nil: no content), or an error.
 type action func(r *http.Request) (any, error)
 
-// methods routes path to one action per method and refuses other methods.
-func methods(mux *http.ServeMux, path string, by map[string]action) {
+// methods routes pattern to one action per method and refuses other methods.
+func methods(mux *http.ServeMux, pattern string, by map[string]action) {
 	var allow []string
 	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
 		if by[m] != nil {
 			allow = append(allow, m)
 		}
 	}
-	mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		act := by[r.Method]
 		if act == nil {
 			w.Header().Set("Allow", strings.Join(allow, ", "))
-			e := Errorf(CodeInvalid, "%s is not done to %s: use %s", clip(r.Method), path, strings.Join(allow, " or "))
+			e := Errorf(CodeInvalid, "%s is not done to %s: use %s", clip(r.Method), pattern, strings.Join(allow, " or "))
 			writeJSON(w, http.StatusMethodNotAllowed, e)
 			return
 		}
@@ -167,12 +175,18 @@ func orEmpty[T any](list []T) []T {
 	return list
 }
 
-// checkRef tells whether ref can be a name or a pid.
-func checkRef(ref string) error {
-	if _, err := strconv.ParseInt(ref, 10, 32); err != nil && CheckName(ref) != nil || strings.HasPrefix(ref, "-") {
+// CheckRef tells whether ref can name an attachment: a name, or a pid in decimal without a sign. Errors have CodeInvalid.
+func CheckRef(ref string) error {
+	if !isPID(ref) && CheckName(ref) != nil {
 		return Errorf(CodeInvalid, "%q is neither a name nor a pid of an attachment: see the list of attachments", clip(ref))
 	}
 	return nil
+}
+
+// isPID tells whether a reference is a pid and not a name.
+func isPID(ref string) bool {
+	_, err := strconv.ParseUint(ref, 10, 31) // which takes no sign
+	return err == nil
 }
 
 // readBody reads all of a body of at most MaxBody bytes.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path"
+	"regexp"
 	"strings"
 	"time"
 )
@@ -106,6 +108,9 @@ type Peer struct {
 	Counters map[string]uint64 `json:"counters,omitempty"`
 }
 
+// procSelf are the paths that mean something else to whoever opens them.
+var procSelf = regexp.MustCompile(`^/proc/(self|thread-self)(/|$)`)
+
 // Validate checks what can be checked without the node. Its errors have CodeInvalid.
 func (r AttachRequest) Validate() error {
 	switch {
@@ -117,6 +122,8 @@ func (r AttachRequest) Validate() error {
 		return Errorf(CodeInvalid, "%d is not a pid: pids are above 0", r.PID)
 	case r.Netns != "" && !strings.HasPrefix(r.Netns, "/"):
 		return Errorf(CodeInvalid, "netns path %q is relative: the daemon has another working directory, give the absolute path", r.Netns)
+	case procSelf.MatchString(path.Clean(r.Netns)):
+		return Errorf(CodeInvalid, "netns path %s would be the daemon's own: give a process that stays in the namespace, as `rootless-ovl attach $$` does in a shell", r.Netns)
 	case strings.ContainsRune(r.Netns, 0):
 		return Errorf(CodeInvalid, "netns path %q holds a zero byte", r.Netns)
 	}

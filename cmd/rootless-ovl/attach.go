@@ -75,9 +75,9 @@ func attachFlags(fs *pflag.FlagSet, req *api.AttachRequest) {
 }
 
 func parsePID(s string) (int, error) {
-	pid, err := strconv.Atoi(s)
-	if err != nil || pid <= 0 {
+	pid, err := strconv.ParseUint(s, 10, 31) // which takes no sign
+	if err != nil || pid == 0 {
 		return 0, usagef("%q is not a pid: give a process of the container, as `podman inspect -f '{{.State.Pid}}' NAME` prints it", s)
 	}
-	return pid, nil
+	return int(pid), nil
 }

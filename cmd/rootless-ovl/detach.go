@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/rootless-ovl/rootless-ovl/api"
 )
 
 // completionPatience bounds how long a TAB may take.
@@ -24,6 +26,9 @@ func (a *app) detachCommand() *cobra.Command {
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return usagef("detach takes one name or pid: `rootless-ovl ps` lists them")
+			}
+			if err := api.CheckRef(args[0]); err != nil {
+				return usageError{err}
 			}
 			return nil
 		},

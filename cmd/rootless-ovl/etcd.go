@@ -4,6 +4,8 @@ package main
 
 import (
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -44,6 +46,15 @@ func (e *etcdFlags) config() (lease.ClientConfig, error) {
 	}
 	if c.Password == "" && c.Username != "" {
 		c.Password = os.Getenv(envEtcdPassword)
+	}
+	for _, e := range c.Endpoints {
+		scheme, host, ok := strings.Cut(strings.TrimSpace(e), "://")
+		if !ok {
+			scheme, host = "http", scheme
+		}
+		if host == "" || !slices.Contains([]string{"http", "https", "unix", "unixs"}, scheme) {
+			return c, usagef("--etcd-endpoints: %q is not the URL of an etcd: write it as http://192.0.2.1:2379 or https://...", e)
+		}
 	}
 	switch {
 	case (c.CertFile == "") != (c.KeyFile == ""):

@@ -232,6 +232,13 @@ func (s *fakeSandbox) ForwardSignals() func() {
 	return func() { s.notes.add("stop forwarding") }
 }
 
+func (s *fakeSandbox) Done() <-chan struct{} {
+	s.notes.add("done")
+	ended := make(chan struct{})
+	close(ended)
+	return ended
+}
+
 func (s *fakeSandbox) Wait() (int, error) {
 	s.notes.add("wait")
 	return s.code, nil

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/rootless-ovl/rootless-ovl/api"
 )
@@ -64,9 +65,9 @@ func execute(ctx context.Context, w world, args []string) int {
 	a := &app{world: w, output: choice{value: outputText, of: []string{outputText, outputJSON}}}
 	root := a.root()
 	root.SetArgs(args)
-	root.SetIn(w.stdin)
-	root.SetOut(w.stdout)
-	root.SetErr(w.stderr)
+	if len(args) > 0 && (args[0] == cobra.ShellCompRequestCmd || args[0] == cobra.ShellCompNoDescRequestCmd) {
+		plainUsage(root)
+	}
 	cmd, err := root.ExecuteContextC(ctx)
 	var status exitStatus
 	switch {
@@ -85,6 +86,16 @@ func execute(ctx context.Context, w world, args []string) int {
 	}
 	a.report(err, codeOf(err))
 	return exitFailed
+}
+
+// plainUsage takes the marks of a value's name out of the texts of flags, which only the help understands.
+func plainUsage(cmd *cobra.Command) {
+	plain := func(f *pflag.Flag) { f.Usage = strings.ReplaceAll(f.Usage, "`", "") }
+	cmd.PersistentFlags().VisitAll(plain)
+	cmd.Flags().VisitAll(plain)
+	for _, sub := range cmd.Commands() {
+		plainUsage(sub)
+	}
 }
 
 // report says what went wrong, once for people and once for programs.
@@ -124,10 +135,28 @@ Run the daemon on every host with "up", then put containers on the network with 
 with "run".`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		PersistentPreRun: func(*cobra.Command, []string) {
+		Version:       thisBuild().Version, // has cobra look for --version
+		Args: func(root *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			if near := root.SuggestionsFor(args[0]); len(near) > 0 {
+				return usagef("%q is not a command: did you mean %s?", args[0], strings.Join(near, " or "))
+			}
+			return usagef("%q is not a command: `rootless-ovl --help` lists them", args[0])
+		},
+		RunE: func(root *cobra.Command, _ []string) error { return root.Help() },
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			a.started = true
+			return refuseEmpty(cmd)
 		},
 	}
+	root.SetIn(a.stdin)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	root.SetVersionTemplate(thisBuild().line())
+	root.Flags().Bool("version", false, "show what this program was built from")
+	root.SuggestionsMinimumDistance = 2
 	flags := root.PersistentFlags()
 	flags.VarP(&a.output, "output", "o", "print text for people or JSON for programs")
 	flags.StringVar(&a.runtimeDir, "runtime-dir", "",
@@ -141,7 +170,44 @@ with "run".`,
 		a.upCommand(), a.attachCommand(), a.detachCommand(), a.runCommand(), a.psCommand(), a.statusCommand(), a.peersCommand(),
 		a.configCommand(), a.doctorCommand(), a.versionCommand(),
 	)
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		if cmd.Name() == "completion" {
+			describeCompletion(cmd)
+		}
+	}
 	return root
+}
+
+// completionFiles are where a user's shells look for completions.
+var completionFiles = map[string]string{
+	"bash":       "rootless-ovl completion bash > ~/.local/share/bash-completion/completions/rootless-ovl",
+	"zsh":        "rootless-ovl completion zsh > ~/.zfunc/_rootless-ovl    # with ~/.zfunc in fpath",
+	"fish":       "rootless-ovl completion fish > ~/.config/fish/completions/rootless-ovl.fish",
+	"powershell": "rootless-ovl completion powershell | Out-String | Invoke-Expression",
+}
+
+// describeCompletion replaces cobra's texts, which name paths of other systems.
+func describeCompletion(completion *cobra.Command) {
+	completion.Short = "Print a script that completes commands in the shell"
+	completion.Long = "Print a script with which the shell completes commands, flags and names of attachments."
+	for _, shell := range completion.Commands() {
+		shell.Short = "Print the script for " + shell.Name()
+		shell.Long = fmt.Sprintf("Print the script with which %s completes commands, flags and names of attachments.", shell.Name())
+		shell.Example = "  " + completionFiles[shell.Name()]
+	}
+}
+
+// refuseEmpty refuses a flag that is given and empty, which an unset variable of a script makes of it: leaving it out means
+// something else.
+func refuseEmpty(cmd *cobra.Command) error {
+	var err error
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if text := f.Value.String(); err == nil && (text == "" || text == "[]") {
+			err = usagef("--%s is empty: give it a value, or leave it out", f.Name)
+		}
+	})
+	return err
 }
 
 // runtime is the runtime directory: flag, environment or default.

@@ -10,7 +10,9 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -29,6 +31,7 @@ type sandbox interface {
 	Release() error
 	Warnings() []string
 	ForwardSignals() (stop func())
+	Done() <-chan struct{}
 	Wait() (int, error)
 	Close() error
 }
@@ -41,14 +44,15 @@ func (a *app) runCommand() *cobra.Command {
 		Short: "Run a command with the overlay as its network",
 		Long: `Run a command in a new user, network and mount namespace whose network is the overlay. Files are the host's, but
 /etc/resolv.conf names the gateway. Signals are passed on to the command, and its exit status is that of run: 127 where
-it is not found, 126 where it cannot be executed, 128 + n where signal n ended it.
+it is not found, 126 where it cannot be executed, 128 + n where signal n ended it. When it has ended, what it left running is
+killed.
 
 With --output json the attachment is printed on standard error before the command starts.`,
 		Example: `  rootless-ovl run -- curl http://10.213.7.20
   rootless-ovl run --name job7 -- go test ./...
   rootless-ovl run --root -- sh -c 'ip addr'`,
 		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) == 0 {
+			if len(args) == 0 || args[0] == "" {
 				return usagef("run needs a command: give it after --, as `rootless-ovl run -- curl http://10.213.7.20`")
 			}
 			return nil
@@ -69,15 +73,25 @@ With --output json the attachment is printed on standard error before the comman
 	return cmd
 }
 
-// runIn attaches a new sandbox, lets the command in it go, and takes it off the overlay when it has ended.
+// runIn runs the command on the overlay. A signal that comes before there is a command to pass it to ends run as it would
+// have ended the command.
 func (a *app) runIn(ctx context.Context, req api.AttachRequest, spec nsutil.Spec) error {
+	early := catchSignals(ctx)
+	err := a.runUntil(early, req, spec)
+	if sig := early.stop(); sig != 0 && err != nil {
+		return exitStatus(128 + int(sig))
+	}
+	return err
+}
+
+// runUntil attaches a new sandbox, lets the command in it go, and takes it off the overlay when it has ended. Signals are
+// caught by early until there is the command.
+func (a *app) runUntil(early *signalContext, req api.AttachRequest, spec nsutil.Spec) error {
 	c, err := a.client()
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	early, release := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	defer release()
 	status, err := c.Status(early)
 	if err != nil {
 		return err
@@ -97,7 +111,8 @@ func (a *app) runIn(ctx context.Context, req api.AttachRequest, spec nsutil.Spec
 	if err != nil {
 		return err
 	}
-	defer a.detachAfterRun(ctx, c, att.Name)
+	detach := sync.OnceFunc(func() { a.detachAfterRun(early.parent, c, sb.PID()) })
+	defer detach()
 	if a.output.value == outputJSON {
 		if err := json.NewEncoder(a.stderr).Encode(att); err != nil {
 			return err
@@ -105,13 +120,11 @@ func (a *app) runIn(ctx context.Context, req api.AttachRequest, spec nsutil.Spec
 	}
 	stop := sb.ForwardSignals()
 	defer stop()
-	if early.Err() != nil { // a signal came before there was a command to pass it to
+	if early.stop() != 0 || early.Err() != nil {
 		return context.Cause(early)
 	}
 	err = sb.Release()
-	for _, w := range sb.Warnings() {
-		fmt.Fprintln(a.stderr, "rootless-ovl: warning:", w)
-	}
+	warned := a.warn(sb.Warnings())
 	var cannot *nsutil.CommandError
 	if errors.As(err, &cannot) {
 		a.report(cannot, codeOf(cannot))
@@ -120,6 +133,9 @@ func (a *app) runIn(ctx context.Context, req api.AttachRequest, spec nsutil.Spec
 	if err != nil {
 		return err
 	}
+	<-sb.Done()
+	a.warn(sb.Warnings()[warned:])
+	detach() // before Wait, while the pid is surely its own
 	code, err := sb.Wait()
 	if err != nil {
 		return err
@@ -130,14 +146,66 @@ func (a *app) runIn(ctx context.Context, req api.AttachRequest, spec nsutil.Spec
 	return nil
 }
 
+// warn says what is not as it should be, and how many such things there were.
+func (a *app) warn(warnings []string) int {
+	for _, w := range warnings {
+		fmt.Fprintln(a.stderr, "rootless-ovl: warning:", w)
+	}
+	return len(warnings)
+}
+
 // detachAfterRun frees the address at once; the daemon would notice the end of the command by itself a little later, and may
-// have done so already.
-func (a *app) detachAfterRun(ctx context.Context, c *api.Client, name string) {
+// have done so already. The attachment is named by its pid, not yet reaped: by now another run may have its name.
+func (a *app) detachAfterRun(ctx context.Context, c *api.Client, pid int) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), detachPatience)
 	defer cancel()
-	if err := c.Detach(ctx, name); err != nil && !errors.Is(err, api.ErrNotFound) {
+	if err := c.Detach(ctx, strconv.Itoa(pid)); err != nil && !errors.Is(err, api.ErrNotFound) {
 		fmt.Fprintln(a.stderr, "rootless-ovl: warning: the command has ended and could not be detached:", err)
 	}
+}
+
+// signalContext is a context that INT, TERM and HUP end until stop, except those that were ignored when we started.
+type signalContext struct {
+	context.Context
+	parent context.Context
+	stop   func() syscall.Signal // no signal is caught any more; which one ended the context, or 0
+}
+
+func catchSignals(parent context.Context) *signalContext {
+	ctx, cancel := context.WithCancelCause(parent)
+	ch := make(chan os.Signal, 1)
+	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(sig) {
+			signal.Notify(ch, sig)
+		}
+	}
+	quit, gone := make(chan struct{}), make(chan struct{})
+	var caught syscall.Signal
+	take := func(sig os.Signal) {
+		caught, _ = sig.(syscall.Signal)
+		cancel(fmt.Errorf("%v", sig))
+	}
+	go func() {
+		defer close(gone)
+		select {
+		case sig := <-ch:
+			take(sig)
+		case <-quit:
+		}
+	}()
+	return &signalContext{ctx, parent, sync.OnceValue(func() syscall.Signal {
+		signal.Stop(ch)
+		close(quit)
+		<-gone
+		select {
+		case sig := <-ch: // it came as we stopped
+			if caught == 0 {
+				take(sig)
+			}
+		default:
+		}
+		return caught
+	})}
 }
 
 // resolvConf asks the gateway for names, in the search domains and with the options of the host.

@@ -5,7 +5,9 @@ package main
 import (
 	"errors"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/rootless-ovl/rootless-ovl/api"
@@ -33,7 +35,7 @@ func TestRun_AttachesBeforeTheCommandAndDetachesAfterIt(t *testing.T) {
 	if code := b.run("run", "--name", "job", "--root", "--ip", "10.213.7.9", "--", "sh", "-c", "exit 42"); code != 42 {
 		t.Errorf("exit status %d, %s", code, &b.err)
 	}
-	want := "start, attach 1234, forward signals, release, wait, stop forwarding, detach job, close"
+	want := "start, attach 1234, forward signals, release, done, detach 1234, wait, stop forwarding, close"
 	if got := b.daemon.notes.String(); got != want {
 		t.Errorf("steps %s\nwant  %s", got, want)
 	}
@@ -89,10 +91,10 @@ func TestRun_CleansUpWhenAStepFails(t *testing.T) {
 			b.world.startSandbox = func(nsutil.Spec) (sandbox, error) { return nil, errors.New("no user namespaces here") }
 		}, 1, "no user namespaces here", ""},
 		{"cannot release", func(_ *bench, sb *fakeSandbox) { sb.release = errors.New("broken pipe") },
-			1, "broken pipe", "start, attach 1234, forward signals, release, stop forwarding, detach chosen, close"},
+			1, "broken pipe", "start, attach 1234, forward signals, release, stop forwarding, detach 1234, close"},
 		{"not found", func(_ *bench, sb *fakeSandbox) {
 			sb.release = &nsutil.CommandError{Code: 127, Text: "nothing: command not found"}
-		}, 127, "nothing: command not found", "start, attach 1234, forward signals, release, stop forwarding, detach chosen, close"},
+		}, 127, "nothing: command not found", "start, attach 1234, forward signals, release, stop forwarding, detach 1234, close"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -134,6 +136,45 @@ func TestRun_KeepsTheCommandsStatusWhenDetachFails(t *testing.T) {
 		if code := b.run("run", "true"); code != 3 || b.err.String() != tt.says {
 			t.Errorf("%v: exit status %d, %q", tt.err, code, &b.err)
 		}
+	}
+}
+
+func TestRun_EndsAsItsCommandWouldWhenASignalComesFirst(t *testing.T) {
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		b := newBench(t).serve()
+		b.withSandbox(&fakeSandbox{})
+		start := b.world.startSandbox
+		b.world.startSandbox = func(s nsutil.Spec) (sandbox, error) {
+			// The signal is delivered, to us too, before the sandbox is there.
+			ch := make(chan os.Signal, 1)
+			signal.Notify(ch, sig)
+			defer signal.Stop(ch)
+			if err := syscall.Kill(syscall.Getpid(), sig); err != nil {
+				t.Error(err)
+			}
+			<-ch
+			return start(s)
+		}
+		if code := b.run("run", "true"); code != 128+int(sig) || b.err.Len() != 0 {
+			t.Errorf("%v: exit status %d, %q", sig, code, &b.err)
+		}
+		if steps := b.daemon.notes.String(); strings.Contains(steps, "release") || !strings.HasSuffix(steps, "close") {
+			t.Errorf("%v: steps %s", sig, steps)
+		}
+	}
+}
+
+func TestCatchSignals_KeepsOneThatComesLate(t *testing.T) {
+	c := catchSignals(t.Context())
+	if err := syscall.Kill(syscall.Getpid(), syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	<-c.Done()
+	if sig := c.stop(); sig != syscall.SIGTERM || c.stop() != sig {
+		t.Errorf("%v", sig)
+	}
+	if sig := catchSignals(t.Context()).stop(); sig != 0 {
+		t.Errorf("without a signal: %v", sig)
 	}
 }
 

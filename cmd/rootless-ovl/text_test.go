@@ -170,6 +170,9 @@ func TestLists_AreEmptyJSONArraysAndHeadings(t *testing.T) {
 func TestVersion_NamesTheBuild(t *testing.T) {
 	b := newBench(t)
 	got := b.must("version")
+	if flag := b.must("--version"); flag != got {
+		t.Errorf("--version prints %q, version %q", flag, got)
+	}
 	if !strings.HasPrefix(got, "rootless-ovl ") || !strings.Contains(got, "go1.") || !strings.Contains(got, "/") {
 		t.Errorf("%q", got)
 	}
@@ -193,6 +196,17 @@ func TestErrors_AreOneLineWithARemedyAndAnExitStatus(t *testing.T) {
 		{[]string{"attach", "1", "2"}, 2, []string{"at most 1"}},
 		{[]string{"attach", "web"}, 2, []string{`"web" is not a pid`, "podman inspect"}},
 		{[]string{"attach", "0"}, 2, []string{`"0" is not a pid`}},
+		{[]string{"attach", "+123"}, 2, []string{`"+123" is not a pid`}},
+		{[]string{"attach", "--netns", "/proc/self/ns/net"}, 2, []string{"/proc/self/ns/net", "attach $$"}},
+		{[]string{"attach", "5", "--name", ""}, 2, []string{"--name is empty"}},
+		{[]string{"attach", "5", "--ip", ""}, 2, []string{"--ip is empty"}},
+		{[]string{"run", "--name", "", "--", "true"}, 2, []string{"--name is empty"}},
+		{[]string{"run", "--", ""}, 2, []string{"needs a command"}},
+		{[]string{"detach", ""}, 2, []string{`""`, "neither a name nor a pid"}},
+		{[]string{"detach", "+5"}, 2, []string{`"+5"`, "neither a name nor a pid"}},
+		{[]string{"attch", "5"}, 2, []string{`"attch"`, "did you mean attach?"}},
+		{[]string{"config", "get", "--etcd-endpoints", ""}, 2, []string{"--etcd-endpoints is empty"}},
+		{[]string{"config", "get", "--etcd-endpoints", "ftp://x"}, 2, []string{"ftp://x", "http://"}},
 		{[]string{"attach", "-5"}, 2, []string{"rootless-ovl attach --help"}},
 		{[]string{"attach", "5", "--netns", "/x"}, 2, []string{"both a pid (5) and a netns path (/x)"}},
 		{[]string{"attach", "5", "--ip", "10.213.7.300"}, 2, []string{"10.213.7.300", "IPv4"}},
@@ -327,7 +341,15 @@ func TestCompletion_OffersAttachmentsToDetach(t *testing.T) {
 	if got := b.must("__complete", "status", "--output", ""); !strings.HasPrefix(got, "text\njson\n") {
 		t.Errorf("--output: %q", got)
 	}
+	for _, cmd := range []string{"up", "attach", "run", "doctor"} {
+		if got := b.must("__complete", cmd, "--"); strings.Contains(got, "`") || !strings.Contains(got, "--runtime-dir\tdirectory of") {
+			t.Errorf("flags of %s: %q", cmd, got)
+		}
+	}
 	for _, shell := range []string{"bash", "zsh", "fish", "powershell"} {
+		if help := b.must("completion", shell, "--help"); strings.Contains(help, "brew") || !strings.Contains(help, completionFiles[shell]) {
+			t.Errorf("help of completion %s:\n%s", shell, help)
+		}
 		if got := b.must("completion", shell); !strings.Contains(got, "rootless-ovl") {
 			t.Errorf("completion %s: %d bytes", shell, len(got))
 		}

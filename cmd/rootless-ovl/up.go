@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -139,12 +140,24 @@ func (a *app) nodeConfig(cmd *cobra.Command, f *upFlags) (node.Config, error) {
 		return c, usagef("--listen-etcd %q is not host:port: write it as %s", f.listenEtcd, node.DefaultListenEtcd)
 	case c.NetworkSet && (!f.network.IsValid() || !f.network.Addr().Is4()):
 		return c, usagef("--network %v is not an IPv4 network: write it as %v", f.network, node.DefaultNetwork)
+	case f.network.IsValid() && f.network != f.network.Masked():
+		return c, usagef("--network %v has bits set beyond its length: did you mean %v?", f.network, f.network.Masked())
 	case f.publicIP.IsValid() && !f.publicIP.Is4():
 		return c, usagef("--public-ip %v is not an IPv4 address", f.publicIP)
 	case fs.Changed("port") && (f.port < 0 || f.port > 65535):
 		return c, usagef("--port %d is not a port: use 1 to 65535, or 0 for any free one", f.port)
 	case fs.Changed("lease-ttl") && f.leaseTTL < minLeaseTTL:
 		return c, usagef("--lease-ttl %v is too short: use at least %v", f.leaseTTL, minLeaseTTL)
+	}
+	for _, p := range f.ifaceRegex {
+		if _, err := regexp.Compile(p); err != nil {
+			return c, usagef("--iface-regex %q: %w", p, err)
+		}
+	}
+	if f.ifaceCanReach != "" {
+		if addr, err := netip.ParseAddr(f.ifaceCanReach); err != nil || !addr.Is4() {
+			return c, usagef("--iface-can-reach %q is not an IPv4 address: write it as 192.0.2.1", f.ifaceCanReach)
+		}
 	}
 	if c.RuntimeDir, err = a.runtime(); err != nil {
 		return c, err

@@ -40,9 +40,9 @@ func TestUp_TurnsFlagsIntoAConfig(t *testing.T) {
 			EtcdPrefix: "/coreos.com/network", ListenEtcd: "127.0.0.1:2379", Port: node.PortFromConfig,
 			StateDir: "/s", RuntimeDir: b.dir,
 		}},
-		{"embedded", []string{"--listen-etcd", "http://192.0.2.1:2379", "--network", "10.9.8.0/20", "--allow-overlap"}, node.Config{
+		{"embedded", []string{"--listen-etcd", "http://192.0.2.1:2379", "--network", "10.9.0.0/20", "--allow-overlap"}, node.Config{
 			EtcdPrefix: "/coreos.com/network", ListenEtcd: "192.0.2.1:2379", Port: node.PortFromConfig,
-			Network: netip.MustParsePrefix("10.9.8.0/20"), NetworkSet: true, AllowOverlap: true,
+			Network: netip.MustParsePrefix("10.9.0.0/20"), NetworkSet: true, AllowOverlap: true,
 			StateDir: "/s", RuntimeDir: b.dir,
 		}},
 		{"everything", []string{
@@ -111,6 +111,14 @@ func TestUp_RefusesFlagsThatCannotBeRight(t *testing.T) {
 		{"--etcd-cafile ca", "--etcd-endpoints"},
 		{"--network 10.0.0.0", "--network"},
 		{"--network fd00::/64", "IPv4"},
+		{"--network 10.1.2.3/16", "10.1.0.0/16?"},
+		{"--network=", "--network is empty"},
+		{"--etcd-endpoints=", "--etcd-endpoints is empty"},
+		{"--etcd-endpoints http://a:2379,,http://b:2379", `""`},
+		{"--etcd-endpoints ftp://x", "ftp://x"},
+		{"--etcd-endpoints http://", "http://"},
+		{"--iface-regex [", "--iface-regex"},
+		{"--iface-can-reach foo", "--iface-can-reach"},
 		{"--public-ip host", "--public-ip"},
 		{"--public-ip fd00::1", "IPv4"},
 		{"--port 65536", "65536"},

@@ -7,6 +7,7 @@ import (
 	"io"
 	"runtime"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -40,14 +41,29 @@ func thisBuild() build {
 					b.Commit = s.Value
 				}
 			case "vcs.modified":
-				b.Modified = commit == "" && s.Value == "true"
+				b.Modified = s.Value == "true"
 			}
 		}
+	}
+	if commit != "" {
+		b.Modified = strings.HasSuffix(version, "-dirty") // as git describe --dirty says it
 	}
 	if b.Version == "" {
 		b.Version = "devel"
 	}
 	return b
+}
+
+// line is the build for people.
+func (b build) line() string {
+	where := b.Commit
+	if where == "" {
+		where = "unknown"
+	}
+	if b.Modified {
+		where += " with changes"
+	}
+	return fmt.Sprintf("rootless-ovl %s (commit %s, %s, %s/%s)\n", b.Version, where, b.GoVersion, b.OS, b.Arch)
 }
 
 func (a *app) versionCommand() *cobra.Command {
@@ -60,14 +76,7 @@ func (a *app) versionCommand() *cobra.Command {
 		RunE: func(*cobra.Command, []string) error {
 			b := thisBuild()
 			return a.print(b, func(w io.Writer) {
-				where := b.Commit
-				if where == "" {
-					where = "unknown"
-				}
-				if b.Modified {
-					where += " with changes"
-				}
-				fmt.Fprintf(w, "rootless-ovl %s (commit %s, %s, %s/%s)\n", b.Version, where, b.GoVersion, b.OS, b.Arch)
+				fmt.Fprint(w, b.line())
 			})
 		},
 	}
