@@ -5,17 +5,21 @@ BIN       := bin/rootless-ovl
 PACKAGES  := ./...
 UNIT      := $$($(GO) list ./... | grep -v '/test')
 FUZZTIME  ?= 30s
-VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
-LDFLAGS   := -s -w -X main.version=$(VERSION)
+# Git in a checkout of another user too (sudo make demo): it only reads the version.
+GIT       := git -c safe.directory='*'
+VERSION   ?= $(shell $(GIT) describe --tags --always --dirty 2>/dev/null || echo devel)
+COMMIT    ?= $(shell $(GIT) rev-parse HEAD 2>/dev/null)
+LDFLAGS   := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 LINT_VERSION := v2.15.0
 LINT      := github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
 # The commands that the tests run (command:package), with the Debian packages that have them.
-NEEDS     := etcd:etcd-server unshare:util-linux
+NEEDS     := etcd:etcd-server unshare:util-linux ip:iproute2
 
 export CGO_ENABLED ?= 0
-# The same flags for build, vet and test, so that nothing is compiled twice.
-export GOFLAGS := $(GOFLAGS) -trimpath
+# The same flags for build, vet and test, so that nothing is compiled twice. The version comes from LDFLAGS: go's own stamp fails in a
+# checkout of another user.
+export GOFLAGS := $(GOFLAGS) -trimpath -buildvcs=false
 
 .DEFAULT_GOAL := help
 
@@ -76,21 +80,21 @@ check: ## what must be clean before a commit: format, vet, lint, unit tests
 	$(MAKE) lint unit
 
 .PHONY: demo
-demo: build ## two hosts, containers on both, and what they can reach
+demo: check-tun check-userns build ## two hosts, containers on both, and what they can reach
 	@$(GO) build -o bin/demo ./test/demo
 	@ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) bin/demo
 
 .PHONY: bench
 bench: build ## measure beside what we compete with (root); ROWS=overlay-tcp UNDERLAY=nic-like ROUNDS=3 ARGS=-write-docs
 	@$(GO) build -trimpath -o bin/bench ./test/bench
-	@bin/bench -commit "$$(git describe --always --dirty --exclude '*' 2>/dev/null || echo unknown)" -rows '$(ROWS)' -underlay '$(UNDERLAY)' -rounds '$(or $(ROUNDS),3)' $(ARGS)
+	@bin/bench -commit "$$($(GIT) describe --always --dirty --exclude '*' 2>/dev/null || echo unknown)" -rows '$(ROWS)' -underlay '$(UNDERLAY)' -rounds '$(or $(ROUNDS),3)' $(ARGS)
 
 .PHONY: clean
 clean: ## remove what was built
 	rm -rf bin
 
 .PHONY: check-deps
-check-deps: ## name what is missing to run the tests
+check-deps: check-tun check-userns ## name what is missing to run the tests
 	@missing=; for need in $(NEEDS); do \
 		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${need%%:*}" >/dev/null || missing="$$missing $${need#*:}"; \
 	done; \
@@ -98,8 +102,20 @@ check-deps: ## name what is missing to run the tests
 		echo "missing Debian packages:$$missing"; \
 		echo "install them with: sudo apt-get install$$missing"; exit 1; \
 	fi
+
+.PHONY: check-tun
+check-tun:
 	@test -r /dev/net/tun -a -w /dev/net/tun || { \
 		echo "/dev/net/tun is missing or closed to $$(id -un): sudo modprobe tun; sudo chmod 666 /dev/net/tun"; exit 1; }
+
+# Root gives up root in the tests and the demo, which say themselves where the user cannot make namespaces.
+.PHONY: check-userns
+check-userns:
+	@test "$$(id -u)" = 0 || ! command -v unshare >/dev/null || unshare -Urn true || { \
+		echo "$$(id -un) cannot make user namespaces; as root set what is in the way:"; \
+		echo "  sysctl user.max_user_namespaces user.max_net_namespaces       # 0: sudo sysctl -w NAME=15000"; \
+		echo "  sysctl kernel.unprivileged_userns_clone                       # 0: sudo sysctl -w NAME=1"; \
+		echo "  sysctl kernel.apparmor_restrict_unprivileged_userns           # 1: sudo sysctl -w NAME=0"; exit 1; }
 
 .PHONY: check-race
 check-race:

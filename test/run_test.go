@@ -4,9 +4,11 @@ package test
 
 import (
 	"bufio"
+	"errors"
 	"net/netip"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -88,7 +90,8 @@ func TestRun_PassesSignalsOn(t *testing.T) {
 	h := l.Host(1)
 	d := upEmbedded(h)
 	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1} {
-		cmd := h.Command(h.Binary(), "run", "--name", "job", "--", "bash", "-c",
+		// The lab's own first process ignores signals, and run leaves alone what was ignored when it started.
+		cmd := h.Command("env", "--default-signal=INT,HUP", h.Binary(), "run", "--name", "job", "--", "bash", "-c",
 			`trap 'echo got; exit 42' TERM INT HUP USR1; echo ready; while :; do sleep 0.05; done`)
 		out, err := cmd.StdoutPipe()
 		if err != nil {
@@ -141,6 +144,74 @@ func TestRun_KilledLeavesNothing(t *testing.T) {
 		return err != nil || strings.Contains(string(b), ") Z ")
 	})
 	lab.Eventually(t, "it is detached", func() bool { return len(d.Attachments()) == 0 })
+}
+
+// One run must not take the interface of another that got the same name after it.
+func TestRun_DetachesOnlyItsOwn(t *testing.T) {
+	l := lab.New(t, 1)
+	h := l.Host(1)
+	d := upEmbedded(h)
+	r := h.Run("bash", "-c", `for loop in 1 2 3 4; do
+		(for i in $(seq 25); do
+			"$0" run --name racer -- sh -c 'sleep 0.02; grep -q eth0: /proc/net/dev && echo kept || echo LOST'
+		done) & done; wait`, h.Binary())
+	if strings.Contains(r.Stdout, "LOST") || !strings.Contains(r.Stdout, "kept") {
+		t.Errorf("%q", r.Stdout)
+	}
+	lab.Eventually(t, "nothing stays attached", func() bool { return len(d.Attachments()) == 0 })
+}
+
+func TestRun_KillsWhatItsCommandLeaves(t *testing.T) {
+	l := lab.New(t, 1)
+	h := l.Host(1)
+	d := upEmbedded(h)
+	r := run(h, "sh", "-c", "sleep 300 >/dev/null 2>&1 & echo $!; exit 3")
+	pid, err := strconv.Atoi(strings.TrimSpace(r.Stdout))
+	if r.Code != 3 || err != nil {
+		t.Fatalf("exit code %d, %q %s", r.Code, r.Stdout, r.Stderr)
+	}
+	if err := unix.Kill(pid, 0); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("process %d: %v", pid, err)
+	}
+	// The same in namespaces of its own within.
+	r = run(h, "sh", "-c", "unshare -Urn sh -c 'sleep 300 >/dev/null 2>&1 & echo $!'")
+	if pid, err = strconv.Atoi(strings.TrimSpace(r.Stdout)); r.Code != 0 || err != nil {
+		t.Fatalf("exit code %d, %q %s", r.Code, r.Stdout, r.Stderr)
+	}
+	if err := unix.Kill(pid, 0); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("process %d: %v", pid, err)
+	}
+	lab.Eventually(t, "nothing stays attached", func() bool { return len(d.Attachments()) == 0 })
+}
+
+func TestRun_NohupKeepsItAlive(t *testing.T) {
+	l := lab.New(t, 1)
+	h := l.Host(1)
+	upEmbedded(h)
+	cmd := h.Command("nohup", h.Binary(), "run", "--", "sh", "-c", "echo ready; read line; exit 7")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	kill := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() })
+	defer kill.Stop()
+	lines := bufio.NewScanner(out)
+	if !lines.Scan() || lines.Text() != "ready" {
+		t.Errorf("it printed %q", lines.Text())
+	}
+	_ = cmd.Process.Signal(unix.SIGHUP)
+	in.Close()
+	_ = cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != 7 {
+		t.Errorf("exit code %d, want the program's 7", code)
+	}
 }
 
 func TestRun_WithoutDaemon(t *testing.T) {

@@ -63,7 +63,22 @@ func (s *stage) run(f func()) {
 	<-done
 }
 
+// checkTun says, before anything is made, why a daemon of this user could not open a TAP.
+func checkTun() error {
+	f, err := os.OpenFile(tun, os.O_RDWR, 0)
+	if err == nil {
+		return f.Close()
+	}
+	return fmt.Errorf("%w, as uid %d: sudo modprobe tun; sudo chmod 666 %s; rootless-ovl doctor knows more causes", err, os.Getuid(), tun)
+}
+
+const tun = "/dev/net/tun"
+
 func demo() int {
+	if err := checkTun(); err != nil {
+		fmt.Println("demo:", err)
+		return 1
+	}
 	s := &stage{}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.run(s.show)
@@ -157,8 +172,9 @@ func (s *stage) show() {
 
 	say("7. What the sending node counted: superpackets stay whole.")
 	counters := d2.Status().Counters
-	fmt.Printf("      h2 read %d packets of %d bytes in all from its containers and sent them in %d datagram trains\n",
-		counters["tap"]["read_packets"], counters["tap"]["read_bytes"], counters["underlay"]["send_calls"])
+	under := counters["underlay"]
+	fmt.Printf("      h2 read %d packets of %d bytes in all from its containers and sent them in %d datagram trains with %d system calls\n",
+		counters["tap"]["read_packets"], counters["tap"]["read_bytes"], under["sent_trains"], under["send_calls"])
 
 	say("8. Away again.")
 	typed(h1, "rootless-ovl detach a")
