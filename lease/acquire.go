@@ -137,7 +137,8 @@ func (r *Registry) tryAcquire(ctx context.Context, cfg NetworkConfig, req Reques
 	}
 	v4, v6, err := pick(cfg, req, entries)
 	if err != nil {
-		return nil, fmt.Errorf("%w (%d keys under %s in %s)", err, len(entries), r.subnetsKey(), r.store)
+		return nil, fmt.Errorf("%w (%d keys under %s in %s): delete the keys of nodes that are gone, or put a larger Network or a longer SubnetLen into %s with `rootless-ovl config set`",
+			err, len(entries), r.subnetsKey(), r.store, r.configKey())
 	}
 	return h.create(ctx, v4, v6, rev)
 }

@@ -5,8 +5,10 @@ package lease
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 )
@@ -62,7 +64,7 @@ func parseConfig(b []byte) (NetworkConfig, error) {
 	}
 	var w wireConfig
 	if err := json.Unmarshal(b, &w); err != nil {
-		return NetworkConfig{}, fmt.Errorf("not a JSON object of a flannel network config: %w", err)
+		return NetworkConfig{}, inWords("it", err)
 	}
 	c := NetworkConfig{
 		EnableIPv4: w.EnableIPv4 == nil || *w.EnableIPv4,
@@ -77,15 +79,35 @@ func parseConfig(b []byte) (NetworkConfig, error) {
 	if c.BackendType, err = backendType(w.Backend); err != nil {
 		return c, err
 	}
-	v4 := family{"", 32, 30, 28, 24}
+	v4 := family{"", "10.5.0.0/16", 32, 30, 28, 24}
 	if c.Network, c.SubnetMin, c.SubnetMax, c.SubnetLen, err = v4.check(w.Network, w.SubnetMin, w.SubnetMax, w.SubnetLen); err != nil {
 		return c, err
 	}
 	if c.EnableIPv6 {
-		v6 := family{"IPv6", 128, 126, 124, 64}
+		v6 := family{"IPv6", "fd00:5::/48", 128, 126, 124, 64}
 		c.IPv6Network, c.IPv6SubnetMin, c.IPv6SubnetMax, c.IPv6SubnetLen, err = v6.check(w.IPv6Network, w.IPv6SubnetMin, w.IPv6SubnetMax, w.IPv6SubnetLen)
 	}
 	return c, err
+}
+
+// inWords says what is wrong with JSON without speaking of Go; whole names it.
+func inWords(whole string, err error) error {
+	var t *json.UnmarshalTypeError
+	if !errors.As(err, &t) {
+		return fmt.Errorf("%s is not JSON: %w", whole, err)
+	}
+	what := whole
+	if t.Field != "" {
+		what = t.Field
+		if whole != "it" {
+			what = whole + " " + t.Field
+		}
+	}
+	wanted := map[reflect.Kind]string{reflect.Struct: "an object", reflect.String: "a string", reflect.Bool: "true or false"}[t.Type.Kind()]
+	if wanted == "" {
+		wanted = "a whole number, 0 or more"
+	}
+	return fmt.Errorf("%s is of the wrong kind (JSON %s): %s is needed", what, t.Value, wanted)
 }
 
 func backendType(raw json.RawMessage) (string, error) {
@@ -94,7 +116,7 @@ func backendType(raw json.RawMessage) (string, error) {
 	}
 	var b struct{ Type string }
 	if err := json.Unmarshal(raw, &b); err != nil {
-		return "", fmt.Errorf("Backend: %w", err)
+		return "", inWords("Backend", err)
 	}
 	if b.Type == "" {
 		return "", fmt.Errorf(`Backend has no Type: name one, as in "Backend": {"Type": "udp"}, or leave Backend out`)
@@ -105,6 +127,7 @@ func backendType(raw json.RawMessage) (string, error) {
 // family is the constants of flannel's validation for one address family.
 type family struct {
 	name       string // prefix of the JSON members
+	example    string // of a network
 	bits       int
 	maxLen     int // longest SubnetLen: a subnet needs four addresses
 	maxNetwork int // longest Network when SubnetLen is to be chosen
@@ -120,7 +143,7 @@ func (f family) check(network, minimum, maximum string, length uint) (n netip.Pr
 	}
 	n, err = netip.ParsePrefix(network)
 	if err != nil {
-		return fail("%sNetwork: %w", f.name, err)
+		return fail("%sNetwork %.64q is not a network: write an address and a length, as in %s", f.name, network, f.example)
 	}
 	n = n.Masked()
 	switch {
@@ -164,7 +187,7 @@ func (f family) bound(name, s string, n netip.Prefix, bits int, unset netip.Addr
 	a, err := netip.ParseAddr(s)
 	switch {
 	case err != nil:
-		return a, fmt.Errorf("%s%s: %w", f.name, name, err)
+		return a, fmt.Errorf("%s%s %.64q is not an IP address", f.name, name, s)
 	case a.IsUnspecified() && a.BitLen() == f.bits:
 		return unset, nil
 	case !n.Contains(a):
@@ -185,7 +208,7 @@ func (c NetworkConfig) UDPPort() (int, error) {
 	}
 	b := struct{ Port int }{DefaultUDPPort}
 	if err := json.Unmarshal(c.Backend, &b); err != nil {
-		return 0, fmt.Errorf("%w: Backend Port is not a number from 1 to 65535 (%w)", ErrBadConfig, err)
+		return 0, fmt.Errorf("%w: Backend Port is not a number from 1 to 65535", ErrBadConfig)
 	}
 	if b.Port < 1 || b.Port > 65535 {
 		return 0, fmt.Errorf("%w: Backend Port %d is not a number from 1 to 65535", ErrBadConfig, b.Port)

@@ -101,6 +101,36 @@ func TestParseConfig_RefusesWhatFlannelRefuses(t *testing.T) {
 	}
 }
 
+func TestParseConfig_SpeaksToPeopleAndNotOfGo(t *testing.T) {
+	for config, says := range map[string]string{
+		`[]`:                "it is of the wrong kind (JSON array): an object is needed",
+		`{"Network":5}`:     "Network is of the wrong kind (JSON number): a string is needed",
+		`{"Network":"foo"}`: `Network "foo" is not a network: write an address and a length, as in 10.5.0.0/16`,
+		`{"Network":"10.3.0.0/16","SubnetLen":"24"}`:                    "SubnetLen is of the wrong kind (JSON string): a whole number, 0 or more is needed",
+		`{"Network":"10.3.0.0/16","SubnetLen":-1}`:                      "SubnetLen is of the wrong kind (JSON number -1): a whole number",
+		`{"Network":"10.3.0.0/16","EnableIPv6":1}`:                      "true or false is needed",
+		`{"Network":"10.3.0.0/16","SubnetMin":"foo"}`:                   `SubnetMin "foo" is not an IP address`,
+		`{"Network":"10.3.0.0/16","Backend":"udp"}`:                     "Backend is of the wrong kind (JSON string): an object is needed",
+		`{"Network":"10.3.0.0/16","Backend":{"Type":1}}`:                "Backend Type is of the wrong kind",
+		`{"Network":"10.3.0.0/16","Backend":{"Type":"udp","Port":"x"}}`: "Backend Port is not a number from 1 to 65535",
+		`{nonsense`: "it is not JSON: invalid character",
+	} {
+		c, err := ParseConfig([]byte(config))
+		if err == nil {
+			_, err = c.UDPPort()
+		}
+		if !errors.Is(err, ErrBadConfig) || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v; want %q", config, err, says)
+			continue
+		}
+		for _, word := range []string{"json:", "Go ", "netip", "Parse"} {
+			if strings.Contains(err.Error(), word) {
+				t.Errorf("%s: %v", config, err)
+			}
+		}
+	}
+}
+
 func TestDefaultConfig_Parses(t *testing.T) {
 	b := DefaultConfig(netip.MustParsePrefix("10.88.7.0/16"))
 	if want := `{"Network":"10.88.0.0/16","Backend":{"Type":"udp"}}`; string(b) != want {

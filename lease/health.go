@@ -25,6 +25,7 @@ type health struct {
 	now     Health
 	failing map[string]error // by source: "request", "lease", "watch"
 	known   bool             // there was an answer or a failure
+	said    bool             // the log tells that the store is away
 }
 
 func (h *health) init(log *slog.Logger, store string) {
@@ -53,17 +54,19 @@ func (h *health) report(source string, err error) {
 	connected := len(h.failing) == 0
 	was, known := h.now, h.known
 	h.known = true
-	if known && was.Connected == connected {
-		if err != nil {
-			h.now.Err = err
-		}
-		return
+	if !known || was.Connected != connected {
+		h.now = Health{connected, time.Now(), err}
+	} else if err != nil {
+		h.now.Err = err
 	}
-	h.now = Health{connected, time.Now(), err}
+	// Wrong certificates and passwords at the very first request are no outage: its caller has the error and may well end.
+	fatal := !known && source == "request" && (errors.Is(err, ErrTLS) || errors.Is(err, ErrAuth))
 	switch {
-	case !connected:
+	case !connected && !h.said && !fatal:
+		h.said = true
 		h.log.Warn("the store is away; keeping what is known and trying again", "store", h.store, "err", err)
-	case known:
+	case connected && h.said:
+		h.said = false
 		h.log.Info("the store is back", "store", h.store, "away", h.now.Since.Sub(was.Since).Round(time.Millisecond))
 	}
 }

@@ -67,7 +67,7 @@ func (r *Registry) Config(ctx context.Context) (NetworkConfig, error) {
 	}
 	c, err := ParseConfig(pairs[0].Value)
 	if err != nil {
-		return NetworkConfig{}, fmt.Errorf("%s: key %s: %w", r.store, r.configKey(), err)
+		return NetworkConfig{}, fmt.Errorf("%s: key %s: %w: mend it with `rootless-ovl config set`", r.store, r.configKey(), err)
 	}
 	return c, nil
 }

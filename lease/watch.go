@@ -48,12 +48,13 @@ func snapshot(rev int64, entries iter.Seq[entry]) Snapshot {
 	return s
 }
 
-func (e entry) skipped() string {
-	key := e.Key
+func (e entry) skipped() string { return clipped(e.Key) + ": " + e.skip }
+
+func clipped(key string) string {
 	if len(key) > 200 {
-		key = key[:200] + "..."
+		return key[:200] + "..."
 	}
-	return key + ": " + e.skip
+	return key
 }
 
 // Watch hands fn a full Snapshot now and after every change, until ctx ends; then it returns nil. Nothing else ends it:
@@ -101,7 +102,7 @@ func (r *Registry) watchFrom(ctx context.Context, list []entry, rev int64, logge
 		for key, e := range state {
 			if e.skip != "" && logged[key] != e.ModRevision {
 				logged[key] = e.ModRevision
-				r.log.Warn("skipping a key that is not a lease", "key", e.skipped())
+				r.log.Warn("skipping a key that is not a lease", "key", clipped(key), "reason", e.skip)
 			}
 		}
 		fn(snapshot(rev, maps.Values(state)))

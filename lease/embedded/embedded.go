@@ -90,10 +90,11 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("embedded etcd: %w", err)
 	}
-	cfg := config(c, *u)
+	var words lastWords
+	cfg := config(c, *u, &words)
 	var servers grpcServers
 	cfg.ServiceRegister = servers.add
-	e, err := start(cfg)
+	e, err := start(cfg, &words)
 	if err != nil {
 		return nil, errors.Join(explain(err, u.Host), lock.Close())
 	}
@@ -122,23 +123,32 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 }
 
 // start is embed.StartEtcd, which ends the process on some errors by way of its logger; see quiet.
-func start(cfg *embed.Config) (e *embed.Etcd, err error) {
+func start(cfg *embed.Config, words *lastWords) (e *embed.Etcd, err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("etcd cannot start: %v", r)
+			text := fmt.Sprint(r)
+			if cause := words.get(); cause != "" {
+				text += ": " + cause
+			}
+			err = fmt.Errorf("it cannot start on its data in %s: %s", cfg.Dir, text)
 		}
 	}()
 	return embed.StartEtcd(cfg)
 }
 
 func explain(err error, addr string) error {
-	if errors.Is(err, syscall.EADDRINUSE) {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
 		return fmt.Errorf("embedded etcd: %w: %s: if it is an etcd, use it with --etcd-endpoints; else choose another with --listen-etcd", ErrPortTaken, addr)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return fmt.Errorf("embedded etcd: %s is not an address of this host: choose one that is with --listen-etcd (0.0.0.0 for all of them)", addr)
+	case errors.Is(err, syscall.EACCES):
+		return fmt.Errorf("embedded etcd: you may not listen at %s: choose a port from 1024 up with --listen-etcd", addr)
 	}
 	return fmt.Errorf("embedded etcd: %w", err)
 }
 
-func config(c Config, u url.URL) *embed.Config {
+func config(c Config, u url.URL, words *lastWords) *embed.Config {
 	cfg := embed.NewConfig()
 	cfg.Name = "rootless-ovl"
 	cfg.Dir = c.DataDir
@@ -154,7 +164,7 @@ func config(c Config, u url.URL) *embed.Config {
 	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
 	cfg.TickMs, cfg.ElectionMs = 10, 100
 	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = embed.CompactorModePeriodic, "1h"
-	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(quiet(c.Log))
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(quiet(c.Log, words))
 	return cfg
 }
 
@@ -235,20 +245,39 @@ func lockDir(dir string) (*os.File, error) {
 // quiet is a zap logger for etcd, which reports much as an error that needs nobody's attention (a new directory has no
 // storage version; a listener that was closed is closed). What matters comes back as an error or is fatal. Where etcd
 // would end the process without a word it panics instead.
-func quiet(log *slog.Logger) *zap.Logger {
-	return zap.New(&slogCore{log: log}, zap.WithFatalHook(zapcore.WriteThenPanic))
+func quiet(log *slog.Logger, words *lastWords) *zap.Logger {
+	return zap.New(&slogCore{log: log, words: words}, zap.WithFatalHook(zapcore.WriteThenPanic))
+}
+
+// lastWords is the cause that etcd gave with the message it died of.
+type lastWords struct {
+	mu    sync.Mutex
+	cause string
+}
+
+func (w *lastWords) set(cause string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.cause = cause
+}
+
+func (w *lastWords) get() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.cause
 }
 
 // slogCore is a zapcore.Core on slog, for errors and worse.
 type slogCore struct {
 	log    *slog.Logger
+	words  *lastWords
 	fields []zapcore.Field
 }
 
 func (c *slogCore) Enabled(l zapcore.Level) bool { return l >= zapcore.ErrorLevel }
 
 func (c *slogCore) With(f []zapcore.Field) zapcore.Core {
-	return &slogCore{c.log, append(c.fields[:len(c.fields):len(c.fields)], f...)}
+	return &slogCore{c.log, c.words, append(c.fields[:len(c.fields):len(c.fields)], f...)}
 }
 
 func (c *slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
@@ -266,6 +295,9 @@ func (c *slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	level := slog.LevelDebug
 	if e.Level > zapcore.ErrorLevel {
 		level = slog.LevelError
+		if cause, ok := enc.Fields["error"].(string); ok {
+			c.words.set(cause)
+		}
 	}
 	c.log.Log(context.Background(), level, "embedded etcd", "says", e.Message, "details", enc.Fields)
 	return nil

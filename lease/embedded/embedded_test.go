@@ -8,6 +8,8 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -85,6 +87,13 @@ func TestStart_SaysWhatIsWrong(t *testing.T) {
 	}
 	defer running.Close()
 
+	unusable := t.TempDir() // etcd finds a file where it wants a directory
+	if err := os.MkdirAll(filepath.Join(unusable, "member"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(unusable, "member", "snap"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for name, tc := range map[string]struct {
 		cfg  embedded.Config
 		is   error
@@ -92,6 +101,8 @@ func TestStart_SaysWhatIsWrong(t *testing.T) {
 	}{
 		"port taken":       {embedded.Config{DataDir: t.TempDir(), ListenClient: "http://" + l.Addr().String()}, embedded.ErrPortTaken, l.Addr().String()},
 		"data dir in use":  {embedded.Config{DataDir: dir, ListenClient: "http://127.0.0.1:0"}, embedded.ErrDataDirInUse, dir},
+		"foreign address":  {embedded.Config{DataDir: t.TempDir(), ListenClient: "http://192.0.2.77:2379"}, nil, "--listen-etcd"},
+		"data unusable":    {embedded.Config{DataDir: unusable, ListenClient: "http://127.0.0.1:0"}, nil, "not a directory"},
 		"no data dir":      {embedded.Config{ListenClient: "http://127.0.0.1:0"}, nil, "no data directory"},
 		"name as host":     {embedded.Config{DataDir: t.TempDir(), ListenClient: "http://example.org:1"}, nil, "http://127.0.0.1:2379"},
 		"no port":          {embedded.Config{DataDir: t.TempDir(), ListenClient: "http://127.0.0.1"}, nil, "http://127.0.0.1:2379"},
