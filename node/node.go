@@ -167,15 +167,8 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	run("the embedded store", store.wait)
 
 	last := n.lastKnown()
-	cfg, fromLast, err := n.networkConfig(ctx, store, last)
-	if err != nil || ctx.Err() != nil {
-		return err
-	}
-	if err := n.checkNetwork(cfg); err != nil {
-		return err
-	}
-	router, err := n.openRouter(cfg, ext, last)
-	if err != nil {
+	cfg, fromLast, router, err := n.prepare(ctx, store, ext, last)
+	if err != nil || router == nil {
 		return err
 	}
 	injector := router.NewInjector()
@@ -190,7 +183,8 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	var held *lease.Held
 	handedOver := false
 	defer func() {
-		if !handedOver {
+		// A subnet that was ours before stays so.
+		if !handedOver && held != nil && (n.cfg.Ephemeral || held.Lease().Subnet != last.Subnet) {
 			n.giveBack(held)
 		}
 	}()
@@ -205,7 +199,7 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 		subnet = held.Lease().Subnet
 	}
 
-	gw, err := n.newGateway(ctx, subnet, injector)
+	gw, err := n.newGateway(subnet, injector, store.addrs(ctx))
 	if err != nil {
 		return err
 	}
@@ -229,6 +223,40 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	return nil
 }
 
+// prepare finds the network config, and everything that can fail on this host before others are told of it: the underlay's
+// port and the subnet file. A config that is not there yet is created when all that is known to be good. With ctx it
+// returns no router and no error. fromLast is as of networkConfig.
+func (n *Node) prepare(ctx context.Context, store *openedStore, ext external, last savedLast) (cfg lease.NetworkConfig, fromLast bool, router *forwarder.Router, err error) {
+	if err := checkSubnetFile(n.cfg.SubnetFile); err != nil {
+		return cfg, false, nil, err
+	}
+	for ctx.Err() == nil {
+		var from configSource
+		if cfg, from, err = n.networkConfig(ctx, store, last); err != nil || ctx.Err() != nil {
+			return cfg, false, nil, err
+		}
+		if err := n.checkNetwork(cfg); err != nil {
+			return cfg, false, nil, err
+		}
+		if router, err = n.openRouter(cfg, ext, last); err != nil {
+			return cfg, false, nil, err
+		}
+		if from != wanted {
+			return cfg, from == remembered, router, nil
+		}
+		created, err := n.createConfig(ctx, store.registry, cfg)
+		if created {
+			return cfg, false, router, nil
+		}
+		router.Close()
+		if err != nil {
+			return cfg, false, nil, err
+		}
+		// Another node was faster, and its config may say something else.
+	}
+	return cfg, false, nil, nil
+}
+
 // openRouter binds the underlay's port before anything tells others of it.
 func (n *Node) openRouter(cfg lease.NetworkConfig, ext external, last savedLast) (*forwarder.Router, error) {
 	stock, err := cfg.UDPPort()
@@ -248,7 +276,7 @@ func (n *Node) openRouter(cfg lease.NetworkConfig, ext external, last savedLast)
 }
 
 // newGateway makes the stack behind the gateway address.
-func (n *Node) newGateway(ctx context.Context, subnet netip.Prefix, injector *forwarder.Injector) (*stack.Gateway, error) {
+func (n *Node) newGateway(subnet netip.Prefix, injector *forwarder.Injector, denied []netip.AddrPort) (*stack.Gateway, error) {
 	gw, err := stack.New(stack.Config{
 		Addresses:    gatewayAddrs(subnet, nil),
 		MTU:          n.overlayMTU(),
@@ -260,7 +288,7 @@ func (n *Node) newGateway(ctx context.Context, subnet netip.Prefix, injector *fo
 	if err != nil {
 		return nil, err
 	}
-	gw.Deny(storeAddrs(ctx, n.endpoints))
+	gw.Deny(denied)
 	return gw, nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -215,12 +216,24 @@ func TestRun_ToleratesGarbageAmongTheLeases(t *testing.T) {
 	put(t, etcd.Endpoint(), DefaultEtcdPrefix+"/subnets/10.213.9.0-24", "{garbage")
 	put(t, etcd.Endpoint(), DefaultEtcdPrefix+"/subnets/10.213.8.0-24", `{"PublicIP":"224.0.0.1"}`)
 	put(t, etcd.Endpoint(), DefaultEtcdPrefix+"/subnets/10.213.7.0-24", `{"PublicIP":"192.0.2.7","PublicIPv6":null}`)
-	r := startNode(t, joinConfig(t, etcd.Endpoint()))
+	var logged syncBuffer
+	c := joinConfig(t, etcd.Endpoint())
+	c.Log = slog.New(slog.NewTextHandler(&logged, nil))
+	r := startNode(t, c)
 	r.ready()
 	r.until("two peers", func(s api.Status) bool { return s.Peers == 2 })
 	peers, err := r.client.Peers(t.Context())
-	if err != nil || len(peers) != 2 || peers[0].Problem != "" || !peers[0].Stock || peers[0].Port != 8285 || peers[1].Problem == "" {
+	if err != nil || len(peers) != 2 || peers[0].Problem != "" || !peers[0].Stock || peers[0].Port != 8285 || peers[0].Backend != "udp" || peers[1].Problem == "" {
 		t.Errorf("peers %+v, %v", peers, err)
+	}
+	putLease(t, etcd.Endpoint(), "10.213.6.0-24", `{"PublicIP":"192.0.2.6","PublicIPv6":null,"BackendType":"vxlan"}`)
+	r.until("three peers", func(s api.Status) bool { return s.Peers == 3 })
+	peers, err = r.client.Peers(t.Context())
+	if err != nil || len(peers) != 3 || peers[0].Backend != "vxlan" || !strings.Contains(peers[0].Problem, "vxlan") || peers[0].Port != 8285 {
+		t.Errorf("peers %+v, %v", peers, err)
+	}
+	if key := "key=" + DefaultEtcdPrefix + "/subnets/10.213.9.0-24 reason="; !strings.Contains(logged.String(), key) {
+		t.Errorf("the log has no %q:\n%s", key, logged.String())
 	}
 }
 
@@ -235,6 +248,9 @@ func TestRun_EphemeralNodeGivesItsLeaseBack(t *testing.T) {
 	}
 	if left := leasesIn(t, etcd.Endpoint()); len(left) != 0 {
 		t.Errorf("left in the store: %+v", left)
+	}
+	if _, err := os.Stat(filepath.Join(c.RuntimeDir, "subnet.env")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("subnet.env tells of a subnet that is given back: %v", err)
 	}
 }
 
@@ -302,18 +318,18 @@ func TestRun_RefusesWithOneClearError(t *testing.T) {
 		prepare func(t *testing.T, c *Config)
 		says    []string
 	}{
-		{name: "garbage config", config: "{nonsense", says: []string{DefaultEtcdPrefix + "/config"}},
+		{name: "garbage config", config: "{nonsense", says: []string{DefaultEtcdPrefix + "/config", "rootless-ovl config set"}},
 		{name: "impossible config", config: `{"Network":"10.5.0.0/30"}`, says: []string{"too small"}},
 		{name: "vxlan", config: `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`, says: []string{"vxlan", "udp"}},
 		{name: "host-gw", config: `{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}`, says: []string{"host-gw", "root"}},
 		{name: "unknown backend", config: `{"Network":"10.5.0.0/16","Backend":{"Type":"pigeons"}}`, says: []string{"pigeons"}},
 		{name: "another network", config: `{"Network":"10.5.0.0/16"}`, prepare: func(_ *testing.T, c *Config) {
 			c.Network, c.NetworkSet = netip.MustParsePrefix("10.6.0.0/16"), true
-		}, says: []string{"10.5.0.0/16", "10.6.0.0/16", "--network"}},
+		}, says: []string{"10.5.0.0/16", "10.6.0.0/16", "--network", "rootless-ovl config set"}},
 		{name: "stock node with our address", config: `{"Network":"10.5.0.0/16"}`,
 			lease: [2]string{"10.5.9.0-24", `{"PublicIP":"127.0.0.1","PublicIPv6":null}`}, says: []string{"127.0.0.1", "10.5.9.0/24"}},
 		{name: "full network", config: `{"Network":"10.5.0.0/16","SubnetMin":"10.5.9.0","SubnetMax":"10.5.9.0"}`,
-			lease: [2]string{"10.5.9.0-24", `{"PublicIP":"192.0.2.7","PublicIPv6":null}`}, says: []string{"out of subnets"}},
+			lease: [2]string{"10.5.9.0-24", `{"PublicIP":"192.0.2.7","PublicIPv6":null}`}, says: []string{"out of subnets", DefaultEtcdPrefix + "/config", "rootless-ovl config set"}},
 		{name: "port taken", config: `{"Network":"10.5.0.0/16"}`, prepare: func(t *testing.T, c *Config) {
 			conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
 			if err != nil {

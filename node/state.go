@@ -87,7 +87,7 @@ func writeAt0(f *os.File, s string) error {
 func writeFile(path string, data []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+		return fmt.Errorf("write %s: %w", path, plain(err))
 	}
 	_, err = f.Write(data)
 	if err == nil {
@@ -101,9 +101,22 @@ func writeFile(path string, data []byte) error {
 	}
 	if err != nil {
 		_ = os.Remove(f.Name()) // the error of the write is the one to tell
-		return fmt.Errorf("write %s: %w", path, err)
+		return fmt.Errorf("write %s: %w", path, plain(err))
 	}
 	return nil
+}
+
+// plain is err without the operation and the names of temporary files, where whoever tells of it names the real one.
+func plain(err error) error {
+	var p *fs.PathError
+	var l *os.LinkError
+	switch {
+	case errors.As(err, &p):
+		return p.Err
+	case errors.As(err, &l):
+		return l.Err
+	}
+	return err
 }
 
 // nodeID reads the node's id from dir, or makes one: 128 random bits in hexadecimal.

@@ -142,8 +142,12 @@ func TestWriteFile_FailureLeavesTheOldFileAndNothingElse(t *testing.T) {
 	if err := os.Mkdir(path, 0o700); err != nil { // a directory cannot be replaced by a file
 		t.Fatal(err)
 	}
-	if err := writeFile(path, []byte("new")); err == nil {
+	err := writeFile(path, []byte("new"))
+	if err == nil {
 		t.Fatal("no error")
+	}
+	if strings.Count(err.Error(), dir) != 1 || strings.Contains(err.Error(), "rename") {
+		t.Errorf("it names what nobody asked about: %v", err)
 	}
 	if names := dirNames(t, dir); len(names) != 1 {
 		t.Errorf("left behind: %v", names)

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,6 +45,7 @@ type openedStore struct {
 
 // openStore starts the embedded store, unless there are endpoints to go to.
 func (n *Node) openStore(ctx context.Context, s *openedStore) error {
+	shown := s.config.Endpoints
 	if len(s.config.Endpoints) == 0 {
 		server, err := embedded.Start(ctx, embedded.Config{
 			DataDir:      filepath.Join(n.cfg.StateDir, etcdDir),
@@ -54,13 +56,47 @@ func (n *Node) openStore(ctx context.Context, s *openedStore) error {
 			return err
 		}
 		s.server = server
-		s.config.Endpoints = []string{server.Endpoint()}
-		n.log.Info("embedded store", "endpoint", server.Endpoint())
+		n.mu.Lock()
+		bind := n.external.bind
+		n.mu.Unlock()
+		own, others, open := endpointsOf(server.Endpoint(), bind)
+		s.config.Endpoints, shown = []string{own}, []string{others}
+		n.log.Info("embedded store", "endpoint", others)
+		if open {
+			n.log.Warn("the embedded store has no password: whoever reaches it can change the overlay; a firewall should let in the nodes only", "listen", n.cfg.ListenEtcd)
+		}
 	}
 	n.mu.Lock()
-	n.endpoints = s.config.Endpoints
+	n.endpoints = shown
 	n.mu.Unlock()
 	return nil
+}
+
+// endpointsOf are the URLs by which this node and others use an embedded store that listens at url: where it listens on all
+// addresses, that of loopback and that of our external interface. open tells that others can reach it.
+func endpointsOf(listen string, bind netip.Addr) (own, others string, open bool) {
+	u, err := url.Parse(listen)
+	if err != nil {
+		return listen, listen, false
+	}
+	at, err := netip.ParseAddrPort(u.Host)
+	switch {
+	case err != nil || at.Addr().IsLoopback():
+		return listen, listen, false
+	case !at.Addr().IsUnspecified():
+		return listen, listen, true
+	}
+	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	with := func(a netip.Addr) string { return u.Scheme + "://" + netip.AddrPortFrom(a, at.Port()).String() }
+	return with(loopback), with(bind), true
+}
+
+// addrs are the addresses of the store, which containers may not reach through the gateway.
+func (s *openedStore) addrs(ctx context.Context) []netip.AddrPort {
+	if s.server != nil {
+		return storeAddrs(ctx, []string{s.server.Endpoint()})
+	}
+	return storeAddrs(ctx, s.config.Endpoints)
 }
 
 // connectStore makes the client, if there is none yet.
@@ -129,29 +165,45 @@ func (r *retry) wait(ctx context.Context, bound time.Duration) {
 	}
 }
 
-// networkConfig reads the network config from the store, or creates it where there is none. While the store is away it
-// waits; if the last run knew enough to forward and still holds its lease, that is used after a while, and fromLast is
-// true. With ctx it returns early, without an error.
-func (n *Node) networkConfig(ctx context.Context, s *openedStore, last savedLast) (cfg lease.NetworkConfig, fromLast bool, err error) {
+// configSource is where a network config comes from.
+type configSource int
+
+const (
+	stored     configSource = iota // it is in the store
+	wanted                         // the store has none; it is what we would create
+	remembered                     // the store is away; the last run read it
+)
+
+// networkConfig reads the network config from the store; where there is none, it is the one to create. While the store is
+// away it waits; if the last run knew enough to forward and still holds its lease, that is used after a while. With ctx it
+// returns early, without an error.
+func (n *Node) networkConfig(ctx context.Context, s *openedStore, last savedLast) (cfg lease.NetworkConfig, from configSource, err error) {
 	var pause retry
 	started := time.Now()
 	said := false
 	for ctx.Err() == nil {
 		if err = n.connectStore(ctx, s); err == nil {
-			cfg, err = n.readOrCreateConfig(ctx, s.registry)
+			cfg, err = s.registry.Config(ctx)
 		}
-		if err == nil {
+		switch {
+		case err == nil:
 			n.setState(api.StateStarting)
-			return cfg, false, nil
+			return cfg, stored, nil
+		case errors.Is(err, lease.ErrNoConfig):
+			n.setState(api.StateStarting)
+			if cfg, err = lease.ParseConfig(lease.DefaultConfig(n.cfg.Network)); err != nil {
+				err = fmt.Errorf("--network %v: %w", n.cfg.Network, err)
+			}
+			return cfg, wanted, err
 		}
 		lastCfg, usable := last.usable(n.cfg, time.Now())
 		switch {
 		case ctx.Err() != nil:
-			return cfg, false, nil
+			return cfg, stored, nil
 		case !isAway(err), !usable && !errors.Is(err, lease.ErrUnreachable):
-			return cfg, false, err // waiting does not mend it
+			return cfg, stored, withRemedy(err) // waiting does not mend it
 		case usable && s.server == nil && time.Since(started) >= patience:
-			return lastCfg, true, nil
+			return lastCfg, remembered, nil
 		}
 		n.storeAway(err)
 		if !said && s.registry == nil { // a registry says it by itself
@@ -160,7 +212,7 @@ func (n *Node) networkConfig(ctx context.Context, s *openedStore, last savedLast
 		}
 		pause.wait(ctx, maxBackoff)
 	}
-	return cfg, false, nil
+	return cfg, stored, nil
 }
 
 // isAway tells whether an error is about reaching the store, and not about what is in it.
@@ -168,22 +220,43 @@ func isAway(err error) bool {
 	return errors.Is(err, lease.ErrUnreachable) || errors.Is(err, lease.ErrTLS) || errors.Is(err, lease.ErrAuth)
 }
 
-func (n *Node) readOrCreateConfig(ctx context.Context, r *lease.Registry) (lease.NetworkConfig, error) {
-	cfg, err := r.Config(ctx)
-	if !errors.Is(err, lease.ErrNoConfig) {
-		return cfg, err
+// withRemedy says what to do about a store that does not let us in.
+func withRemedy(err error) error {
+	says := func(words ...string) bool {
+		return slices.ContainsFunc(words, func(w string) bool { return strings.Contains(err.Error(), w) })
 	}
-	if err := n.checkOverlap(n.cfg.Network); err != nil {
-		return cfg, err
+	switch {
+	case errors.Is(err, lease.ErrAuth):
+		return fmt.Errorf("%w: give a user that may read and write the keys of the network, with --etcd-username and --etcd-password", err)
+	case !errors.Is(err, lease.ErrTLS):
+		return err
+	case says("remote error: "): // the store does not like ours
+		return fmt.Errorf("%w: give a certificate that the store accepts, with --etcd-certfile and --etcd-keyfile", err)
+	case says("unknown authority"):
+		return fmt.Errorf("%w: give the certificate of the authority that signed the store's, with --etcd-cafile", err)
 	}
-	created, err := r.CreateConfig(ctx, lease.DefaultConfig(n.cfg.Network))
-	if err != nil {
-		return cfg, err
+	return fmt.Errorf("%w: check the names in the store's certificate, this host's clock and --etcd-cafile", err)
+}
+
+// createConfig puts cfg into a store that has none; it waits while the store is away. created is false if there is one by
+// now, or with ctx.
+func (n *Node) createConfig(ctx context.Context, r *lease.Registry, cfg lease.NetworkConfig) (created bool, err error) {
+	var pause retry
+	for ctx.Err() == nil {
+		created, err = r.CreateConfig(ctx, cfg.Raw)
+		switch {
+		case created:
+			n.log.Info("network config created", "network", cfg.Network, "prefix", r.Prefix())
+			return true, nil
+		case err == nil || ctx.Err() != nil:
+			return false, nil
+		case !errors.Is(err, lease.ErrUnreachable):
+			return false, withRemedy(err)
+		}
+		n.storeAway(err)
+		pause.wait(ctx, maxBackoff)
 	}
-	if created {
-		n.log.Info("network config created", "network", n.cfg.Network, "prefix", r.Prefix())
-	}
-	return r.Config(ctx)
+	return false, nil
 }
 
 // refusals is why a backend of flannel's is not spoken, and what to do.
@@ -216,7 +289,7 @@ func (n *Node) checkNetwork(cfg lease.NetworkConfig) error {
 		return fmt.Errorf("key %s/config of the store: %w (`rootless-ovl config set` replaces it)", n.cfg.EtcdPrefix, err)
 	}
 	if n.cfg.NetworkSet && cfg.Network != n.cfg.Network {
-		return fmt.Errorf("--network is %v, but the network at %s is %v: leave --network out to join it, or use another --etcd-prefix",
+		return fmt.Errorf("--network is %v, but the network at %s is %v: leave --network out to join it, or replace it with `rootless-ovl config set` and start all its nodes again, or use another --etcd-prefix",
 			n.cfg.Network, n.cfg.EtcdPrefix, cfg.Network)
 	}
 	if cfg.EnableIPv6 {
@@ -288,7 +361,7 @@ func (n *Node) acquire(ctx context.Context, r *lease.Registry, previous netip.Pr
 		case errors.Is(err, lease.ErrUnreachable):
 			n.storeAway(err)
 		case !errors.Is(err, lease.ErrContended) && ctx.Err() == nil:
-			return nil, err
+			return nil, withRemedy(err)
 		}
 		pause.wait(ctx, maxBackoff)
 	}
@@ -356,14 +429,16 @@ func (n *Node) hold(ctx context.Context, r *lease.Registry, held *lease.Held) er
 		n.held, n.state = nil, api.StateLeaseLost
 		n.mu.Unlock()
 	}
-	n.giveBack(held)
+	if held != nil && n.cfg.Ephemeral { // others keep theirs
+		n.giveBack(held)
+	}
 	return nil
 }
 
-// giveBack revokes the lease of an ephemeral node. Others keep theirs.
+// giveBack revokes a lease, and removes the subnet file that tells of it.
 func (n *Node) giveBack(held *lease.Held) {
-	if held == nil || !n.cfg.Ephemeral {
-		return
+	if err := removeSubnetFile(n.cfg.SubnetFile, held.Lease().Subnet); err != nil {
+		n.log.Warn("subnet file not removed, though its subnet is given back", "err", err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), revokeTimeout)
 	defer cancel()
