@@ -41,13 +41,18 @@ func (l *Limits) fitDescriptors() (cut bool) {
 	// Half for each of the two, or what the other does not want.
 	tcp := max(1, min(l.TCPFlows, max(rest/2, rest-l.UDPFlows)))
 	udp := max(1, min(l.UDPFlows, max(rest/2, rest-l.TCPFlows)))
-	// As with the defaults no container may take more than half, of echo flows a quarter.
-	l.TCPFlowsEach = max(1, min(l.TCPFlowsEach, tcp/2))
-	l.UDPFlowsEach = max(1, min(l.UDPFlowsEach, udp/2))
-	l.EchoFlowsEach = max(1, min(l.EchoFlowsEach, echo/4))
-	if tcp < l.TCPFlows { // half-open connections are among them, and leave room for those that are open
+	// Of what is cut a container may take no more than half, of echo flows a quarter, as with the defaults.
+	if tcp < l.TCPFlows {
+		l.TCPFlowsEach = max(1, min(l.TCPFlowsEach, tcp/2))
+		// Half-open connections are among them, and leave room for those that are open.
 		l.TCPHalfOpen = max(1, min(l.TCPHalfOpen, tcp/2))
-		l.TCPHalfOpenEach = max(1, min(l.TCPHalfOpenEach, l.TCPFlowsEach/2))
+		l.TCPHalfOpenEach = max(1, min(l.TCPHalfOpenEach, tcp/4))
+	}
+	if udp < l.UDPFlows {
+		l.UDPFlowsEach = max(1, min(l.UDPFlowsEach, udp/2))
+	}
+	if echo < l.EchoFlows {
+		l.EchoFlowsEach = max(1, min(l.EchoFlowsEach, echo/4))
 	}
 	l.TCPFlows, l.UDPFlows, l.EchoFlows = tcp, udp, echo
 	return true
@@ -55,7 +60,7 @@ func (l *Limits) fitDescriptors() (cut bool) {
 
 // logCut says that fewer flows than the defaults fit.
 func (l *Limits) logCut(log *slog.Logger) {
-	log.Warn("this process may open few files, so the gateway carries fewer flows of containers than it could",
+	log.Warn("the limit on open files lets the gateway carry fewer flows of containers than its defaults",
 		"open_files", l.Descriptors, "tcp_flows", l.TCPFlows, "udp_flows", l.UDPFlows, "echo_flows", l.EchoFlows,
 		"each_container_tcp", l.TCPFlowsEach, "each_container_udp", l.UDPFlowsEach,
 		"wanted_open_files", enoughDescriptors, "remedy", "raise the hard limit: LimitNOFILE=65536 in the systemd unit, or `ulimit -Hn 65536` as root before it starts")
