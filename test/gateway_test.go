@@ -3,8 +3,12 @@
 package test
 
 import (
+	"bytes"
+	"net"
 	"net/netip"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -68,6 +72,90 @@ func TestGateway_PassesRefusalOn(t *testing.T) {
 		_, err := conn.Read(make([]byte, 10))
 		return err != nil && strings.Contains(err.Error(), "refused")
 	})
+}
+
+// A container learns who refuses its datagrams, as a traceroute wants to: the host that it asked, or a router on the way.
+func TestGateway_PassesOnWhoRefuses(t *testing.T) {
+	l, _, a := lone(t)
+	if err := l.Outside.Sysctl("net/ipv4/ip_forward", "1"); err != nil { // a router that forwards says where it cannot
+		t.Fatal(err)
+	}
+	icmp, err := a.ListenPacket("ip4:icmp", "0.0.0.0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer icmp.Close()
+	conn, err := a.ListenPacket("udp4", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for _, tt := range []struct {
+		to, from netip.Addr
+		code     byte
+	}{
+		{lab.OutsideAddr, lab.OutsideAddr, 3},
+		{netip.MustParseAddr("198.51.100.9"), lab.RouterAddr, 0}, // no route to it
+	} {
+		lab.Eventually(t, "an error about "+tt.to.String()+" from "+tt.from.String(), func() bool {
+			_, _ = conn.WriteTo([]byte("x"), net.UDPAddrFromAddrPort(port(tt.to, 81)))
+			_ = icmp.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+			b := make([]byte, 1500)
+			n, from, err := icmp.ReadFrom(b)
+			return err == nil && n >= 8 && from.String() == tt.from.String() && b[0] == 3 && b[1] == tt.code
+		})
+	}
+}
+
+// A container that opens all the flows it can does not take the descriptors that the daemon needs for the others.
+func TestGateway_SurvivesAFloodOfFlows(t *testing.T) {
+	l := lab.New(t, 1)
+	h := l.Host(1)
+	l.Outside.HTTPServer(t, port(lab.OutsideAddr, 80))
+	var log bytes.Buffer
+	cmd := h.Command("/bin/sh", "-c", `ulimit -n 1024 && exec "$0" up "$@"`, h.Binary(), "--listen-etcd", h.Addr.String()+":2379", "--network", network.String())
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := h.Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	end := sync.OnceFunc(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+	})
+	t.Cleanup(end)
+	lab.Eventually(t, "the daemon is ready", func() bool {
+		r := h.CLI("status", "--output", "json")
+		return r.Code == 0 && strings.Contains(r.Stdout, `"ready"`)
+	})
+	a := join(t, h, "a")
+	conn, err := a.ListenPacket("udp4", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for n := range uint16(9000) {
+		// Errors are about earlier datagrams: ports of the outside are closed.
+		_, _ = conn.WriteTo([]byte("x"), net.UDPAddrFromAddrPort(port(lab.OutsideAddr, 10000+n)))
+	}
+	b := join(t, h, "b")
+	if _, err := b.Fetch("http://" + lab.OutsideAddr.String() + "/"); err != nil {
+		t.Errorf("another container's egress: %v", err)
+	}
+	if r := h.CLI("ps"); r.Code != 0 {
+		t.Errorf("ps: exit code %d\n%s", r.Code, r.Stderr)
+	}
+	var status lab.Status
+	h.CLIJSON(&status, "status")
+	end()
+	if n := strings.Count(log.String(), "LimitNOFILE"); n != 1 {
+		t.Errorf("the log names the remedy %d times, want once", n)
+	}
+	if strings.Contains(log.String(), "too many open files") {
+		t.Error("the daemon ran out of descriptors")
+	}
+	if t.Failed() {
+		t.Logf("%+v\n%s", status, log.String())
+	}
 }
 
 // Without permission for ICMP sockets the gateway must not pretend that the outside answered.
