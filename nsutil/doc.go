@@ -14,8 +14,9 @@
 // the owning user namespace for everything that is then done with them.
 //
 // Who owns what: a Namespace, a TAP, an Exit and a Sandbox belong to whoever asked for them, until Close (or Wait). The
-// only goroutines are one for each Exit that is open and one for each Sandbox that has not been waited for. All
-// functions and methods may be called from several goroutines.
+// only goroutines are one for each Exit that is open and two for each Sandbox whose command has not ended. All functions
+// and methods may be called from several goroutines. A process that starts a Sandbox becomes the subreaper of its
+// descendants (prctl(2)) and reaps those of the Sandbox, no others.
 //
 // Limits: Linux 5.3 or later; a fork child that has not answered within five seconds is killed; at most 64 queues a TAP.
 //

@@ -417,13 +417,13 @@ func TestSandbox_DiesWithItsParent(t *testing.T) {
 }
 
 func TestSandbox_KillsWhatTheCommandLeaves(t *testing.T) {
-	for _, tt := range []struct{ name, script string }{
-		{"in the background", "sleep 1000 & echo $!; exit 3"},
-		{"in a session of its own", "setsid sh -c 'echo $$; exec sleep 1000' & sleep 0.2; exit 3"},
-		{"twice removed", "(sh -c 'sleep 1000 & echo $!; wait' &) ; sleep 0.2; exit 3"},
-		{"deaf", "sh -c 'trap \"\" TERM HUP INT; echo $$; while :; do sleep 0.01; done' & sleep 0.2; exit 3"},
-		{"stopped", "sleep 1000 & echo $!; kill -STOP $!; exit 3"},
-		{"in a user namespace within", "unshare -Urn sh -c 'echo $$; exec sleep 1000' & sleep 0.3; exit 3"},
+	for _, tt := range []struct{ name, leave string }{ // each writes its pid to the pipe f
+		{"in the background", `sleep 1000 & echo $! >f &`},
+		{"in a session of its own", `setsid sh -c 'echo $$ >f; exec sleep 1000' &`},
+		{"twice removed", `(sh -c 'sleep 1000 & echo $! >f; wait' &)`},
+		{"deaf", `sh -c 'trap "" TERM HUP INT; echo $$ >f; while :; do sleep 0.01; done' &`},
+		{"stopped", `sleep 1000 & kill -STOP $!; echo $! >f &`},
+		{"in a user namespace within", `unshare -Urn sh -c 'echo $$ >f; exec sleep 1000' &`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			bystander := exec.Command("sleep", "1000") // a child of ours that is none of the sandbox's
@@ -434,7 +434,7 @@ func TestSandbox_KillsWhatTheCommandLeaves(t *testing.T) {
 				_ = bystander.Process.Kill()
 				_ = bystander.Wait()
 			}()
-			out, stderr, code, s, err := sandboxed(t, Spec{Args: sh(tt.script)})
+			out, stderr, code, s, err := sandboxed(t, Spec{Dir: t.TempDir(), Args: sh("mkfifo f; " + tt.leave + "\nread pid <f; echo $pid; exit 3")})
 			if err != nil || code != 3 || len(s.Warnings()) != 0 {
 				t.Fatalf("%v, exit %d: %s; warnings %q", err, code, stderr, s.Warnings())
 			}
