@@ -253,7 +253,7 @@ func TestCreateTAP_LeavesNothingOnFailure(t *testing.T) {
 		})
 	}
 	checkDevice(t, h)
-	if now := fdCount(t); now != fds {
+	if now := fdCount(t); now > fds { // fewer: the collector has closed what an earlier test let go
 		t.Errorf("%d descriptors before, %d after", fds, now)
 	}
 }
