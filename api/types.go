@@ -104,7 +104,7 @@ type Peer struct {
 	NodeID   string            `json:"node_id,omitempty"`
 	Stock    bool              `json:"stock"` // a flannel node, not one of ours
 	Backend  string            `json:"backend"`
-	Problem  string            `json:"problem,omitempty"` // why no packet is sent to it; empty when all is well
+	Problem  string            `json:"problem,omitempty"` // why packets for it may not arrive, or are not sent; empty when all is well
 	Counters map[string]uint64 `json:"counters,omitempty"`
 }
 
@@ -202,7 +202,7 @@ func ParseMAC(s string) ([6]byte, error) {
 	}
 	copy(mac[:], hw)
 	if mac[0]&1 != 0 || mac == [6]byte{} {
-		return mac, Errorf(CodeInvalid, "MAC address %s is not a unicast address: use one whose first byte is even, as 02:...", hw)
+		return mac, Errorf(CodeInvalid, "MAC address %s is not a unicast address: use one as 02:00:00:00:00:07, with an even first byte and not all zero", hw)
 	}
 	return mac, nil
 }
