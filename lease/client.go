@@ -63,7 +63,7 @@ func Dial(ctx context.Context, c ClientConfig) (*Client, error) {
 	name := "etcd " + strings.Join(endpoints, ",")
 	var tlsConfig *tls.Config
 	if secure {
-		if tlsConfig, err = clientTLS(c); err != nil {
+		if tlsConfig, err = c.TLS(); err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 	}
@@ -188,7 +188,8 @@ func normalize(c ClientConfig) (endpoints []string, secure bool, err error) {
 	return endpoints, https > 0, nil
 }
 
-func clientTLS(c ClientConfig) (*tls.Config, error) {
+// TLS reads the files of c. Without a CA file the roots are the system's.
+func (c ClientConfig) TLS() (*tls.Config, error) {
 	t := &tls.Config{MinVersion: tls.VersionTLS12}
 	if c.CAFile != "" {
 		pem, err := os.ReadFile(c.CAFile)

@@ -5,11 +5,9 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
 	"strings"
 	"time"
 
@@ -17,6 +15,7 @@ import (
 
 	"github.com/rootless-ovl/rootless-ovl/api"
 	"github.com/rootless-ovl/rootless-ovl/internal/doctor"
+	"github.com/rootless-ovl/rootless-ovl/lease"
 	"github.com/rootless-ovl/rootless-ovl/node"
 )
 
@@ -122,26 +121,12 @@ func (f doctorFlags) tls() (*tls.Config, error) {
 	if f.cafile == "" && f.certfile == "" && f.keyfile == "" {
 		return nil, nil
 	}
-	c := &tls.Config{MinVersion: tls.VersionTLS12}
-	if f.cafile != "" {
-		pem, err := os.ReadFile(f.cafile)
-		if err != nil {
-			return nil, fmt.Errorf("--etcd-cafile: %w", err)
-		}
-		c.RootCAs = x509.NewCertPool()
-		if !c.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("--etcd-cafile %s holds no certificate: give a file in PEM", f.cafile)
-		}
-	}
 	if (f.certfile == "") != (f.keyfile == "") {
 		return nil, usagef("--etcd-certfile and --etcd-keyfile belong together: give both")
 	}
-	if f.certfile != "" {
-		cert, err := tls.LoadX509KeyPair(f.certfile, f.keyfile)
-		if err != nil {
-			return nil, fmt.Errorf("--etcd-certfile, --etcd-keyfile: %w", err)
-		}
-		c.Certificates = []tls.Certificate{cert}
+	c, err := lease.ClientConfig{CAFile: f.cafile, CertFile: f.certfile, KeyFile: f.keyfile}.TLS()
+	if err != nil {
+		return nil, fmt.Errorf("--etcd-cafile, --etcd-certfile, --etcd-keyfile: %w", err)
 	}
 	return c, nil
 }

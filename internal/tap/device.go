@@ -57,7 +57,7 @@ const (
 // New sets the header size and the offloads of the TAP (a reopened persistent TAP has lost them) and returns its Device.
 // UDP superpackets are probed for, not assumed. On error c.File is left open.
 func New(c Config) (*Device, error) {
-	// An os.File sits in the Go runtime's poller, which would wake for every frame beside the poll loop: keep a plain
+	// An os.File may sit in the Go runtime's poller, which would wake for every frame beside the poll loop: keep a plain
 	// descriptor in its place.
 	fd, err := unix.FcntlInt(c.File.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
