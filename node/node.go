@@ -132,6 +132,7 @@ func (n *Node) Run(ctx context.Context) error {
 		})
 	}
 	run("the API", func(ctx context.Context) error { return api.Serve(ctx, ln, api.Handler(n), n.log) })
+	run("the look at idle memory", n.idleMemory().run)
 	run("", func(ctx context.Context) error { return n.bringUp(ctx, store, run) })
 	g.Go(func() error {
 		<-ctx.Done()
