@@ -1,10 +1,8 @@
 // This file gives memory back to the host when a load is over. The gateway's flows grow the heap (a download through it takes
-// some 35 MB of segments), and what they leave is garbage that nobody collects: Go collects when the heap grows, or every two
-// minutes, and its scavenger keeps what the last collection hoped to use again. So the node looks every few seconds how
-// much passed its TAPs, and at the first quiet look after a busy one collects and releases, once. Under load it never does: a
+// some 30 MB), and what they leave is garbage that nobody collects: Go collects when the heap grows, or every two minutes, and
+// keeps what the last collection hoped to use again. So the node looks every few seconds how much passed its TAPs, and at
+// the first quiet look after a busy one, if its heap has grown, collects and releases. Under load it never does: a
 // collection takes time from the packets. A node that was not busy does nothing but look.
-//
-// What is left then is some 7 MB of heap and stacks, and the program's own pages (25 MB, shared and reclaimed at need).
 
 package node
 
@@ -22,26 +20,27 @@ const (
 	// busyCalls is how many reads and writes of TAPs since the last look make a node busy: 100 a second, each of which can be
 	// one small packet or 64 KB.
 	busyCalls = 300
-	// worthReleasing is the memory in bytes below which a collection is not worth its time. An idle heap moves by 4 MB.
+	// worthReleasing is how many bytes the heap must have grown since the last release: an idle one moves by 4 MB. What the
+	// last collection found in use says nothing, for it ran under the load.
 	worthReleasing = 8 << 20
 )
 
 // idleMemory releases memory after each load. One goroutine.
 type idleMemory struct {
 	calls   func() uint64 // of TAPs so far
-	spare   func() uint64 // bytes that a release may give back
+	held    func() uint64 // bytes of heap that the kernel has given
 	release func()
 }
 
 func (n *Node) idleMemory() *idleMemory {
-	return &idleMemory{calls: n.tapCalls, spare: spareMemory, release: releaseMemory}
+	return &idleMemory{calls: n.tapCalls, held: heapHeld, release: releaseMemory}
 }
 
 // run looks until ctx ends.
 func (m *idleMemory) run(ctx context.Context) error {
 	tick := time.NewTicker(idleLook)
 	defer tick.Stop()
-	last, loaded := m.calls(), false
+	last, least, loaded := m.calls(), m.held(), false
 	for {
 		select {
 		case <-ctx.Done():
@@ -51,8 +50,9 @@ func (m *idleMemory) run(ctx context.Context) error {
 		now := m.calls()
 		busy := now-last >= busyCalls
 		last = now
-		if loaded && !busy && m.spare() >= worthReleasing {
+		if loaded && !busy && m.held() >= least+worthReleasing {
 			m.release()
+			least = m.held()
 		}
 		loaded = busy
 	}
@@ -71,17 +71,15 @@ func (n *Node) tapCalls() uint64 {
 	return sum.Reads + sum.Writes
 }
 
-// spareMemory is what the heap has from the kernel beyond what the last collection found in use.
-func spareMemory() uint64 {
+// heapHeld is the memory of the heap, used or not, without what was given back already.
+func heapHeld() uint64 {
 	s := []metrics.Sample{
 		{Name: "/memory/classes/heap/objects:bytes"},
 		{Name: "/memory/classes/heap/unused:bytes"},
-		{Name: "/memory/classes/heap/free:bytes"}, // not that which was released already
-		{Name: "/gc/heap/live:bytes"},
+		{Name: "/memory/classes/heap/free:bytes"},
 	}
 	metrics.Read(s)
-	held, live := s[0].Value.Uint64()+s[1].Value.Uint64()+s[2].Value.Uint64(), s[3].Value.Uint64()
-	return held - min(held, live)
+	return s[0].Value.Uint64() + s[1].Value.Uint64() + s[2].Value.Uint64()
 }
 
 // releaseMemory collects twice, since what lies in a sync.Pool, as the gateway's buffers do, survives the first time.

@@ -13,25 +13,34 @@ import (
 )
 
 func TestIdleMemory_ReleasesOnceAfterEachLoad(t *testing.T) {
-	const much, little = worthReleasing, worthReleasing - 1
+	const start, load = 10 << 20, 1e6
 	for name, c := range map[string]struct {
-		calls []uint64 // in each interval between two looks
-		spare uint64
-		want  []int // releases after each look
+		calls  []uint64 // in each interval between two looks
+		grows  uint64   // bytes, by each busy interval
+		frees  bool     // what has grown is garbage at the release
+		want   []int    // releases after each look
+		remain uint64   // bytes held at the end
 	}{
-		"never busy":               {[]uint64{0, 0, busyCalls - 1, 0}, much, []int{0, 0, 0, 0}},
-		"one load":                 {[]uint64{0, busyCalls, 1e6, 0, 0, 0}, much, []int{0, 0, 0, 1, 1, 1}},
-		"two loads":                {[]uint64{1e6, 0, 0, 1e6, 1e6, 10, 0}, much, []int{0, 1, 1, 1, 1, 2, 2}},
-		"a load that does not end": {[]uint64{1e6, 1e6, busyCalls, busyCalls}, much, []int{0, 0, 0, 0}},
-		"little to give back":      {[]uint64{1e6, 0, 0, 0}, little, []int{0, 0, 0, 0}},
+		"never busy":               {[]uint64{0, 0, busyCalls - 1, 0}, worthReleasing, true, []int{0, 0, 0, 0}, start},
+		"one load":                 {[]uint64{0, busyCalls, load, 0, 0, 0}, worthReleasing, true, []int{0, 0, 0, 1, 1, 1}, start},
+		"two loads":                {[]uint64{load, 0, 0, load, load, 10, 0}, worthReleasing, true, []int{0, 1, 1, 1, 1, 2, 2}, start},
+		"a load that does not end": {[]uint64{load, load, busyCalls, busyCalls}, worthReleasing, true, []int{0, 0, 0, 0}, start + 4*worthReleasing},
+		"a load that takes little": {[]uint64{load, 0, 0, 0}, worthReleasing - 1, true, []int{0, 0, 0, 0}, start + worthReleasing - 1},
+		"many small loads":         {[]uint64{load, 0, load, 0, load, 0}, worthReleasing - 1, true, []int{0, 0, 0, 1, 1, 1}, start + worthReleasing - 1},
+		"memory that stays in use": {[]uint64{load, 0, busyCalls, 0, 0}, worthReleasing, false, []int{0, 1, 1, 2, 2}, start + 2*worthReleasing},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				calls, released := uint64(1000), 0
+				calls, released, held := uint64(1000), 0, uint64(start)
 				m := idleMemory{
-					calls:   func() uint64 { return calls },
-					spare:   func() uint64 { return c.spare },
-					release: func() { released++ },
+					calls: func() uint64 { return calls },
+					held:  func() uint64 { return held },
+					release: func() {
+						released++
+						if c.frees {
+							held = start
+						}
+					},
 				}
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
@@ -43,14 +52,18 @@ func TestIdleMemory_ReleasesOnceAfterEachLoad(t *testing.T) {
 				synctest.Wait()
 				for i, n := range c.calls {
 					calls += n
+					if n >= busyCalls {
+						held += c.grows
+					}
 					time.Sleep(idleLook)
 					synctest.Wait()
 					if released != c.want[i] {
 						t.Fatalf("%d releases after look %d, want %d", released, i+1, c.want[i])
 					}
 				}
-				cancel()
-				synctest.Wait()
+				if held != c.remain {
+					t.Errorf("%d bytes held, want %d", held, c.remain)
+				}
 			})
 		})
 	}
@@ -69,21 +82,19 @@ func TestIdleMemory_CountsTAPsThatAreThereAndGone(t *testing.T) {
 var garbage [][]byte
 
 func TestReleaseMemory_GivesGarbageBack(t *testing.T) {
+	const load = 64 << 20
 	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // nobody else collects
 	releaseMemory()
-	before := spareMemory()
-	for range 64 {
+	before := heapHeld()
+	for range load >> 20 {
 		garbage = append(garbage, make([]byte, 1<<20))
 	}
-	for _, b := range garbage {
-		b[0] = 1
-	}
-	if spare := spareMemory(); spare < before+worthReleasing {
-		t.Errorf("%d bytes to release, before the load %d", spare, before)
+	if held := heapHeld(); held < before+load/2 {
+		t.Errorf("%d bytes held, before the load %d", held, before)
 	}
 	garbage = nil
 	releaseMemory()
-	if after := spareMemory(); after >= worthReleasing {
-		t.Errorf("%d bytes are still to be released", after)
+	if after := heapHeld(); after >= before+worthReleasing {
+		t.Errorf("%d bytes held, before the load %d", after, before)
 	}
 }
