@@ -5,6 +5,7 @@ package node
 import (
 	"context"
 	"runtime/debug"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,27 +19,29 @@ func TestIdleMemory_ReleasesOnceAfterEachLoad(t *testing.T) {
 		calls  []uint64 // in each interval between two looks
 		grows  uint64   // bytes, by each busy interval
 		frees  bool     // what has grown is garbage at the release
-		want   []int    // releases after each look
+		want   []uint64 // releases after each look
 		remain uint64   // bytes held at the end
 	}{
-		"never busy":               {[]uint64{0, 0, busyCalls - 1, 0}, worthReleasing, true, []int{0, 0, 0, 0}, start},
-		"one load":                 {[]uint64{0, busyCalls, load, 0, 0, 0}, worthReleasing, true, []int{0, 0, 0, 1, 1, 1}, start},
-		"two loads":                {[]uint64{load, 0, 0, load, load, 10, 0}, worthReleasing, true, []int{0, 1, 1, 1, 1, 2, 2}, start},
-		"a load that does not end": {[]uint64{load, load, busyCalls, busyCalls}, worthReleasing, true, []int{0, 0, 0, 0}, start + 4*worthReleasing},
-		"a load that takes little": {[]uint64{load, 0, 0, 0}, worthReleasing - 1, true, []int{0, 0, 0, 0}, start + worthReleasing - 1},
-		"many small loads":         {[]uint64{load, 0, load, 0, load, 0}, worthReleasing - 1, true, []int{0, 0, 0, 1, 1, 1}, start + worthReleasing - 1},
-		"memory that stays in use": {[]uint64{load, 0, busyCalls, 0, 0}, worthReleasing, false, []int{0, 1, 1, 2, 2}, start + 2*worthReleasing},
+		"never busy":               {[]uint64{0, 0, busyCalls - 1, 0}, worthReleasing, true, []uint64{0, 0, 0, 0}, start},
+		"one load":                 {[]uint64{0, busyCalls, load, 0, 0, 0}, worthReleasing, true, []uint64{0, 0, 0, 1, 1, 1}, start},
+		"two loads":                {[]uint64{load, 0, 0, load, load, 10, 0}, worthReleasing, true, []uint64{0, 1, 1, 1, 1, 2, 2}, start},
+		"a load that does not end": {[]uint64{load, load, busyCalls, busyCalls}, worthReleasing, true, []uint64{0, 0, 0, 0}, start + 4*worthReleasing},
+		"a load that takes little": {[]uint64{load, 0, 0, 0}, worthReleasing - 1, true, []uint64{0, 0, 0, 0}, start + worthReleasing - 1},
+		"many small loads":         {[]uint64{load, 0, load, 0, load, 0}, worthReleasing - 1, true, []uint64{0, 0, 0, 1, 1, 1}, start + worthReleasing - 1},
+		"memory that stays in use": {[]uint64{load, 0, busyCalls, 0, 0}, worthReleasing, false, []uint64{0, 1, 1, 2, 2}, start + 2*worthReleasing},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				calls, released, held := uint64(1000), 0, uint64(start)
+				var calls, released, held atomic.Uint64
+				calls.Store(1000)
+				held.Store(start)
 				m := idleMemory{
-					calls: func() uint64 { return calls },
-					held:  func() uint64 { return held },
+					calls: calls.Load,
+					held:  held.Load,
 					release: func() {
-						released++
+						released.Add(1)
 						if c.frees {
-							held = start
+							held.Store(start)
 						}
 					},
 				}
@@ -51,18 +54,18 @@ func TestIdleMemory_ReleasesOnceAfterEachLoad(t *testing.T) {
 				}()
 				synctest.Wait()
 				for i, n := range c.calls {
-					calls += n
+					calls.Add(n)
 					if n >= busyCalls {
-						held += c.grows
+						held.Add(c.grows)
 					}
 					time.Sleep(idleLook)
 					synctest.Wait()
-					if released != c.want[i] {
-						t.Fatalf("%d releases after look %d, want %d", released, i+1, c.want[i])
+					if n := released.Load(); n != c.want[i] {
+						t.Fatalf("%d releases after look %d, want %d", n, i+1, c.want[i])
 					}
 				}
-				if held != c.remain {
-					t.Errorf("%d bytes held, want %d", held, c.remain)
+				if n := held.Load(); n != c.remain {
+					t.Errorf("%d bytes held, want %d", n, c.remain)
 				}
 			})
 		})
