@@ -33,6 +33,8 @@ type Router struct {
 	under *underlay
 	loops []*loop
 
+	pathEvents chan PathEvent
+
 	// atomic
 	table  atomic.Pointer[table]
 	closed atomic.Bool // the underlay sockets are closed, or about to be
@@ -72,7 +74,7 @@ type Port struct {
 
 // NewRouter opens the underlay sockets and prepares the loops; Run starts them.
 func NewRouter(c Config) (*Router, error) {
-	r := &Router{log: c.Log}
+	r := &Router{log: c.Log, pathEvents: make(chan PathEvent, pathEvents)}
 	n := c.Loops
 	if n <= 0 {
 		n = defaultLoops()
@@ -183,6 +185,8 @@ type ingress struct {
 	cacheValid bool
 	// peer is the peer whose source was last found to be its own (fromPeer).
 	peer *peer
+	// mtu in bytes of where the last packet came from, 0 for the gateway: what its sender may take the path to carry.
+	mtu int
 }
 
 type ingressKind uint8
@@ -265,6 +269,9 @@ func (w *worker) forward(p *packet.Packet, in *ingress) {
 			return
 		}
 		h = w.table.lookup(dst)
+		if h != nil && h.kind == hopPeer && in.kind == fromContainer && h.peer.watched.Load() {
+			w.router.stirred(h.peer)
+		}
 		in.cacheKey, in.cacheHop, in.cacheValid = key, h, v4
 	}
 	if h == nil {
@@ -275,6 +282,9 @@ func (w *worker) forward(p *packet.Packet, in *ingress) {
 	case hopGateway:
 		if in.kind == fromGateway {
 			w.drop(DropLoop)
+			return
+		}
+		if in.kind == fromPeer && w.router.probeAnswered(ip) {
 			return
 		}
 		w.enqueue(h, p) // delivered, not forwarded: no TTL, no MTU
@@ -301,6 +311,9 @@ func (w *worker) forward(p *packet.Packet, in *ingress) {
 		w.timeExceeded(p, in)
 		return
 	}
+	if h.mtu != in.mtu && h.mtu > 0 && in.mtu > 0 {
+		clampMSS(p, min(h.mtu, in.mtu))
+	}
 	if h.mtu > 0 && wireLen(p) > h.mtu && !w.fit(p, h, in) {
 		return
 	}
@@ -314,12 +327,13 @@ func (w *worker) checkSource(src netip.Addr, in *ingress) Drop {
 		if !slices.Contains(in.port.cfg.Addrs, src) {
 			return DropSpoofedContainer
 		}
+		in.mtu = in.port.cfg.MTU
 	case fromPeer:
 		h := w.table.lookup(src)
 		if h == nil || h.kind != hopPeer || !h.peer.sent(in.outer) {
 			return DropSpoofedPeer
 		}
-		in.peer = h.peer
+		in.peer, in.mtu = h.peer, h.mtu
 	}
 	return dropNone
 }

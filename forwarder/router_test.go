@@ -249,12 +249,19 @@ func TestSetTable_KeepsPeersCounters(t *testing.T) {
 	if got := g.Stats().Peers[g.peerCfg.Addr]; got != want {
 		t.Fatalf("after another table: %+v, want %+v", got, want)
 	}
-	for i := range g.table.Routes {
-		if g.table.Routes[i].Hop == ToPeer(g.peerCfg) {
-			g.table.Routes[i].Hop = ToPeer(PeerConfig{Addr: g.peerCfg.Addr, MTU: 1400})
+	replace := func(by PeerConfig) {
+		for i := range g.table.Routes {
+			if h := g.table.Routes[i].Hop; h.kind == hopPeer && h.peer.Addr == by.Addr {
+				g.table.Routes[i].Hop = ToPeer(by)
+			}
 		}
+		g.set(g.table)
 	}
-	g.set(g.table)
+	replace(PeerConfig{Addr: g.peerCfg.Addr, MTU: 1400})
+	if got := g.Stats().Peers[g.peerCfg.Addr]; got != want {
+		t.Fatalf("after another MTU: %+v, want %+v", got, want)
+	}
+	replace(PeerConfig{Addr: g.peerCfg.Addr, MTU: 1400, AnyPort: true})
 	if got := g.Stats().Peers[g.peerCfg.Addr]; got != (PeerStats{}) {
 		t.Fatalf("after a change of the peer: %+v, want zeros", got)
 	}

@@ -50,13 +50,19 @@ const (
 type PeerConfig struct {
 	// Addr is the peer's underlay address and port (IPv4).
 	Addr netip.AddrPort
-	// MTU is the largest packet that the peer takes, in bytes.
+	// MTU is the largest packet that the peer and the path to it take, in bytes. It may change without the counters' being lost.
 	MTU int
 	// AnyPort: the peer's datagrams may come from any source port (a stock flannel node). Otherwise only from Addr's.
 	AnyPort bool
 	// PartialChecksums: the peer takes TCP and UDP whose checksum covers the pseudo header alone. Only for peers that
 	// believe the outer UDP checksum, as our own nodes do.
 	PartialChecksums bool
+}
+
+// key is what makes a peer the same one.
+func (c PeerConfig) key() PeerConfig {
+	c.MTU = 0
+	return c
 }
 
 // valid tells whether h leads anywhere.
@@ -102,9 +108,10 @@ type hop struct {
 
 // peer is a remote node. Its counters outlive tables.
 type peer struct {
-	cfg  PeerConfig
+	cfg  PeerConfig // its key
 	addr outerAddr
 
+	watched                                        atomic.Bool // Router.PathEvents is to tell of the next packet
 	sentPackets, sentBytes, recvPackets, recvBytes atomic.Uint64
 }
 
@@ -124,7 +131,7 @@ type table struct {
 	routes   bart.Table[*hop]
 	gateway  netip.Addr
 	gateway6 netip.Addr
-	peers    map[PeerConfig]*peer
+	peers    map[PeerConfig]*peer // by key
 }
 
 // buildTable compiles c; peers that old has already are taken over with their counters.
@@ -147,12 +154,16 @@ func buildTable(c TableConfig, old *table) (*table, error) {
 					return nil, fmt.Errorf("route to %v: peer address %v is not an IPv4 address with a port", r.Prefix, pc.Addr)
 				}
 				if old != nil {
-					h.peer = old.peers[pc]
+					h.peer = old.peers[pc.key()]
 				}
 				if h.peer == nil {
-					h.peer = &peer{cfg: pc, addr: outerAddr{pc.Addr.Addr().As4(), pc.Addr.Port()}}
+					h.peer = t.peers[pc.key()]
 				}
-				t.peers[pc] = h.peer
+				if h.peer == nil {
+					h.peer = &peer{cfg: pc.key(), addr: outerAddr{pc.Addr.Addr().As4(), pc.Addr.Port()}}
+					h.peer.watched.Store(true)
+				}
+				t.peers[pc.key()] = h.peer
 				h.mtu = pc.MTU
 			}
 			hops[r.Hop] = h

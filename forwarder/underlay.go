@@ -137,8 +137,8 @@ func (u *underlay) open(i, n int, c UnderlayConfig) (int, error) {
 	for _, o := range []int{unix.SO_RCVBUF, unix.SO_SNDBUF} {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, o, c.ReceiveBuffer) // what was granted is read back and reported
 	}
-	// flannel's peers send without DF; so do we, and let the underlay fragment rather than lose.
-	_ = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
+	// DF on every datagram, and no ear for what an ICMP error says of the path: node/pathmtu.go finds out what passes.
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE)
 	_, err = unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
 	u.gso = err == nil
 	u.gro = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) == nil
