@@ -43,7 +43,7 @@ type Router struct {
 	mu      sync.Mutex
 	workers []*worker
 	ports   []*Port
-	next    int // loop that the next port goes to
+	next    int // loop that the next port goes to, unless packets are steered
 }
 
 // Device is a TAP as the Router sees it.
@@ -121,8 +121,7 @@ func (r *Router) AddPort(c PortConfig) (*Port, error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p := &Port{cfg: c, loop: r.loops[r.next%len(r.loops)]}
-	r.next++
+	p := &Port{cfg: c, loop: r.loopForLocked(c.Addrs)}
 	if err := p.loop.add(p); err != nil {
 		return nil, fmt.Errorf("poll the device of %s: %w", c.Name, err)
 	}

@@ -155,6 +155,7 @@ func (q *txQueue) sendTo(to *peer, p *packet.Packet) {
 		q.add(to, p.Bytes(), nil)
 		return
 	}
+	q.part(p.Bytes())
 	s := newSegmenter(p, to.cfg.PartialChecksums)
 	for {
 		q.reserve()

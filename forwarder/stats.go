@@ -28,6 +28,9 @@ type UnderlayStats struct {
 	// GSO and GRO: the kernel cuts and joins trains (UDP_SEGMENT, UDP_GRO).
 	GSO bool `json:"gso"`
 	GRO bool `json:"gro"`
+	// Loops is the number of poll loops; Steered: the kernel gives each the packets of its own containers.
+	Loops   int  `json:"loops"`
+	Steered bool `json:"steered"`
 }
 
 // PeerStats are counts of inner packets and their bytes since the peer's configuration last changed.
@@ -53,6 +56,7 @@ type Stats struct {
 func (r *Router) Stats() Stats {
 	s := Stats{Drops: make(map[string]uint64), Peers: make(map[netip.AddrPort]PeerStats)}
 	s.Underlay.ReceiveBuffer, s.Underlay.GSO, s.Underlay.GRO = r.under.recvBuffer, r.under.gso, r.under.gro
+	s.Underlay.Loops, s.Underlay.Steered = len(r.loops), r.under.steered
 	r.mu.Lock()
 	workers := r.workers
 	r.mu.Unlock()

@@ -56,6 +56,7 @@ type underlay struct {
 	recvBuffer int
 	gso        bool // UDP_SEGMENT
 	gro        bool // UDP_GRO
+	steered    bool // the kernel chooses the socket by the inner destination
 }
 
 // listenUnderlay opens n sockets on one port (SO_REUSEPORT where there are several). Offloads that the kernel lacks are left out.
@@ -84,6 +85,7 @@ func listenUnderlay(c UnderlayConfig, n int, log *slog.Logger) (*underlay, error
 		}
 		u.fds = append(u.fds, fd)
 	}
+	u.steer()
 	if got, err := unix.GetsockoptInt(u.fds[0], unix.SOL_SOCKET, unix.SO_RCVBUF); err == nil {
 		u.recvBuffer = got / 2 // the kernel doubles what it grants, for its own bookkeeping
 	}
