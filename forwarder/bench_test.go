@@ -40,9 +40,13 @@ func newPath(t testing.TB) *path {
 			g.table.Routes[i].Hop = ToEgress(p.discard)
 		}
 	}
+	g.table.Routes = append(g.table.Routes, Route{netip.MustParsePrefix(containerB6 + "/128"), ToPort(g.portB)})
 	g.set(g.table)
 	return p
 }
+
+// containerB6 is containerB's address in the routes of a path.
+const containerB6 = "fd00:1::3"
 
 // batch forwards copies of the packets in orig, whose memory is made again of the same arena each time.
 func (p *path) batch(orig, pkts []packet.Packet) {
@@ -68,28 +72,39 @@ func copies(orig []packet.Packet) []packet.Packet {
 
 // traffic is what the fast path is measured with.
 func traffic() map[string][]packet.Packet {
-	a := nettest.Between(containerA, containerC)
 	ack := nettest.TCP{Flags: nettest.ACK}
-	super := *nettest.Super(a.TCP(ack, nettest.Payload(44*1432)), 1432)
-	super6 := *nettest.Super(nettest.Between(containerA6, containerC6).TCP(ack, nettest.Payload(44*1400)), 1400)
-	uso := *nettest.Super(a.UDP(nettest.UDP{}, nettest.Payload(40*1400)), 1400)
-	owed := nettest.Packet(a.UDP(nettest.UDP{}, nettest.Payload(64)))
-	nettest.Owe(owed)
-	local := *nettest.Super(nettest.Between(containerA, containerB).TCP(ack, nettest.Payload(60000)), 1432)
-	var small []packet.Packet
-	for range batchPackets {
-		small = append(small, *owed)
+	tso := func(from, to string) []packet.Packet {
+		return repeated(nettest.Super(nettest.Between(from, to).TCP(ack, nettest.Payload(44*1400)), 1400), 4)
+	}
+	uso := func(from, to string) []packet.Packet {
+		return repeated(nettest.Super(nettest.Between(from, to).UDP(nettest.UDP{}, nettest.Payload(40*1400)), 1400), 2)
+	}
+	small := func(from, to string) []packet.Packet {
+		owed := nettest.Packet(nettest.Between(from, to).UDP(nettest.UDP{}, nettest.Payload(64)))
+		nettest.Owe(owed)
+		return repeated(owed, batchPackets)
 	}
 	return map[string][]packet.Packet{
-		"tso":    {super, super, super, super},
-		"tso6":   {super6, super6},
-		"uso":    {uso, uso},
-		"small":  small,
-		"local":  {local, local},
-		"egress": {*pkt(udp(containerA, outside, 1000)), *pkt(udp(containerA, outside, 1000))},
+		"tso":    tso(containerA, containerC),
+		"tso6":   tso(containerA6, containerC6),
+		"uso":    uso(containerA, containerC),
+		"uso6":   uso(containerA6, containerC6),
+		"small":  small(containerA, containerC),
+		"small6": small(containerA6, containerC6),
+		"local":  tso(containerA, containerB),
+		"local6": tso(containerA6, containerB6),
+		"egress": repeated(pkt(udp(containerA, outside, 1000)), 2),
 		"frag":   {*pkt(udp(containerA, "10.3.0.2", 1400))},
 		"icmp":   {*pkt(udp(containerA, "10.1.0.77", 1400))},
+		"icmp6":  {*pkt(udp(containerA6, "fd00:1::77", 1400))},
 	}
+}
+
+func repeated(p *packet.Packet, n int) (pkts []packet.Packet) {
+	for range n {
+		pkts = append(pkts, *p)
+	}
+	return pkts
 }
 
 func TestForward_AllocatesNothing(t *testing.T) {
@@ -108,49 +123,98 @@ func TestForward_AllocatesNothing(t *testing.T) {
 }
 
 func TestReceive_AllocatesNothing(t *testing.T) {
-	p := newPath(t)
-	needGSO(t, p.rig)
-	train := receiveTrain()
-	receive := func() {
-		sendTrain(t, p.peer, p.Underlay(), train, 1472)
-		p.receive(1)
-	}
-	for range 5 {
-		receive()
-	}
-	with := testing.AllocsPerRun(50, receive)
-	without := testing.AllocsPerRun(50, func() { sendTrain(t, p.stock, addrPort(p.small), train, 1472) })
-	if with > without {
-		t.Errorf("%v allocations a train", with-without)
-	}
-	if p.discard.Packets < 40*50 {
-		t.Errorf("%d packets arrived: the test tests nothing (drops %v)", p.discard.Packets, p.drops())
+	for name, train := range receiveTrains() {
+		t.Run(name, func(t *testing.T) {
+			p := newPath(t)
+			needGSO(t, p.rig)
+			receive := func() {
+				sendTrain(t, p.peer, p.Underlay(), train.bytes, train.size)
+				p.receive(1)
+			}
+			for range 5 {
+				receive()
+			}
+			with := testing.AllocsPerRun(50, receive)
+			without := testing.AllocsPerRun(50, func() { sendTrain(t, p.stock, addrPort(p.small), train.bytes, train.size) })
+			if with > without {
+				t.Errorf("%v allocations a train", with-without)
+			}
+			if p.discard.Packets < 40*50 {
+				t.Errorf("%d packets arrived: the test tests nothing (drops %v)", p.discard.Packets, p.drops())
+			}
+		})
 	}
 }
 
-// receiveTrain is 40 TCP segments of a peer, end to end.
-func receiveTrain() (train []byte) {
-	for _, s := range nettest.Segment(nettest.Super(nettest.Between(containerC, containerA).TCP(nettest.TCP{Flags: nettest.ACK}, nettest.Payload(40*1432)), 1432)) {
-		train = append(train, s...)
+// receiveTrain is 40 packets of a peer for a container, end to end.
+type receiveTrain struct {
+	bytes []byte
+	size  int // of each packet
+}
+
+func receiveTrains() map[string]receiveTrain {
+	train := func(super *packet.Packet) (t receiveTrain) {
+		for _, s := range nettest.Segment(super) {
+			t.bytes, t.size = append(t.bytes, s...), len(s)
+		}
+		return t
 	}
-	return train
+	v4, v6 := nettest.Between(containerC, containerA), nettest.Between(containerC6, containerA6)
+	ack := nettest.TCP{Flags: nettest.ACK}
+	return map[string]receiveTrain{
+		"tcp":  train(nettest.Super(v4.TCP(ack, nettest.Payload(40*1400)), 1400)),
+		"tcp6": train(nettest.Super(v6.TCP(ack, nettest.Payload(40*1400)), 1400)),
+		"udp":  train(nettest.Super(v4.UDP(nettest.UDP{}, nettest.Payload(40*1400)), 1400)),
+		"udp6": train(nettest.Super(v6.UDP(nettest.UDP{}, nettest.Payload(40*1400)), 1400)),
+	}
+}
+
+func TestSegment_AllocatesNothing(t *testing.T) {
+	hdr := make([]byte, packet.MaxHeaders)
+	for name, pkts := range traffic() {
+		p := pkts[0]
+		if p.GSO == packet.GSONone {
+			continue
+		}
+		for _, partial := range []bool{false, true} {
+			if n := testing.AllocsPerRun(50, func() { segmentAll(&p, partial, hdr) }); n != 0 {
+				t.Errorf("%s, partial %v: %v allocations", name, partial, n)
+			}
+		}
+	}
+}
+
+// segmentAll cuts a superpacket, without sending it.
+func segmentAll(p *packet.Packet, partial bool, hdr []byte) {
+	s := newSegmenter(p, partial)
+	for {
+		if _, ok := s.next(hdr); !ok {
+			return
+		}
+	}
 }
 
 func TestLookup_AllocatesNothing(t *testing.T) {
 	tab := bigTable(t, 1000)
-	a, a6 := netip.MustParseAddr("10.2.0.77"), netip.MustParseAddr("fd00:2::77")
+	a, a6 := bigTableAddr(512, 77), bigTableAddr6(512, 77)
+	for _, x := range []netip.Addr{a, a6} {
+		if h := tab.lookup(x); h == nil || h.kind != hopPeer {
+			t.Errorf("%v is not routed to a peer", x)
+		}
+	}
 	if n := testing.AllocsPerRun(100, func() { tab.lookup(a); tab.lookup(a6) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }
 
+// bigTable has n peers with a subnet of each family.
 func bigTable(t testing.TB, n int) *table {
-	c := TableConfig{Routes: []Route{{netip.MustParsePrefix("10.0.0.0/8"), UnreachableNet}}}
+	c := TableConfig{Routes: []Route{
+		{netip.MustParsePrefix("10.0.0.0/8"), UnreachableNet}, {netip.MustParsePrefix("fd00::/16"), UnreachableNet},
+	}}
 	for i := range n {
-		c.Routes = append(c.Routes, Route{
-			netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24),
-			ToPeer(PeerConfig{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 168, byte(i >> 8), byte(i)}), 8285), MTU: 1472}),
-		})
+		peer := ToPeer(PeerConfig{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 168, byte(i >> 8), byte(i)}), 8285), MTU: 1472})
+		c.Routes = append(c.Routes, Route{netip.PrefixFrom(bigTableAddr(i, 0), 24), peer}, Route{netip.PrefixFrom(bigTableAddr6(i, 0), 64), peer})
 	}
 	tab, err := buildTable(c, nil)
 	if err != nil {
@@ -159,23 +223,31 @@ func bigTable(t testing.TB, n int) *table {
 	return tab
 }
 
-// BenchmarkSegment cuts a superpacket, without sending it.
+func bigTableAddr(peer int, host byte) netip.Addr {
+	return netip.AddrFrom4([4]byte{10, byte(peer >> 8), byte(peer), host})
+}
+
+func bigTableAddr6(peer int, host byte) netip.Addr {
+	return netip.AddrFrom16([16]byte{0xfd, 6: byte(peer >> 8), 7: byte(peer), 15: host})
+}
+
+// BenchmarkSegment cuts a superpacket: for any peer, and for one that takes partial checksums.
 func BenchmarkSegment(b *testing.B) {
-	for _, name := range []string{"tso", "tso6", "uso"} {
+	for _, name := range []string{"tso", "tso6", "uso", "uso6"} {
 		p := traffic()[name][0]
-		b.Run(name, func(b *testing.B) {
-			hdr := make([]byte, packet.MaxHeaders)
-			b.SetBytes(int64(p.Len()))
-			b.ReportAllocs()
-			for b.Loop() {
-				s := newSegmenter(&p, false)
-				for {
-					if _, ok := s.next(hdr); !ok {
-						break
-					}
+		for _, kind := range []struct {
+			name    string
+			partial bool
+		}{{"", false}, {"-partial", true}} {
+			b.Run(name+kind.name, func(b *testing.B) {
+				hdr := make([]byte, packet.MaxHeaders)
+				b.SetBytes(int64(p.Len()))
+				b.ReportAllocs()
+				for b.Loop() {
+					segmentAll(&p, kind.partial, hdr)
 				}
-			}
-		})
+			})
+		}
 	}
 }
 
@@ -192,25 +264,56 @@ func BenchmarkChecksum(b *testing.B) {
 	}
 }
 
-func BenchmarkLookup(b *testing.B) {
-	for _, n := range []int{10, 1000} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			tab := bigTable(b, n)
-			addrs := make([]netip.Addr, 256)
-			for i := range addrs {
-				addrs[i] = netip.AddrFrom4([4]byte{10, byte(i * 7 % n >> 8), byte(i * 7 % n), byte(i)})
-			}
+func BenchmarkPseudoSum(b *testing.B) {
+	for _, name := range []string{"small", "small6"} {
+		ip := traffic()[name][0].Bytes()
+		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
-			for i := 0; b.Loop(); i++ {
-				tab.lookup(addrs[i&255])
+			for b.Loop() {
+				packet.PseudoSum(ip, packet.UDP, 72)
 			}
 		})
 	}
 }
 
+// BenchmarkComplete pays the checksum that a datagram of 64 bytes owes.
+func BenchmarkComplete(b *testing.B) {
+	for _, name := range []string{"small", "small6"} {
+		p := traffic()[name][0]
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(int64(p.Len()))
+			b.ReportAllocs()
+			for b.Loop() {
+				completeChecksum(&p)
+			}
+		})
+	}
+}
+
+func BenchmarkLookup(b *testing.B) {
+	for family, addr := range map[string]func(int, byte) netip.Addr{"v4": bigTableAddr, "v6": bigTableAddr6} {
+		for _, n := range []int{10, 1000} {
+			b.Run(fmt.Sprintf("%s-%d", family, n), func(b *testing.B) {
+				tab := bigTable(b, n)
+				addrs := make([]netip.Addr, 256)
+				for i := range addrs {
+					addrs[i] = addr(i*7%n, byte(i))
+					if h := tab.lookup(addrs[i]); h == nil || h.kind != hopPeer {
+						b.Fatalf("%v is not routed to a peer", addrs[i])
+					}
+				}
+				b.ReportAllocs()
+				for i := 0; b.Loop(); i++ {
+					tab.lookup(addrs[i&255])
+				}
+			})
+		}
+	}
+}
+
 // BenchmarkEncapsulate takes a batch from a container to the underlay socket, the system call with it.
 func BenchmarkEncapsulate(b *testing.B) {
-	for _, name := range []string{"tso", "uso", "small", "local"} {
+	for _, name := range []string{"tso", "tso6", "uso", "uso6", "small", "small6", "local", "local6"} {
 		b.Run(name, func(b *testing.B) {
 			p := newPath(b)
 			orig := traffic()[name]
@@ -228,18 +331,21 @@ func BenchmarkEncapsulate(b *testing.B) {
 	}
 }
 
-// BenchmarkReceive takes a train of 40 segments from the underlay socket to a container, the system call with it.
+// BenchmarkReceive takes a train of 40 packets from the underlay socket to a container, the system call with it.
 func BenchmarkReceive(b *testing.B) {
-	p := newPath(b)
-	train := receiveTrain()
-	b.SetBytes(int64(len(train)))
-	b.ReportAllocs()
-	for b.Loop() {
-		b.StopTimer()
-		sendTrain(b, p.peer, p.Underlay(), train, 1472)
-		b.StartTimer()
-		p.w.begin()
-		p.loops[0].rxq.read(p.w)
-		p.w.end()
+	for name, train := range receiveTrains() {
+		b.Run(name, func(b *testing.B) {
+			p := newPath(b)
+			b.SetBytes(int64(len(train.bytes)))
+			b.ReportAllocs()
+			for b.Loop() {
+				b.StopTimer()
+				sendTrain(b, p.peer, p.Underlay(), train.bytes, train.size)
+				b.StartTimer()
+				p.w.begin()
+				p.loops[0].rxq.read(p.w)
+				p.w.end()
+			}
+		})
 	}
 }
