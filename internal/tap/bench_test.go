@@ -14,15 +14,17 @@ import (
 // batches are what a Device is sent: fresh makes the packets of a batch again, which Send has changed.
 func batches() map[string][][]byte {
 	tcp := nettest.TCP{Flags: nettest.ACK, Options: []byte{1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2}}
-	var singles [][]byte
+	var singles, singles6 [][]byte
 	for i := range 64 {
-		singles = append(singles, in4.UDP(nettest.UDP{SrcPort: uint16(i)}, nettest.Payload(64)))
+		udp := nettest.UDP{SrcPort: uint16(i)}
+		singles, singles6 = append(singles, in4.UDP(udp, nettest.Payload(64))), append(singles6, in6.UDP(udp, nettest.Payload(64)))
 	}
 	return map[string][][]byte{
 		"tcp":     nettest.Segment(nettest.Super(in4.TCP(tcp, nettest.Payload(44*1420)), 1420)),
 		"tcp6":    nettest.Segment(nettest.Super(in6.TCP(tcp, nettest.Payload(44*1400)), 1400)),
 		"udp":     nettest.Segment(nettest.Super(in4.UDP(nettest.UDP{}, nettest.Payload(40*1200)), 1200)),
-		"singles": singles,
+		"udp6":    nettest.Segment(nettest.Super(in6.UDP(nettest.UDP{}, nettest.Payload(40*1200)), 1200)),
+		"singles": singles, "singles6": singles6,
 	}
 }
 
@@ -74,19 +76,64 @@ func TestSend_AllocatesNothing(t *testing.T) {
 	}
 }
 
-func TestRead_AllocatesNothing(t *testing.T) {
-	d, w := newDevice(t)
-	f := frame(nettest.Super(out4.TCP(nettest.TCP{Flags: nettest.ACK}, nettest.Payload(40000)), 1400))
-	rx := packet.NewRx(64, 256<<10)
-	n := testing.AllocsPerRun(50, func() {
-		w.write(f)
-		rx.Reset()
-		if err := d.Read(rx); err != nil || len(rx.Packets()) != 1 {
-			t.Fatal(err, len(rx.Packets()))
+// frames are what a Device reads: superpackets, and datagrams whose checksum is owed.
+func frames() map[string][][]byte {
+	ack := nettest.TCP{Flags: nettest.ACK}
+	small := func(h nettest.IP) (fs [][]byte) {
+		p := nettest.Packet(h.UDP(nettest.UDP{}, nettest.Payload(64)))
+		nettest.Owe(p)
+		for range 8 {
+			fs = append(fs, frame(p))
 		}
-	})
-	if n != 0 {
-		t.Errorf("%v allocations", n)
+		return fs
+	}
+	return map[string][][]byte{
+		"tso":    {frame(nettest.Super(out4.TCP(ack, nettest.Payload(44*1400)), 1400))},
+		"tso6":   {frame(nettest.Super(out6.TCP(ack, nettest.Payload(44*1400)), 1400))},
+		"uso":    {frame(nettest.Super(out4.UDP(nettest.UDP{}, nettest.Payload(40*1400)), 1400))},
+		"uso6":   {frame(nettest.Super(out6.UDP(nettest.UDP{}, nettest.Payload(40*1400)), 1400))},
+		"small":  small(out4),
+		"small6": small(out6),
+	}
+}
+
+// readAll puts the frames on the wire and reads them.
+func readAll(t testing.TB, d *Device, w wire, rx *packet.Rx, frames [][]byte) {
+	for _, f := range frames {
+		w.write(f)
+	}
+	rx.Reset()
+	if err := d.Read(rx); err != nil || len(rx.Packets()) != len(frames) {
+		t.Fatal(err, len(rx.Packets()))
+	}
+}
+
+func TestRead_AllocatesNothing(t *testing.T) {
+	for name, fs := range frames() {
+		d, w := newDevice(t)
+		rx := packet.NewRx(64, 256<<10)
+		if n := testing.AllocsPerRun(50, func() { readAll(t, d, w, rx, fs) }); n != 0 {
+			t.Errorf("%s: %v allocations", name, n)
+		}
+	}
+}
+
+// BenchmarkRead reads frames from a socket in place of a TAP, the calls that write them with it.
+func BenchmarkRead(b *testing.B) {
+	for name, fs := range frames() {
+		b.Run(fmt.Sprintf("%s-%d", name, len(fs)), func(b *testing.B) {
+			d, w := newDevice(b)
+			rx := packet.NewRx(64, 256<<10)
+			bytes := 0
+			for _, f := range fs {
+				bytes += len(f) - linkHdrLen
+			}
+			b.SetBytes(int64(bytes))
+			b.ReportAllocs()
+			for b.Loop() {
+				readAll(b, d, w, rx, fs)
+			}
+		})
 	}
 }
 
