@@ -229,7 +229,7 @@ func TestJSONNames_AreStable(t *testing.T) {
 		{StoreStatus{}, "endpoints prefix embedded connected since error"},
 		{Attachment{}, "name pid netns ifname addr mac gateway mtu default_route since counters"},
 		{AttachRequest{}, "pid netns name addr ifname mac no_default_route"},
-		{Peer{}, "subnet public_ip port mtu node_id stock backend problem counters"},
+		{Peer{}, "subnet public_ip port mtu path_mtu node_id stock backend problem counters"},
 		{Error{}, "error code"},
 	}
 	for _, tt := range tests {

@@ -99,8 +99,9 @@ type AttachRequest struct {
 type Peer struct {
 	Subnet   string            `json:"subnet"`
 	PublicIP string            `json:"public_ip"`
-	Port     int               `json:"port"` // where datagrams for it are sent
-	MTU      int               `json:"mtu"`  // overlay MTU towards it
+	Port     int               `json:"port"`     // where datagrams for it are sent
+	MTU      int               `json:"mtu"`      // the smaller of its overlay MTU, as announced, and ours
+	PathMTU  int               `json:"path_mtu"` // what the path to it carries: at most MTU
 	NodeID   string            `json:"node_id,omitempty"`
 	Stock    bool              `json:"stock"` // a flannel node, not one of ours
 	Backend  string            `json:"backend"`

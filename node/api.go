@@ -120,7 +120,7 @@ func (n *Node) describeLocked(a *attachment) api.Attachment {
 // Peers lists the other nodes as the store describes them.
 func (n *Node) Peers(context.Context) ([]api.Peer, error) {
 	n.mu.Lock()
-	peers, router := n.peers, n.router
+	peers, router := slices.Clone(n.peers), n.router
 	n.mu.Unlock()
 	var stats forwarder.Stats
 	if router != nil {
@@ -132,6 +132,7 @@ func (n *Node) Peers(context.Context) ([]api.Peer, error) {
 			Subnet:  p.lease.Subnet.String(),
 			Port:    int(p.addr.Port()),
 			MTU:     p.mtu,
+			PathMTU: cmp.Or(p.pathMTU, p.mtu),
 			Stock:   p.stock,
 			Backend: p.backend(),
 			Problem: cmp.Or(p.problem, p.doubt),
@@ -225,7 +226,7 @@ func (n *Node) counters() map[string]map[string]uint64 {
 		}
 	}
 	n.mu.Unlock()
-	all := map[string]map[string]uint64{"tap": numbers(taps), "drops": drops}
+	all := map[string]map[string]uint64{"tap": numbers(taps), "drops": drops, "path_mtu": numbers(n.prober.counts())}
 	if router != nil {
 		s := router.Stats()
 		all["underlay"] = numbers(s.Underlay)

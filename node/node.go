@@ -39,6 +39,7 @@ type Node struct {
 	gateway  gateway
 	stack    *stack.Gateway
 	stopping chan struct{} // closed when Run begins to end
+	prober   *prober
 	dirty    chan struct{} // has one element when what saveLastLocked writes has changed
 
 	watchers sync.WaitGroup // one goroutine an attachment, see enter
@@ -81,7 +82,7 @@ func New(c Config) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Node{
+	n := &Node{
 		cfg:         c,
 		log:         c.Log,
 		edges:       kernelEdges(),
@@ -91,7 +92,9 @@ func New(c Config) (*Node, error) {
 		attachments: make(map[string]*attachment),
 		goneDrops:   make(map[string]uint64),
 		dirty:       make(chan struct{}, 1),
-	}, nil
+	}
+	n.prober = newProber(n.log, n.republish)
+	return n, nil
 }
 
 // Run is the daemon: it returns nil after ctx is done and everything has been stopped, or the error that stopped it. It is
@@ -174,6 +177,7 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	}
 	injector := router.NewInjector()
 	run("the packet path", router.Run)
+	run("path MTU discovery", func(ctx context.Context) error { return n.prober.run(ctx, router) })
 
 	n.mu.Lock()
 	n.netConfig, n.router, n.path = cfg, router, router
@@ -299,8 +303,22 @@ func (n *Node) overlayMTU() int {
 	return n.mtu
 }
 
+// republish puts another path MTU into the route table.
+func (n *Node) republish() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err := n.publishLocked(); err != nil {
+		n.log.Error("route table not replaced", "err", err)
+	}
+}
+
 // publishLocked replaces the router's table by one made of what is known now.
 func (n *Node) publishLocked() error {
+	var source netip.Addr
+	if n.pool.subnet.IsValid() {
+		source = gatewayAddr(n.pool.subnet)
+	}
+	n.prober.follow(source, pathTargets(n.peers))
 	src := routeSources{me: n.selfLocked(), peers: n.peers, gateway: n.gateway}
 	for _, a := range n.attachments {
 		if a.phase == live {
@@ -313,6 +331,9 @@ func (n *Node) publishLocked() error {
 			return err
 		}
 		n.own = own
+	}
+	for i, p := range n.peers {
+		n.peers[i].pathMTU = n.prober.mtu(p.addr, p.mtu)
 	}
 	return n.path.SetTable(routes(src))
 }

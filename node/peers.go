@@ -32,7 +32,8 @@ type self struct {
 type peer struct {
 	lease   lease.Lease
 	addr    netip.AddrPort // where datagrams for it go
-	mtu     int            // overlay MTU towards it, bytes
+	mtu     int            // of the two nodes, the smaller overlay MTU, bytes
+	pathMTU int            // what the path carries of that; 0: not asked yet
 	stock   bool           // a flannel node
 	partial bool           // takes partial checksums
 	problem string         // why nothing is sent to it; empty when it is
@@ -65,7 +66,7 @@ func (p peer) kind() string {
 
 // config is the peer as the router knows it. A stock node's port may be translated on the way, ours is published as it is.
 func (p peer) config() forwarder.PeerConfig {
-	return forwarder.PeerConfig{Addr: p.addr, MTU: p.mtu, AnyPort: p.stock, PartialChecksums: p.partial}
+	return forwarder.PeerConfig{Addr: p.addr, MTU: cmp.Or(p.pathMTU, p.mtu), AnyPort: p.stock, PartialChecksums: p.partial}
 }
 
 // peersOf returns one peer per lease that is not ours, in the order of the snapshot. What others have put into the store is
@@ -187,4 +188,21 @@ func reachable(public, own netip.Addr) bool {
 // inside tells whether all of p lies within outer.
 func inside(outer, p netip.Prefix) bool {
 	return p.Bits() >= outer.Bits() && outer.Contains(p.Addr())
+}
+
+// pathTargets are the peers as the prober must know them.
+func pathTargets(peers []peer) []pathTarget {
+	var targets []pathTarget
+	for _, p := range peers {
+		if p.problem != "" {
+			continue
+		}
+		t := pathTarget{config: p.config(), answers: [2]netip.Addr{gatewayAddr(p.lease.Subnet.Masked())}}
+		t.config.MTU = p.mtu
+		if p.stock { // flannel's own device has .0, and .1 is there with a bridge
+			t.answers = [2]netip.Addr{networkAddr(p.lease.Subnet.Masked()), t.answers[0]}
+		}
+		targets = append(targets, t)
+	}
+	return targets
 }

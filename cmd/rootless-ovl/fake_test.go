@@ -122,8 +122,8 @@ func newFakeDaemon() *fakeDaemon {
 				Gateway: "10.213.7.1", MTU: 1472, DefaultRoute: true, Since: start.Add(-3 * time.Hour)},
 		},
 		peers: []api.Peer{
-			{Subnet: "10.213.9.0/24", PublicIP: "192.0.2.9", Port: 18285, MTU: 1472, NodeID: "fedc", Backend: "udp"},
-			{Subnet: "10.213.12.0/24", PublicIP: "192.0.2.12", Port: 8285, MTU: 1472, Stock: true, Backend: "udp", Problem: "same public IP as ours"},
+			{Subnet: "10.213.9.0/24", PublicIP: "192.0.2.9", Port: 18285, MTU: 1472, PathMTU: 1372, NodeID: "fedc", Backend: "udp"},
+			{Subnet: "10.213.12.0/24", PublicIP: "192.0.2.12", Port: 8285, MTU: 1472, PathMTU: 1472, Stock: true, Backend: "udp", Problem: "same public IP as ours"},
 		},
 		config: json.RawMessage(`{"Network":"10.213.0.0/16","Backend":{"Type":"udp"}}`),
 	}

@@ -16,6 +16,8 @@ func (a *app) peersCommand() *cobra.Command {
 		Short: "List the other nodes of the overlay",
 		Long: `List the other nodes as the store describes them: the subnet each holds and where packets for it are sent.
 
+MTU is the smaller one of the peer's and ours, PATH MTU what was found to pass on the way to it.
+
 When the store is away this is what was last known.`,
 		Example: `  rootless-ovl peers
   rootless-ovl peers -o json | jq '.[] | select(.problem)'`,
@@ -30,9 +32,9 @@ When the store is away this is what was last known.`,
 				return err
 			}
 			return a.print(list, func(w io.Writer) {
-				row(w, "SUBNET", "PUBLIC IP", "PORT", "MTU", "BACKEND", "KIND", "NODE ID", "PROBLEM")
+				row(w, "SUBNET", "PUBLIC IP", "PORT", "MTU", "PATH MTU", "BACKEND", "KIND", "NODE ID", "PROBLEM")
 				for _, p := range list {
-					row(w, p.Subnet, p.PublicIP, number(p.Port), number(p.MTU), p.Backend, kind(p), p.NodeID, p.Problem)
+					row(w, p.Subnet, p.PublicIP, number(p.Port), number(p.MTU), number(p.PathMTU), p.Backend, kind(p), p.NodeID, p.Problem)
 				}
 			})
 		},

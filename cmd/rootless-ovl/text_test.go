@@ -23,9 +23,9 @@ job7  10.213.7.3/24  ovl0       02:00:0a:d5:07:03  -    /run/user/1000/netns/x  
 web   10.213.7.2/24  eth0       02:00:0a:d5:07:02  815  -                       3h10m
 `},
 		{[]string{"peers"}, `
-SUBNET          PUBLIC IP   PORT   MTU   BACKEND  KIND          NODE ID  PROBLEM
-10.213.9.0/24   192.0.2.9   18285  1472  udp      rootless-ovl  fedc     -
-10.213.12.0/24  192.0.2.12  8285   1472  udp      flannel       -        same public IP as ours
+SUBNET          PUBLIC IP   PORT   MTU   PATH MTU  BACKEND  KIND          NODE ID  PROBLEM
+10.213.9.0/24   192.0.2.9   18285  1472  1372      udp      rootless-ovl  fedc     -
+10.213.12.0/24  192.0.2.12  8285   1472  1472      udp      flannel       -        same public IP as ours
 `},
 		{[]string{"status"}, `
 State              ready
@@ -136,7 +136,7 @@ func TestCommands_PrintJSONWithStableNames(t *testing.T) {
 	}{
 		{[]string{"status"}, "attachments backend counters ephemeral gateway interface mtu network node_id peers pid port public_ip runtime_dir since state state_dir store subnet subnet_file version"},
 		{[]string{"ps"}, "addr default_route gateway ifname mac mtu name netns since"},
-		{[]string{"peers"}, "backend mtu node_id port public_ip stock subnet"},
+		{[]string{"peers"}, "backend mtu node_id path_mtu port public_ip stock subnet"},
 		{[]string{"attach", "815"}, "addr default_route gateway ifname mac mtu name pid since"},
 		{[]string{"detach", "web"}, "detached"},
 		{[]string{"config", "get"}, "Backend Network"},
