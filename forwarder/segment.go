@@ -147,6 +147,9 @@ func (s *segmenter) next(hdr []byte) (payload []byte, ok bool) {
 
 // sendTo puts p on the transmit queue for a peer, cut where it is a superpacket.
 func (q *txQueue) sendTo(to *peer, p *packet.Packet) {
+	if to.cfg.Steers {
+		q.part(p.Bytes())
+	}
 	if p.GSO == packet.GSONone {
 		if p.NeedsCsum && !(to.cfg.PartialChecksums && mayStayPartial(p)) {
 			completeChecksum(p)
@@ -155,7 +158,6 @@ func (q *txQueue) sendTo(to *peer, p *packet.Packet) {
 		q.add(to, p.Bytes(), nil)
 		return
 	}
-	q.part(p.Bytes())
 	s := newSegmenter(p, to.cfg.PartialChecksums)
 	for {
 		q.reserve()

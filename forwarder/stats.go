@@ -56,7 +56,7 @@ type Stats struct {
 func (r *Router) Stats() Stats {
 	s := Stats{Drops: make(map[string]uint64), Peers: make(map[netip.AddrPort]PeerStats)}
 	s.Underlay.ReceiveBuffer, s.Underlay.GSO, s.Underlay.GRO = r.under.recvBuffer, r.under.gso, r.under.gro
-	s.Underlay.Loops, s.Underlay.Steered = len(r.loops), r.under.steered
+	s.Underlay.Loops, s.Underlay.Steered = len(r.loops), r.Steers()
 	r.mu.Lock()
 	workers := r.workers
 	r.mu.Unlock()

@@ -5,11 +5,12 @@
 // directions of a container, and the containers are spread over the loops.
 //
 // A datagram train (UDP_GRO) comes to the loop of its first packet, whole. Packets in it for containers of other loops are
-// delivered all the same, but may then overtake, or be overtaken by, those that come to their own loop. So the sender,
-// which does not know the peer's loops, begins a train of its own for a superpacket to another container (txQueue.part): bulk
-// data, where order matters and a train more costs nothing, keeps its order. Small packets share trains: an
-// acknowledgement may be late, and a flood of small datagrams to several containers of a peer is worth more joined than in order.
-// A receiving network card's driver may join trains again, whose packets are then as those of a shared one.
+// delivered all the same, but may then overtake, or be overtaken by, those that come to their own loop. So a node that
+// steers says so in its lease, and its peers put packets for one container only into a train for it (txQueue.part). Measured with
+// two loops and a TCP stream to each of two containers: nothing arrived out of order, where 5 % did with only superpackets
+// kept apart; a network card's driver, which joins what it receives again, does not undo it, since the IP identification begins
+// anew with each train. For other peers trains stay as long as they can be: small datagrams to two containers by turns are
+// six times dearer in trains of one.
 //
 // Where the kernel refuses the program, the kernel's choice stands and ports take the loops in turn.
 
@@ -68,6 +69,9 @@ func (u *underlay) steer() {
 		&unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]}) == nil
 }
 
+// Steers tells whether packets are steered: there are several loops, and the kernel took the program.
+func (r *Router) Steers() bool { return r.under.steered }
+
 // loopForLocked chooses the loop of a port whose container has these addresses.
 func (r *Router) loopForLocked(addrs []netip.Addr) *loop {
 	if r.under.steered {
@@ -77,7 +81,7 @@ func (r *Router) loopForLocked(addrs []netip.Addr) *loop {
 	return r.loops[(r.next-1)%len(r.loops)]
 }
 
-// part ends the train in progress if a superpacket with these headers, for the same peer, is to be steered otherwise.
+// part ends the train in progress if a packet for the same peer, of which ip is the beginning, is to be steered otherwise.
 func (q *txQueue) part(ip []byte) {
 	if q.n == 0 {
 		return

@@ -18,7 +18,7 @@ import (
 func newSteeredRouter(t *testing.T, loops int) *Router {
 	t.Helper()
 	r := newRouter(t, loops)
-	if loops > 1 && !r.Stats().Underlay.Steered {
+	if loops > 1 && !r.Steers() {
 		t.Skip("this kernel attaches no program to a group of sockets")
 	}
 	return r
@@ -190,31 +190,50 @@ func TestSteer_PortsTakeTurnsWhereTheKernelRefuses(t *testing.T) {
 	}
 }
 
-func TestSteer_ASuperpacketToAnotherContainerBeginsATrain(t *testing.T) {
+func TestSteer_ATrainForAPeerThatSteersIsForOneContainer(t *testing.T) {
 	const c2, c62 = "10.2.0.3", "fd00:2::3"
 	super := func(from, to string) *packet.Packet {
 		return nettest.Super(nettest.Between(from, to).TCP(nettest.TCP{Flags: nettest.ACK}, nettest.Payload(4*1000)), 1000)
 	}
 	small := func(to string) *packet.Packet { return pkt(udp(containerA, to, 100)) }
 	for name, c := range map[string]struct {
-		pkts   []*packet.Packet
-		trains uint64
+		pkts             func() []*packet.Packet
+		steered, another uint64 // trains for a peer that steers, and for another
 	}{
-		"to one container":    {[]*packet.Packet{super(containerA, containerC), super(containerA, containerC)}, 1},
-		"to two":              {[]*packet.Packet{super(containerA, containerC), super(containerA, c2)}, 2},
-		"to two of IPv6":      {[]*packet.Packet{super(containerA6, containerC6), super(containerA6, c62)}, 2},
-		"to and fro":          {[]*packet.Packet{super(containerA, containerC), super(containerA, c2), super(containerA, containerC)}, 3},
-		"small ones to two":   {[]*packet.Packet{small(containerC), small(c2), small(containerC)}, 1},
-		"a small one ends it": {[]*packet.Packet{super(containerA, containerC), small(c2), super(containerA, c2)}, 2},
+		"to one container": {func() []*packet.Packet {
+			return []*packet.Packet{super(containerA, containerC), super(containerA, containerC)}
+		}, 1, 1},
+		"to two": {func() []*packet.Packet { return []*packet.Packet{super(containerA, containerC), super(containerA, c2)} }, 2, 1},
+		"to two of IPv6": {func() []*packet.Packet {
+			return []*packet.Packet{super(containerA6, containerC6), super(containerA6, c62)}
+		}, 2, 1},
+		"to and fro": {func() []*packet.Packet {
+			return []*packet.Packet{super(containerA, containerC), super(containerA, c2), super(containerA, containerC)}
+		}, 3, 1},
+		"small ones": {func() []*packet.Packet {
+			return []*packet.Packet{small(containerC), small(containerC), small(c2), small(c2)}
+		}, 2, 1},
+		"a small one joins": {func() []*packet.Packet { return []*packet.Packet{super(containerA, containerC), small(containerC)} }, 1, 1},
+		"a small one does not": {func() []*packet.Packet {
+			return []*packet.Packet{super(containerA, containerC), small(c2), small(c2), super(containerA, c2)}
+		}, 3, 3},
 	} {
 		t.Run(name, func(t *testing.T) {
-			g := newRig(t)
-			needGSO(t, g)
-			g.fromA(c.pkts...)
-			if got := g.Stats().Underlay.SentTrains; got != c.trains {
-				t.Errorf("%d trains, want %d", got, c.trains)
+			for steers, want := range map[bool]uint64{true: c.steered, false: c.another} {
+				g := newRig(t)
+				needGSO(t, g)
+				for i, r := range g.table.Routes {
+					if r.Hop == ToPeer(g.peerCfg) {
+						g.table.Routes[i].Hop.peer.Steers = steers
+					}
+				}
+				g.set(g.table)
+				g.fromA(c.pkts()...)
+				if got := g.Stats().Underlay.SentTrains; got != want {
+					t.Errorf("steers %v: %d trains, want %d", steers, got, want)
+				}
+				g.wantDrops(nil)
 			}
-			g.wantDrops(nil)
 		})
 	}
 }

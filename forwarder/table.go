@@ -57,6 +57,8 @@ type PeerConfig struct {
 	// PartialChecksums: the peer takes TCP and UDP whose checksum covers the pseudo header alone. Only for peers that
 	// believe the outer UDP checksum, as our own nodes do.
 	PartialChecksums bool
+	// Steers: the peer has several loops and steers trains to them by the inner destination, as this one does (steer.go).
+	Steers bool
 }
 
 // key is what makes a peer the same one.

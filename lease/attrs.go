@@ -41,6 +41,11 @@ type Extension struct {
 // believes the outer UDP checksum, which senders therefore always set.
 const CapPartialChecksums = "partial-checksums"
 
+// CapSteers in Caps: the node has several receivers for its one port and picks one for a train of datagrams by the inner
+// destination of the first, of which it takes the last two bytes. Packets that differ there keep their order only if they
+// do not share a train.
+const CapSteers = "steers-by-destination"
+
 // ExtensionVersion is the V that this package writes.
 const ExtensionVersion = 1
 

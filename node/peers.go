@@ -36,6 +36,7 @@ type peer struct {
 	pathMTU int            // what the path carries of that; 0: not asked yet
 	stock   bool           // a flannel node
 	partial bool           // takes partial checksums
+	steers  bool           // steers trains to its loops by the inner destination
 	problem string         // why nothing is sent to it; empty when it is
 	doubt   string         // why what is sent to it may get lost all the same; empty when all is well
 }
@@ -66,7 +67,7 @@ func (p peer) kind() string {
 
 // config is the peer as the router knows it. A stock node's port may be translated on the way, ours is published as it is.
 func (p peer) config() forwarder.PeerConfig {
-	return forwarder.PeerConfig{Addr: p.addr, MTU: cmp.Or(p.pathMTU, p.mtu), AnyPort: p.stock, PartialChecksums: p.partial}
+	return forwarder.PeerConfig{Addr: p.addr, MTU: cmp.Or(p.pathMTU, p.mtu), AnyPort: p.stock, PartialChecksums: p.partial, Steers: p.steers}
 }
 
 // peersOf returns one peer per lease that is not ours, in the order of the snapshot. What others have put into the store is
@@ -86,6 +87,7 @@ func peersOf(leases []lease.Lease, me self) []peer {
 				port = ext.Port
 			}
 			p.partial = slices.Contains(ext.Caps, lease.CapPartialChecksums)
+			p.steers = slices.Contains(ext.Caps, lease.CapSteers)
 			if ext.MTU >= minPeerMTU {
 				p.mtu = min(p.mtu, ext.MTU)
 			}

@@ -66,6 +66,8 @@ func TestRoutes_LeadEveryAddressToItsHop(t *testing.T) {
 	me := testSelf()
 	capable := ovlLease("10.5.6.0/24", "192.0.2.6", "ee", 18285, 1472)
 	capable.Attrs.RootlessOvl.Caps = []string{"of-the-future", lease.CapPartialChecksums}
+	steering := ovlLease("10.5.7.0/24", "192.0.2.7", "ff", 18285, 1472)
+	steering.Attrs.RootlessOvl.Caps = []string{lease.CapSteers}
 	table := routes(routeSources{
 		me: me,
 		peers: peersOf([]lease.Lease{
@@ -76,6 +78,7 @@ func TestRoutes_LeadEveryAddressToItsHop(t *testing.T) {
 			ovlLease("10.5.4.0/24", "192.0.2.4", "dd", 0, 0),
 			stockLease("10.5.5.0/24", ""),
 			capable,
+			steering,
 		}, me),
 		attachments: []attachedPort{
 			{netip.MustParsePrefix("10.5.72.9/24"), web},
@@ -103,6 +106,9 @@ func TestRoutes_LeadEveryAddressToItsHop(t *testing.T) {
 		{"peer without an address", "10.5.5.7", forwarder.UnreachableNet},
 		{"peer that takes partial checksums", "10.5.6.7", forwarder.ToPeer(forwarder.PeerConfig{
 			Addr: netip.MustParseAddrPort("192.0.2.6:18285"), MTU: 1472, PartialChecksums: true,
+		})},
+		{"peer that steers", "10.5.7.7", forwarder.ToPeer(forwarder.PeerConfig{
+			Addr: netip.MustParseAddrPort("192.0.2.7:18285"), MTU: 1472, Steers: true,
 		})},
 		{"subnet that nobody leases", "10.5.200.7", forwarder.UnreachableNet},
 		{"outside", "198.51.100.1", forwarder.ToEgress(gw)},

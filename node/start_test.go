@@ -12,9 +12,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/rootless-ovl/rootless-ovl/forwarder"
 	"github.com/rootless-ovl/rootless-ovl/lease"
 )
 
@@ -175,5 +177,21 @@ func TestRun_WarnsOfAStoreThatOthersReach(t *testing.T) {
 		if e := s.Store.Endpoints; len(e) != 1 || !strings.HasPrefix(e[0], "http://127.0.0.1:") || !strings.Contains(logged.String(), "endpoint="+e[0]) {
 			t.Errorf("%s: endpoints %v:\n%s", listen, e, logged.String())
 		}
+	}
+}
+
+func TestRequest_TellsPeersThatTheNodeSteers(t *testing.T) {
+	for _, loops := range []int{1, 2} {
+		r, err := forwarder.NewRouter(forwarder.Config{Log: slog.New(slog.DiscardHandler), Loops: loops,
+			Underlay: forwarder.UnderlayConfig{Addr: netip.MustParseAddrPort("127.0.0.1:0")}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := &Node{pool: newPool(), router: r}
+		caps := n.request(netip.Prefix{}).Attrs.RootlessOvl.Caps
+		if got := slices.Contains(caps, lease.CapSteers); got != r.Steers() || got && loops == 1 {
+			t.Errorf("%d loops, steers %v: %v in the lease", loops, r.Steers(), caps)
+		}
+		r.Close()
 	}
 }

@@ -336,11 +336,15 @@ func (n *Node) request(previous netip.Prefix) lease.Request {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	me := n.selfLocked()
+	caps := []string{lease.CapPartialChecksums}
+	if n.router != nil && n.router.Steers() {
+		caps = append(caps, lease.CapSteers)
+	}
 	return lease.Request{
 		NodeID: n.id,
 		Attrs: lease.Attrs{
 			PublicIP:    n.external.public,
-			RootlessOvl: &lease.Extension{V: lease.ExtensionVersion, NodeID: n.id, Port: n.port, MTU: n.mtu, Caps: []string{lease.CapPartialChecksums}},
+			RootlessOvl: &lease.Extension{V: lease.ExtensionVersion, NodeID: n.id, Port: n.port, MTU: n.mtu, Caps: caps},
 		},
 		Previous:  previous,
 		TTL:       n.cfg.LeaseTTL,
