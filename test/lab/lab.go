@@ -40,7 +40,7 @@ var (
 	MetadataAddr = netip.MustParseAddr("169.254.169.254")
 )
 
-// MTU is that of the LAN.
+// MTU is that of the LAN, unless WithMTU says otherwise.
 const MTU = 1500
 
 // Lab is one switch with what is plugged in. Labs are independent of each other.
@@ -55,6 +55,7 @@ type Lab struct {
 	hosts   []*Host
 	capture *capture
 	noPing  bool
+	mtu     int
 }
 
 var labs atomic.Int64
@@ -65,10 +66,13 @@ type Option func(*Lab)
 // WithoutPing leaves net.ipv4.ping_group_range of the hosts as a new network namespace has it: nobody may open ICMP sockets.
 func WithoutPing(l *Lab) { l.noPing = true }
 
+// WithMTU makes a LAN of another MTU.
+func WithMTU(mtu int) Option { return func(l *Lab) { l.mtu = mtu } }
+
 // New makes a lab with the outside host and n hosts named h1, h2, ... at 192.0.2.11, .12, ... It lives as long as t.
 func New(t T, n int, options ...Option) *Lab {
 	t.Helper()
-	l := &Lab{t: t, Dir: filepath.Join(os.Getenv(dirVar), "l"+strconv.FormatInt(labs.Add(1), 10))}
+	l := &Lab{t: t, mtu: MTU, Dir: filepath.Join(os.Getenv(dirVar), "l"+strconv.FormatInt(labs.Add(1), 10))}
 	for _, o := range options {
 		o(l)
 	}
@@ -81,7 +85,7 @@ func New(t T, n int, options ...Option) *Lab {
 	l.fabric = fabric
 	t.Cleanup(func() { l.end() })
 	must(t, "switch", fabric.Do(func() error {
-		bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "switch", MTU: MTU}}
+		bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "switch", MTU: l.mtu}}
 		if err := netlink.LinkAdd(bridge); err != nil {
 			return err
 		}
@@ -137,7 +141,7 @@ func (l *Lab) plug(name string, addr netip.Addr) *Host {
 	port := "to-" + name
 	must(l.t, "cable of "+name, l.fabric.Do(func() error {
 		veth := &netlink.Veth{
-			LinkAttrs: netlink.LinkAttrs{Name: port, MTU: MTU}, PeerName: "lan0", PeerNamespace: netlink.NsFd(space.net.Fd()),
+			LinkAttrs: netlink.LinkAttrs{Name: port, MTU: l.mtu}, PeerName: "lan0", PeerNamespace: netlink.NsFd(space.net.Fd()),
 		}
 		if err := netlink.LinkAdd(veth); err != nil {
 			return err
