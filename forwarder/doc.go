@@ -8,6 +8,7 @@
 //	table.go     the immutable route table that router.go looks into
 //	check.go     which packets are well-formed enough to be routed
 //	icmp.go      what the sender is told when a packet ends here; fragment.go cuts packets without DF
+//	mss.go       a SYN is told of a narrow path; probe.go is how the node finds that it is narrow
 //	segment.go   a bucket for a peer: superpackets are cut into packets of the MTU, checksums completed
 //	underlay.go  the messages, many packets in one, out in one system call; and the way back in
 //	udp.go       the encapsulation: flannel's udp format

@@ -6,7 +6,7 @@
 //	a packet goes to a peer that nobody looked at for a second
 //	  -> never searched, or ten minutes ago: search
 //	  -> else the kernel's route says less than before, or nothing was confirmed for 15 s: probe the size in use;
-//	     unanswered: search
+//	     twice unanswered: search
 //
 // A search sends a few sizes at once, down to one that every path carries. The largest that is answered is the path's; a size
 // counts as too large when it was lost three times while a smaller one was answered. When none is, the peer is away and nothing
@@ -255,7 +255,7 @@ func (s *search) look(ctx context.Context) {
 	case p.searched.IsZero(), now.Sub(p.searched) >= raiseEvery:
 		s.search(ctx, hint)
 	case news, now.Sub(p.confirmed) >= confirmEvery:
-		if mtu := s.mtuNow(); s.round(ctx, sizesOf(mtu, minPeerMTU, mtu)) == mtu {
+		if s.confirms(ctx) {
 			p.confirmed = time.Now()
 			if news {
 				p.refuted = hint
@@ -265,6 +265,13 @@ func (s *search) look(ctx context.Context) {
 		}
 	}
 	s.finish()
+}
+
+// confirms tells whether the size in use is answered, at the second try if need be.
+func (s *search) confirms(ctx context.Context) bool {
+	mtu := s.mtuNow()
+	sizes := sizesOf(mtu, minPeerMTU, mtu)
+	return s.round(ctx, sizes) == mtu || s.round(ctx, sizes) == mtu
 }
 
 // finish lets go of the path.
