@@ -271,7 +271,12 @@ func (s *search) look(ctx context.Context) {
 func (s *search) confirms(ctx context.Context) bool {
 	mtu := s.mtuNow()
 	sizes := sizesOf(mtu, minPeerMTU, mtu)
-	return s.round(ctx, sizes) == mtu || s.round(ctx, sizes) == mtu
+	for range 2 {
+		if s.round(ctx, sizes) == mtu {
+			return true
+		}
+	}
+	return false
 }
 
 // finish lets go of the path.
