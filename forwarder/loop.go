@@ -41,6 +41,9 @@ type loop struct {
 	epfd   int
 	wakefd int
 
+	// of the goroutine of run
+	spin bool // the last wait was short: look before sleeping
+
 	// atomic
 	slots atomic.Pointer[[]*Port] // by epoll data; a removed port leaves nil
 
@@ -132,12 +135,9 @@ func (l *loop) remove(p *Port) {
 func (l *loop) run(stop *atomic.Bool) error {
 	events := make([]unix.EpollEvent, maxEvents)
 	for !stop.Load() {
-		n, err := unix.EpollWait(l.epfd, events, -1)
+		n, err := l.wait(events)
 		if err != nil {
-			if errors.Is(err, unix.EINTR) {
-				continue
-			}
-			return fmt.Errorf("epoll_wait: %w", err)
+			return err
 		}
 		for _, ev := range events[:n] {
 			switch ev.Fd {

@@ -179,9 +179,9 @@ type ingress struct {
 	outer outerAddr // fromPeer
 
 	// The last packet's addresses and verdict: neighbours of one flow need no look-up of their own.
-	cacheKey   uint64
-	cacheHop   *hop
-	cacheValid bool
+	cacheKey [32]byte // source and destination
+	cacheLen int      // bytes of them; 0: there is none
+	cacheHop *hop
 	// peer is the peer whose source was last found to be its own (fromPeer).
 	peer *peer
 	// mtu in bytes of where the last packet came from, 0 for the gateway: what its sender may take the path to carry.
@@ -255,11 +255,8 @@ func (w *worker) forward(p *packet.Packet, in *ingress) {
 	ip := p.Bytes()
 	v4 := ip[0]>>4 == 4
 	var h *hop
-	var key uint64
-	if v4 {
-		key = binary.NativeEndian.Uint64(ip[12:])
-	}
-	if v4 && in.cacheValid && key == in.cacheKey {
+	if v4 && in.cacheLen == 8 && binary.NativeEndian.Uint64(ip[12:]) == binary.NativeEndian.Uint64(in.cacheKey[:]) ||
+		!v4 && in.cacheLen == 32 && [32]byte(ip[8:]) == in.cacheKey {
 		h = in.cacheHop
 	} else {
 		src, dst := addrs(ip)
@@ -271,7 +268,11 @@ func (w *worker) forward(p *packet.Packet, in *ingress) {
 		if h != nil && h.kind == hopPeer && in.kind == fromContainer && h.peer.watched.Load() {
 			w.router.stirred(h.peer)
 		}
-		in.cacheKey, in.cacheHop, in.cacheValid = key, h, v4
+		if in.cacheHop = h; v4 {
+			in.cacheLen = copy(in.cacheKey[:], ip[12:20])
+		} else {
+			in.cacheLen = copy(in.cacheKey[:], ip[8:40])
+		}
 	}
 	if h == nil {
 		w.unreachable(p, in, reachNet)

@@ -325,7 +325,7 @@ func (q *txQueue) count(t *train) {
 }
 
 func (q *txQueue) sendmmsg(from, to int) (int, unix.Errno) {
-	n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(q.fd), uintptr(unsafe.Pointer(&q.msgs[from])), uintptr(to-from), unix.MSG_DONTWAIT, 0, 0)
+	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(q.fd), uintptr(unsafe.Pointer(&q.msgs[from])), uintptr(to-from), unix.MSG_DONTWAIT, 0, 0)
 	q.stats.calls.Add(1)
 	return int(n), errno
 }
@@ -422,7 +422,7 @@ func (q *rxQueue) read(w *worker) {
 		q.msgs[i].Hdr.Namelen = unix.SizeofSockaddrInet4
 		q.msgs[i].Hdr.SetControllen(len(q.ctls[i]))
 	}
-	r, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(q.fd), uintptr(unsafe.Pointer(&q.msgs[0])), rxMsgs, unix.MSG_DONTWAIT, 0, 0)
+	r, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(q.fd), uintptr(unsafe.Pointer(&q.msgs[0])), rxMsgs, unix.MSG_DONTWAIT, 0, 0)
 	if errno != 0 {
 		return // nothing there, or an ICMP error of an earlier send, which is forgotten
 	}

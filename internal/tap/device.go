@@ -128,7 +128,7 @@ func (d *Device) Read(rx *packet.Rx) error {
 			return nil
 		}
 		frame := space[packet.Headroom-linkHdrLen:]
-		n, err := unix.Read(d.fd, frame)
+		n, err := d.read(frame)
 		switch {
 		case err == nil:
 		case errors.Is(err, unix.EAGAIN):
@@ -199,7 +199,8 @@ func (d *Device) writeOne(s *packet.Scratch, t *tally, p *packet.Packet) {
 		frame := p.Buf[p.Off-linkHdrLen:]
 		putVnetHdr(frame, p)
 		copy(frame[vnetHdrLen:], eth[:])
-		_, err = unix.Write(d.fd, frame)
+		setIov(&s.Iovs[0], frame)
+		err = d.writev(s.Iovs[:1])
 	} else {
 		putVnetHdr(s.Hdrs, p)
 		copy(s.Hdrs[vnetHdrLen:], eth[:])
@@ -235,8 +236,17 @@ func setIov(v *unix.Iovec, b []byte) {
 	v.SetLen(len(b))
 }
 
+// read and writev do not block, so the Go scheduler need not hear of them: RawSyscall.
+func (d *Device) read(b []byte) (int, error) {
+	n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(d.fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
 func (d *Device) writev(iovs []unix.Iovec) error {
-	_, _, errno := unix.Syscall(unix.SYS_WRITEV, uintptr(d.fd), uintptr(unsafe.Pointer(&iovs[0])), uintptr(len(iovs)))
+	_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, uintptr(d.fd), uintptr(unsafe.Pointer(&iovs[0])), uintptr(len(iovs)))
 	if errno != 0 {
 		return errno
 	}
