@@ -27,9 +27,10 @@ import (
 
 const (
 	defaultIfName = "eth0"
-	// txQueueLen is the TAP's ring in packets. A window of 4 MB in packets of 1400 bytes fits; the kernel's default of
-	// 1000 overflows, and TCP then falls to a tenth.
-	txQueueLen = 10000
+	// txQueueLen is the TAP's ring in packets, which may be superpackets: some milliseconds of single packets, so that a daemon
+	// that waits for a core loses none, and at most 128 MB of superpackets. A longer ring takes no more in the long run, it
+	// only delivers it later: a flood of UDP superpackets would stand 0.7 s in a ring of 10000.
+	txQueueLen = 2000
 	// maxGSO is the kernel's largest superpacket, GSO_LEGACY_MAX_SIZE.
 	maxGSO = 65536
 )
