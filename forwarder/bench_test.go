@@ -343,7 +343,7 @@ func BenchmarkReceive(b *testing.B) {
 				sendTrain(b, p.peer, p.Underlay(), train.bytes, train.size)
 				b.StartTimer()
 				p.w.begin()
-				p.loops[0].rxq.read(p.w)
+				p.loops[0].rxq.read(p.w, 1)
 				p.w.end()
 			}
 		})

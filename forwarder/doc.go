@@ -3,14 +3,15 @@
 //
 // Place in the journey, in the order of the files:
 //
-//	loop.go      a poll loop wakes, and reads a batch from a TAP or from its underlay socket
+//	loop.go      a poll loop wakes (wait.go), and reads a batch from a TAP or from its underlay sockets
+//	receive.go   datagram trains read from the underlay and cut into packets; lanes.go and steer.go say from which socket
 //	router.go    every packet of the batch: check, whose it is, TTL, route, MTU; then into its next hop's bucket
 //	table.go     the immutable route table that router.go looks into
 //	check.go     which packets are well-formed enough to be routed
 //	icmp.go      what the sender is told when a packet ends here; fragment.go cuts packets without DF
 //	mss.go       a SYN is told of a narrow path; probe.go is how the node finds that it is narrow
 //	segment.go   a bucket for a peer: superpackets are cut into packets of the MTU, checksums completed
-//	underlay.go  the messages, many packets in one, out in one system call; and the way back in
+//	underlay.go  the messages, many packets in one, out in one system call
 //	udp.go       the encapsulation: flannel's udp format
 //
 // Ownership: a worker (one per poll loop, one per Injector) owns its scratch, its transmit queue and its buckets. Packets are

@@ -24,7 +24,7 @@ const (
 	batchBytes   = 256 << 10
 	maxEvents    = 64
 
-	// epoll data of what is not a port; ports count from 0.
+	// epoll data of what is not a port; ports count from 0, lanes of the underlay down from underlayID.
 	wakeID     = -1
 	underlayID = -2
 )
@@ -52,8 +52,8 @@ type loop struct {
 	closed bool
 }
 
-func newLoop(r *Router, fd int) (*loop, error) {
-	l := &loop{worker: newWorker(r, fd), rxq: newRxQueue(fd), rx: packet.NewRx(batchPackets, batchBytes), epfd: -1, wakefd: -1}
+func newLoop(r *Router, fds []int) (*loop, error) {
+	l := &loop{worker: newWorker(r, fds[0]), rxq: newRxQueue(fds), rx: packet.NewRx(batchPackets, batchBytes), epfd: -1, wakefd: -1}
 	l.slots.Store(&[]*Port{})
 	var err error
 	if l.epfd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
@@ -63,7 +63,11 @@ func newLoop(r *Router, fd int) (*loop, error) {
 		l.close()
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
-	if err := errors.Join(l.watch(l.wakefd, wakeID), l.watch(fd, underlayID)); err != nil {
+	err = l.watch(l.wakefd, wakeID)
+	for lane, fd := range fds {
+		err = errors.Join(err, l.watch(fd, underlayID-int32(lane)))
+	}
+	if err != nil {
 		l.close()
 		return nil, fmt.Errorf("epoll_ctl: %w", err)
 	}
@@ -139,14 +143,19 @@ func (l *loop) run(stop *atomic.Bool) error {
 		if err != nil {
 			return err
 		}
+		var lanes uint64
 		for _, ev := range events[:n] {
-			switch ev.Fd {
-			case wakeID:
-			case underlayID:
-				l.worker.begin()
-				l.rxq.read(l.worker)
-				l.worker.end()
-			default:
+			if ev.Fd <= underlayID {
+				lanes |= 1 << (underlayID - ev.Fd)
+			}
+		}
+		if lanes != 0 {
+			l.worker.begin()
+			l.rxq.read(l.worker, lanes)
+			l.worker.end()
+		}
+		for _, ev := range events[:n] {
+			if ev.Fd >= 0 {
 				l.readPort(int(ev.Fd))
 			}
 		}

@@ -51,10 +51,27 @@ func addrPort(c *net.UDPConn) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
+// newRouter's Router asks for as much as this machine grants a socket, and so has one lane.
 func newRouter(t testing.TB, loops int) *Router {
 	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, defaultBuffer)
+	twice, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newRouterAsking(t, loops, twice/2)
+}
+
+func newRouterAsking(t testing.TB, loops, receiveBuffer int) *Router {
+	t.Helper()
 	r, err := NewRouter(Config{
-		Log: slog.New(slog.DiscardHandler), Loops: loops, Underlay: UnderlayConfig{Addr: netip.MustParseAddrPort("127.0.0.1:0")},
+		Log: slog.New(slog.DiscardHandler), Loops: loops,
+		Underlay: UnderlayConfig{Addr: netip.MustParseAddrPort("127.0.0.1:0"), ReceiveBuffer: receiveBuffer},
 	})
 	if err != nil {
 		t.Fatal(err)

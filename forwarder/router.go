@@ -86,7 +86,7 @@ func NewRouter(c Config) (*Router, error) {
 	r.under = under
 	r.table.Store(&table{})
 	for i := range n {
-		l, err := newLoop(r, under.fds[i])
+		l, err := newLoop(r, under.loopFDs(i))
 		if err != nil {
 			r.Close()
 			return nil, err

@@ -23,8 +23,9 @@ type UnderlayStats struct {
 	RecvTrains  uint64 `json:"recv_trains"`
 	RecvPackets uint64 `json:"recv_packets"`
 	RecvBytes   uint64 `json:"recv_bytes"`
-	// ReceiveBuffer in bytes is what the kernel granted.
+	// ReceiveBuffer in bytes is what the kernel granted each socket, of which every loop has as many as there are Lanes.
 	ReceiveBuffer int `json:"receive_buffer"`
+	Lanes         int `json:"lanes"`
 	// GSO and GRO: the kernel cuts and joins trains (UDP_SEGMENT, UDP_GRO).
 	GSO bool `json:"gso"`
 	GRO bool `json:"gro"`
@@ -55,7 +56,7 @@ type Stats struct {
 // Stats returns the counters.
 func (r *Router) Stats() Stats {
 	s := Stats{Drops: make(map[string]uint64), Peers: make(map[netip.AddrPort]PeerStats)}
-	s.Underlay.ReceiveBuffer, s.Underlay.GSO, s.Underlay.GRO = r.under.recvBuffer, r.under.gso, r.under.gro
+	s.Underlay.ReceiveBuffer, s.Underlay.Lanes, s.Underlay.GSO, s.Underlay.GRO = r.under.recvBuffer, r.under.lanes, r.under.gso, r.under.gro
 	s.Underlay.Loops, s.Underlay.Steered = len(r.loops), r.Steers()
 	r.mu.Lock()
 	workers := r.workers

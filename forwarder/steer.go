@@ -22,6 +22,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rootless-ovl/rootless-ovl/internal/packet"
 )
 
 // Where the last two bytes of the destination are in an IP header. They tell containers of a subnet apart, and both families
@@ -44,37 +46,71 @@ func steerIndex(a netip.Addr, n int) int {
 	return int(binary.BigEndian.Uint16(b[len(b)-2:])) % n
 }
 
-// steerProgram returns steerIndex for the packet in a datagram's payload, at which its offsets begin (run_bpf_filter in the
-// kernel's net/core/sock_reuseport.c). What is too short for a load ends the program with 0: the first socket.
-func steerProgram(n int) []unix.SockFilter {
+// steerProgram returns the index of the socket for the packet in a datagram's payload, at which its offsets begin
+// (run_bpf_filter in the kernel's net/core/sock_reuseport.c): steerIndex of its destination times the number of lanes, plus the
+// lane of its stripe (lanes.go). What is too short for a load ends the program with 0: the first socket.
+func steerProgram(loops, lanes int) []unix.SockFilter {
+	load := func(size uint16, at uint32) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_LD | size, K: at}
+	}
+	const byteAt, halfAt, wordAt = unix.BPF_B | unix.BPF_ABS, unix.BPF_H | unix.BPF_ABS, unix.BPF_W | unix.BPF_ABS
+	alu := func(op uint16, k int) unix.SockFilter { return unix.SockFilter{Code: unix.BPF_ALU | op, K: uint32(k)} }
+	jump := func(on uint16, k uint32, yes, no uint8) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_JMP | on, K: k, Jt: yes, Jf: no}
+	}
 	return []unix.SockFilter{
-		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 0},
-		{Code: unix.BPF_ALU | unix.BPF_RSH | unix.BPF_K, K: 4},
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: 6, Jt: 2},
-		{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: steerAt4},
-		{Code: unix.BPF_JMP | unix.BPF_JA, K: 1},
-		{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: steerAt6},
-		{Code: unix.BPF_ALU | unix.BPF_MOD | unix.BPF_K, K: uint32(n)},
-		{Code: unix.BPF_RET | unix.BPF_A},
+		// The sequence number, if the packet is TCP.
+		0: load(byteAt, 0),
+		1: alu(unix.BPF_RSH, 4),
+		2: jump(unix.BPF_JEQ, 6, 10-3, 0),
+		3: load(byteAt, 9),
+		4: jump(unix.BPF_JEQ, packet.TCP, 0, 14-5),
+		5: load(halfAt, 6),
+		6: jump(unix.BPF_JSET, 0x1fff, 14-7, 0), // a fragment other than the first
+		7: {Code: unix.BPF_LDX | unix.BPF_B | unix.BPF_MSH, K: 0},
+		8: load(unix.BPF_W|unix.BPF_IND, 4),
+		9: jump(unix.BPF_JA, 15-10, 0, 0),
+
+		10: load(byteAt, 6),
+		11: jump(unix.BPF_JEQ, packet.TCP, 0, 14-12),
+		12: load(wordAt, 44),
+		13: jump(unix.BPF_JA, 15-14, 0, 0),
+
+		14: load(unix.BPF_IMM, 0),
+
+		// The lane of its stripe, to be kept until the loop is known.
+		15: alu(unix.BPF_RSH, stripeShift),
+		16: alu(unix.BPF_MOD, lanes),
+		17: {Code: unix.BPF_ST, K: 0},
+
+		// The loop of its destination.
+		18: load(byteAt, 0),
+		19: alu(unix.BPF_RSH, 4),
+		20: jump(unix.BPF_JEQ, 6, 23-21, 0),
+		21: load(halfAt, steerAt4),
+		22: jump(unix.BPF_JA, 24-23, 0, 0),
+		23: load(halfAt, steerAt6),
+		24: alu(unix.BPF_MOD, loops),
+		25: alu(unix.BPF_MUL, lanes),
+		26: {Code: unix.BPF_LDX | unix.BPF_MEM, K: 0},
+		27: {Code: unix.BPF_ALU | unix.BPF_ADD | unix.BPF_X},
+		28: {Code: unix.BPF_RET | unix.BPF_A},
 	}
 }
 
-// steer attaches the program to the sockets, which the kernel numbers in the order in which they were bound. It may refuse.
-func (u *underlay) steer() {
-	if len(u.fds) < 2 {
-		return
-	}
-	p := steerProgram(len(u.fds))
-	u.steered = unix.SetsockoptSockFprog(u.fds[0], unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF,
-		&unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]}) == nil
+// steer attaches the program to the group that fd, its first socket, begins. The kernel numbers the sockets in the order in
+// which they are bound. It may refuse.
+func steer(fd, loops, lanes int) bool {
+	p := steerProgram(loops, lanes)
+	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF, &unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]}) == nil
 }
 
 // Steers tells whether packets are steered: there are several loops, and the kernel took the program.
-func (r *Router) Steers() bool { return r.under.steered }
+func (r *Router) Steers() bool { return r.under.steered && len(r.loops) > 1 }
 
 // loopForLocked chooses the loop of a port whose container has these addresses.
 func (r *Router) loopForLocked(addrs []netip.Addr) *loop {
-	if r.under.steered {
+	if r.Steers() {
 		return r.loops[steerIndex(addrs[0], len(r.loops))]
 	}
 	r.next++

@@ -87,7 +87,15 @@ type steered struct {
 
 func newSteered(t *testing.T, loops int, addrs ...string) *steered {
 	t.Helper()
-	s := &steered{Router: newSteeredRouter(t, loops), peer: udpSocket(t)}
+	s := newSteeredOn(t, newSteeredRouter(t, loops), addrs...)
+	start(t, s.Router)
+	return s
+}
+
+// newSteeredOn is the same on a Router that does not run.
+func newSteeredOn(t *testing.T, r *Router, addrs ...string) *steered {
+	t.Helper()
+	s := &steered{Router: r, peer: udpSocket(t)}
 	routes := []Route{
 		{netip.MustParsePrefix("10.2.0.0/16"), ToPeer(PeerConfig{Addr: addrPort(s.peer), MTU: peerMTU})},
 		{netip.MustParsePrefix("fd00:2::/64"), ToPeer(PeerConfig{Addr: addrPort(s.peer), MTU: peerMTU})},
@@ -105,7 +113,6 @@ func newSteered(t *testing.T, loops int, addrs ...string) *steered {
 	if err := s.SetTable(TableConfig{Routes: routes}); err != nil {
 		t.Fatal(err)
 	}
-	start(t, s.Router)
 	return s
 }
 
@@ -161,18 +168,15 @@ func TestSteer_DeliversTheForeignPacketsOfATrain(t *testing.T) {
 }
 
 func TestSteer_PortsTakeTurnsWhereTheKernelRefuses(t *testing.T) {
-	a, b := udpSocket(t), udpSocket(t) // not of one group
-	var u underlay
-	for _, c := range []*net.UDPConn{a, b} {
-		rc, err := c.SyscallConn()
-		if err != nil {
-			t.Fatal(err)
+	rc, err := udpSocket(t).SyscallConn() // of no group
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = rc.Control(func(fd uintptr) {
+		if steer(int(fd), 2, 1) {
+			t.Error("a socket that shares no port was steered")
 		}
-		_ = rc.Control(func(fd uintptr) { u.fds = append(u.fds, int(fd)) })
-	}
-	if u.steer(); u.steered {
-		t.Error("sockets that share no port were steered")
-	}
+	})
 	r := newRouter(t, 3)
 	r.under.steered = false
 	seen := make(map[*loop]int)

@@ -24,8 +24,8 @@ import (
 type UnderlayConfig struct {
 	// Addr is the address of the external interface and the port; port 0 lets the kernel choose.
 	Addr netip.AddrPort
-	// ReceiveBuffer in bytes is asked for; the kernel grants at most net.core.rmem_max. 0 asks for 4 MiB, below which
-	// the path loses bursts.
+	// ReceiveBuffer in bytes is asked for; the kernel grants a socket at most net.core.rmem_max, and lanes make up for it.
+	// 0 asks for 4 MiB, below which the path loses bursts.
 	ReceiveBuffer int
 }
 
@@ -41,9 +41,6 @@ const (
 	txMsgs   = 64                 // trains in one sendmmsg
 	txIovs   = 4 * packet.MaxIovs // pieces of all trains together; one message has at most MaxIovs
 	txHdrLen = txIovs / 2 * 64    // header bytes of the segments cut in one batch
-	rxMsgs   = 8                  // datagram trains in one recvmmsg
-	rxBufLen = packet.Headroom + 1<<16
-	rxPkts   = 1024
 
 	sendWait = 100 // milliseconds to wait for room in the socket's send buffer before a batch is dropped
 )
@@ -51,7 +48,8 @@ const (
 // underlay is the set of sockets on one port.
 type underlay struct {
 	// constant after listenUnderlay
-	fds        []int
+	fds        []int // loop by loop, lane by lane
+	lanes      int   // sockets a loop
 	addr       netip.AddrPort
 	recvBuffer int
 	gso        bool // UDP_SEGMENT
@@ -59,46 +57,68 @@ type underlay struct {
 	steered    bool // the kernel chooses the socket by the inner destination
 }
 
-// listenUnderlay opens n sockets on one port (SO_REUSEPORT where there are several). Offloads that the kernel lacks are left out.
-func listenUnderlay(c UnderlayConfig, n int, log *slog.Logger) (*underlay, error) {
+// listenUnderlay opens the sockets of so many loops on one port. Offloads that the kernel lacks are left out.
+func listenUnderlay(c UnderlayConfig, loops int, log *slog.Logger) (*underlay, error) {
 	if !c.Addr.Addr().Is4() {
 		return nil, fmt.Errorf("underlay address %v is not IPv4: the udp format carries IPv4 only", c.Addr.Addr())
 	}
 	if c.ReceiveBuffer == 0 {
 		c.ReceiveBuffer = defaultBuffer
 	}
-	u := &underlay{addr: c.Addr}
-	for i := range n {
-		fd, err := u.open(i, n, c)
-		if err != nil {
-			u.close()
-			if errors.Is(err, unix.EADDRINUSE) {
-				return nil, fmt.Errorf("UDP port %d on %v is taken by another program (`ss -lunp` names it): stop it, or give this node a port of its own with --port", c.Addr.Port(), c.Addr.Addr())
-			}
-			if errors.Is(err, unix.EADDRNOTAVAIL) {
-				return nil, fmt.Errorf("%v is not an address of this host: choose the interface with --iface", c.Addr.Addr())
-			}
-			if errors.Is(err, unix.EACCES) {
-				return nil, fmt.Errorf("UDP port %d needs privilege: choose one above net.ipv4.ip_unprivileged_port_start with --port", c.Addr.Port())
-			}
-			return nil, fmt.Errorf("open the underlay socket on %v: %w", c.Addr, err)
+	u := &underlay{addr: c.Addr, lanes: lanesFor(c.ReceiveBuffer, loops)}
+	if err := u.listen(c, loops); err != nil {
+		u.close()
+		if errors.Is(err, unix.EADDRINUSE) {
+			return nil, fmt.Errorf("UDP port %d on %v is taken by another program (`ss -lunp` names it): stop it, or give this node a port of its own with --port", c.Addr.Port(), c.Addr.Addr())
 		}
-		u.fds = append(u.fds, fd)
+		if errors.Is(err, unix.EADDRNOTAVAIL) {
+			return nil, fmt.Errorf("%v is not an address of this host: choose the interface with --iface", c.Addr.Addr())
+		}
+		if errors.Is(err, unix.EACCES) {
+			return nil, fmt.Errorf("UDP port %d needs privilege: choose one above net.ipv4.ip_unprivileged_port_start with --port", c.Addr.Port())
+		}
+		return nil, fmt.Errorf("open the underlay socket on %v: %w", c.Addr, err)
 	}
-	u.steer()
 	if got, err := unix.GetsockoptInt(u.fds[0], unix.SOL_SOCKET, unix.SO_RCVBUF); err == nil {
 		u.recvBuffer = got / 2 // the kernel doubles what it grants, for its own bookkeeping
 	}
-	if u.recvBuffer < c.ReceiveBuffer {
-		log.Warn("the kernel grants the underlay socket less receive buffer than asked for; fast bursts may be lost until an administrator raises net.core.rmem_max",
-			"granted", u.recvBuffer, "asked", c.ReceiveBuffer)
+	if all := u.recvBuffer * u.lanes; 2*all < c.ReceiveBuffer {
+		log.Warn("the kernel grants the underlay less receive buffer than asked for; fast bursts may be lost until an administrator raises net.core.rmem_max",
+			"granted", all, "asked", c.ReceiveBuffer, "sockets", u.lanes)
 	}
 	return u, nil
 }
 
-func (u *underlay) open(i, n int, c UnderlayConfig) (int, error) {
+// listen opens the sockets, all lanes of a loop after one another. A kernel that does not steer leaves one lane.
+func (u *underlay) listen(c UnderlayConfig, loops int) error {
+	shared := loops*u.lanes > 1
+	if shared && c.Addr.Port() != 0 {
+		if err := probeFree(c.Addr); err != nil {
+			return err
+		}
+	}
+	for i := 0; i < loops*u.lanes; i++ {
+		fd, err := u.open(c, shared)
+		if err != nil {
+			return err
+		}
+		u.fds = append(u.fds, fd)
+		if i == 0 && shared {
+			if u.steered = steer(fd, loops, u.lanes); !u.steered {
+				u.lanes = 1
+			}
+		}
+	}
+	return nil
+}
+
+// loopFDs are the sockets of loop i, one a lane.
+func (u *underlay) loopFDs(i int) []int { return u.fds[i*u.lanes : (i+1)*u.lanes] }
+
+// open opens one socket; shared with others of its port.
+func (u *underlay) open(c UnderlayConfig, shared bool) (int, error) {
 	lc := net.ListenConfig{Control: func(_, _ string, rc syscall.RawConn) error {
-		if n == 1 {
+		if !shared {
 			return nil
 		}
 		var err error
@@ -109,11 +129,6 @@ func (u *underlay) open(i, n int, c UnderlayConfig) (int, error) {
 		}
 		return err
 	}}
-	if i == 0 && n > 1 && c.Addr.Port() != 0 {
-		if err := probeFree(c.Addr); err != nil {
-			return -1, err
-		}
-	}
 	pc, err := lc.ListenPacket(context.Background(), "udp4", u.addr.String())
 	if err != nil {
 		return -1, err
@@ -387,106 +402,4 @@ func dropOf(errno unix.Errno) Drop {
 		return DropUnderlayFull
 	}
 	return DropUnderlayRefused
-}
-
-// rxQueue reads a socket. It belongs to one loop.
-type rxQueue struct {
-	fd    int
-	stats *underlayCounters
-	msgs  [rxMsgs]unix.Mmsghdr
-	names [rxMsgs]unix.RawSockaddrInet4
-	ctls  [rxMsgs][64]byte
-	iovs  [rxMsgs]unix.Iovec
-	bufs  [rxMsgs][]byte
-	pkts  []packet.Packet
-}
-
-func newRxQueue(fd int) *rxQueue {
-	q := &rxQueue{fd: fd, stats: new(underlayCounters), pkts: make([]packet.Packet, 0, rxPkts)}
-	for i := range q.msgs {
-		q.bufs[i] = make([]byte, rxBufLen)
-		q.iovs[i].Base = &q.bufs[i][packet.Headroom]
-		q.iovs[i].SetLen(rxBufLen - packet.Headroom)
-		h := &q.msgs[i].Hdr
-		h.Name = (*byte)(unsafe.Pointer(&q.names[i]))
-		h.Iov = &q.iovs[i]
-		h.SetIovlen(1)
-		h.Control = &q.ctls[i][0]
-	}
-	return q
-}
-
-// read takes what the socket has, at most rxMsgs trains, and forwards it.
-func (q *rxQueue) read(w *worker) {
-	for i := range q.msgs {
-		q.msgs[i].Hdr.Namelen = unix.SizeofSockaddrInet4
-		q.msgs[i].Hdr.SetControllen(len(q.ctls[i]))
-	}
-	r, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(q.fd), uintptr(unsafe.Pointer(&q.msgs[0])), rxMsgs, unix.MSG_DONTWAIT, 0, 0)
-	if errno != 0 {
-		return // nothing there, or an ICMP error of an earlier send, which is forgotten
-	}
-	q.stats.calls.Add(1)
-	q.stats.trains.Add(uint64(r))
-	q.pkts = q.pkts[:0]
-	for i := range int(r) {
-		q.forward(w, i)
-	}
-}
-
-// forward cuts train i into packets and routes them.
-func (q *rxQueue) forward(w *worker, i int) {
-	n := int(q.msgs[i].Len)
-	size := q.segmentSize(i)
-	if size <= 0 || size > n {
-		size = n
-	}
-	if n == 0 {
-		return // somebody looks whether the port is open: no packet, and no damage
-	}
-	if q.msgs[i].Hdr.Flags&unix.MSG_TRUNC != 0 {
-		w.drop(DropMalformed)
-		return
-	}
-	in := ingress{kind: fromPeer, outer: outerAddr{ip: q.names[i].Addr, port: binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&q.names[i].Port))[:])}}
-	buf := q.bufs[i]
-	var packets, bytes uint64
-	for at := packet.Headroom; at < packet.Headroom+n; at += size {
-		end := min(at+size, packet.Headroom+n)
-		if len(q.pkts) == cap(q.pkts) {
-			w.flush()
-			q.pkts = q.pkts[:0]
-		}
-		if at == packet.Headroom {
-			q.pkts = append(q.pkts, decapsulateUDP(buf[:end:end], at))
-		} else {
-			// What stands before it is the packet before it: no headroom.
-			q.pkts = append(q.pkts, decapsulateUDP(buf[at:end:end], 0))
-		}
-		w.forward(&q.pkts[len(q.pkts)-1], &in)
-		packets++
-		bytes += uint64(end - at)
-	}
-	q.stats.packets.Add(packets)
-	q.stats.bytes.Add(bytes)
-	if in.peer != nil {
-		in.peer.recvPackets.Add(packets)
-		in.peer.recvBytes.Add(bytes)
-	}
-}
-
-// segmentSize is the UDP_GRO control message of train i: the size of each datagram in it, 0 if it is a single one.
-func (q *rxQueue) segmentSize(i int) int {
-	b := q.ctls[i][:q.msgs[i].Hdr.Controllen]
-	for len(b) >= unix.SizeofCmsghdr {
-		h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
-		if h.Len < unix.SizeofCmsghdr || uint64(h.Len) > uint64(len(b)) {
-			return 0
-		}
-		if h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && int(h.Len) >= unix.CmsgLen(4) {
-			return int(binary.NativeEndian.Uint32(b[unix.CmsgLen(0):]))
-		}
-		b = b[min(len(b), unix.CmsgSpace(int(h.Len)-unix.CmsgLen(0))):]
-	}
-	return 0
 }

@@ -289,11 +289,11 @@ func (g *rig) receive(trains uint64) {
 	g.t.Helper()
 	l := g.loops[0]
 	for want := l.rxq.stats.trains.Load() + trains; l.rxq.stats.trains.Load() < want; {
-		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(l.rxq.fd), Events: unix.POLLIN}}, 20_000); n == 0 && err == nil {
+		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(l.rxq.fds[0]), Events: unix.POLLIN}}, 20_000); n == 0 && err == nil {
 			g.t.Fatalf("%d trains are missing", want-l.rxq.stats.trains.Load())
 		}
 		l.worker.begin()
-		l.rxq.read(l.worker)
+		l.rxq.read(l.worker, 1)
 		l.worker.end()
 	}
 }
@@ -477,7 +477,7 @@ func TestSegmentSize_ReadsControlMessages(t *testing.T) {
 		"length 3": {append(hostile, size...), 0}, "length 60": {long, 0}, "cut short": {size[:10], 0},
 		"two bytes": {msg(unix.IPPROTO_UDP, unix.UDP_GRO, 1, 2), 0},
 	} {
-		q := newRxQueue(-1)
+		q := newRxQueue([]int{-1})
 		copy(q.ctls[0][:], c.ctl)
 		q.msgs[0].Hdr.SetControllen(len(c.ctl))
 		if got := q.segmentSize(0); got != c.want {

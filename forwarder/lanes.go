@@ -1,0 +1,128 @@
+// This file makes up for a small receive buffer. The kernel grants an unprivileged socket net.core.rmem_max, of which a stock
+// system has 208 KB: three or four datagram trains. A loop that waits a millisecond for its core then loses a burst, and
+// TCP sends again what it need not have. So a loop that is granted less than it asks for opens several sockets, its lanes, on the same port,
+// and a BPF program (steer.go) lays TCP across them in stripes of its sequence numbers: what one flow sends meanwhile
+// fills the lanes one after the other. Everything else has the first lane.
+//
+// Order: a flow's older data is in another lane than its newer data, but only where the lanes were read at a stripe's
+// border. A batch from several lanes is therefore read twice over, so that nothing older than what it holds is left behind,
+// and the trains of a flow are put into the order of their sequence numbers.
+
+package forwarder
+
+import (
+	"encoding/binary"
+	"math/bits"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rootless-ovl/rootless-ovl/internal/packet"
+)
+
+const (
+	maxLanes    = 16
+	maxSockets  = 64 // of all loops: where there are many, a burst meets more of them anyway
+	stripeShift = 18 // a stripe is 256 KB of a flow's sequence space: less than a lane holds
+)
+
+// lanesFor is how many sockets a loop, of so many, needs to have the buffer that is asked for, in bytes.
+func lanesFor(asked, loops int) int {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 1
+	}
+	defer func() { _ = unix.Close(fd) }()
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, asked)
+	got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
+	if err != nil || got <= 0 {
+		return 1
+	}
+	return max(1, min(maxLanes, maxSockets/loops, (2*asked+got-1)/got)) // the kernel doubles what it grants
+}
+
+// sweep reads several lanes and puts their trains in order. It returns how many there are.
+func (q *rxQueue) sweep(ready uint64) int {
+	n, gave := 0, 0
+	first := q.last // with one flow, it has the oldest
+	for range 2 {
+		for i := range q.fds {
+			lane := (first + i) % len(q.fds)
+			if ready&(1<<lane) == 0 {
+				continue
+			}
+			before := n
+			for {
+				got := q.receive(lane, n)
+				n += got
+				if got < rxMsgs {
+					break
+				}
+			}
+			if n > before {
+				gave++
+			}
+		}
+		if gave < 2 {
+			break
+		}
+	}
+	q.inOrderOfArrival(n)
+	if gave > 1 {
+		q.sort(n)
+	}
+	return n
+}
+
+// trainKey is the flow of a TCP train, and where in it the train begins.
+type trainKey struct {
+	flow, ports uint64
+	seq         uint32
+	tcp         bool
+}
+
+func (q *rxQueue) key(i int) (k trainKey) {
+	ip := q.bufs[i][packet.Headroom : packet.Headroom+int(q.msgs[i].Len)]
+	if len(ip) < 40 {
+		return trainKey{}
+	}
+	l4 := 0
+	switch {
+	case ip[0]>>4 == 4 && ip[9] == packet.TCP:
+		l4 = int(ip[0]&0xf) * 4
+		k.flow = binary.NativeEndian.Uint64(ip[12:])
+	case ip[0]>>4 == 6 && ip[6] == packet.TCP:
+		l4 = 40
+		for at := 8; at < 40; at += 8 {
+			k.flow = bits.RotateLeft64(k.flow, 13) ^ binary.NativeEndian.Uint64(ip[at:])
+		}
+	default:
+		return trainKey{}
+	}
+	if len(ip) < l4+8 {
+		return trainKey{}
+	}
+	k.tcp, k.ports, k.seq = true, uint64(binary.NativeEndian.Uint32(ip[l4:])), binary.BigEndian.Uint32(ip[l4+4:])
+	return k
+}
+
+// sort moves every train before the first of its flow that comes later in the flow.
+func (q *rxQueue) sort(n int) {
+	var keys [rxSlots]trainKey
+	for i := range n {
+		k := q.key(int(q.order[i]))
+		keys[i] = k
+		if !k.tcp {
+			continue
+		}
+		for j := range i {
+			o := keys[j]
+			if o.tcp && o.flow == k.flow && o.ports == k.ports && int32(o.seq-k.seq) > 0 {
+				x := q.order[i]
+				copy(q.order[j+1:i+1], q.order[j:i])
+				copy(keys[j+1:i+1], keys[j:i])
+				q.order[j], keys[j] = x, k
+				break
+			}
+		}
+	}
+}

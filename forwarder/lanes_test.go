@@ -1,0 +1,191 @@
+// This file tests the lanes: that the kernel lays TCP across them, and that a flow comes out of them in order.
+
+package forwarder
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rootless-ovl/rootless-ovl/internal/nettest"
+	"github.com/rootless-ovl/rootless-ovl/internal/packet"
+)
+
+// manyLanes is more than any machine grants one socket.
+const manyLanes = 1 << 30
+
+func newLanes(t *testing.T, loops int) *Router {
+	t.Helper()
+	r := newRouterAsking(t, loops, manyLanes)
+	if !r.under.steered {
+		t.Skip("this kernel attaches no program to a group of sockets")
+	}
+	if r.under.lanes != maxLanes {
+		t.Fatalf("%d lanes, want %d", r.under.lanes, maxLanes)
+	}
+	return r
+}
+
+func TestLanes_KernelLaysTCPAcrossThemInStripes(t *testing.T) {
+	const stripe = 1 << stripeShift
+	for _, loops := range []int{1, 2, 3} {
+		t.Run(fmt.Sprint(loops), func(t *testing.T) {
+			r := newLanes(t, loops)
+			c := udpSocket(t)
+			want := make([][][]byte, len(r.under.fds))
+			send := func(b []byte, to string, lane int) {
+				t.Helper()
+				if _, err := c.WriteToUDPAddrPort(b, r.Underlay()); err != nil {
+					t.Fatal(err)
+				}
+				i := steerIndex(netip.MustParseAddr(to), loops)*r.under.lanes + lane
+				want[i] = append(want[i], b)
+			}
+			for _, ends := range [][2]string{{containerC, containerA}, {containerC, containerB}, {containerC6, containerA6}} {
+				between := nettest.Between(ends[0], ends[1])
+				for _, seq := range []uint32{0, stripe - 1, stripe, 5*stripe + 7, maxLanes*stripe - 1, maxLanes * stripe, 1<<32 - 1} {
+					send(between.TCP(nettest.TCP{Seq: seq, Flags: nettest.ACK}, nettest.Payload(10)), ends[1], int(seq>>stripeShift)%maxLanes)
+				}
+				send(udp(ends[0], ends[1], 30), ends[1], 0)
+			}
+			options := nettest.Between(containerC, containerA)
+			options.Options = []byte{1, 1, 1, 1}
+			send(options.TCP(nettest.TCP{Seq: 3 * stripe, Flags: nettest.ACK}, nil), containerA, 3)
+			fragment := nettest.Between(containerC, containerA)
+			fragment.Frag = 100 // what stands where its ports would be is payload
+			send(fragment.TCP(nettest.TCP{Seq: 3 * stripe, Flags: nettest.ACK}, nettest.Payload(30)), containerA, 0)
+			for i, fd := range r.under.fds {
+				for _, w := range want[i] {
+					if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 20000); err != nil {
+						t.Fatal(err)
+					}
+					b := make([]byte, 1500)
+					m, _, err := unix.Recvfrom(fd, b, unix.MSG_DONTWAIT)
+					if err != nil || !bytes.Equal(b[:m], w) {
+						t.Fatalf("socket %d: %x, %v, want %x", i, b[:max(m, 0)], err, w)
+					}
+				}
+				if more := waiting(fd); len(more) > 0 {
+					t.Errorf("socket %d has %d datagrams of others", i, len(more))
+				}
+			}
+		})
+	}
+}
+
+// flow is a TCP flow that a peer sends.
+type flow struct {
+	from, to string
+	port     uint16
+	seq      uint32
+}
+
+// A batch from all lanes at once holds several stripes of each flow, and wraps around the lanes and the sequence numbers.
+func TestLanes_FlowsComeOutInOrder(t *testing.T) {
+	s := newSteeredOn(t, newLanes(t, 1), containerA, containerA6)
+	const step, rounds = 100_000, 10
+	flows := []flow{
+		{containerC, containerA, 1, 0}, {containerC, containerA, 2, 1<<32 - 3*step}, {containerC6, containerA6, 1, 1<<31 - step},
+	}
+	sent := 0
+	for range rounds {
+		for i := range flows {
+			f := &flows[i]
+			b := nettest.Between(f.from, f.to).TCP(nettest.TCP{SrcPort: f.port, Seq: f.seq, Flags: nettest.ACK}, nettest.Payload(8))
+			if _, err := s.peer.WriteToUDPAddrPort(b, s.Underlay()); err != nil {
+				t.Fatal(err)
+			}
+			f.seq += step
+			sent++
+		}
+	}
+	// A pure ACK and a datagram keep their place, too.
+	for _, b := range [][]byte{nettest.Between(containerC, containerA).TCP(nettest.TCP{Flags: nettest.ACK, SrcPort: 3}, nil), udp(containerC, containerA, 5)} {
+		if _, err := s.peer.WriteToUDPAddrPort(b, s.Underlay()); err != nil {
+			t.Fatal(err)
+		}
+		sent++
+	}
+	s.readAll(t)
+	next := map[string]uint32{}
+	got := 0
+	for _, d := range s.devices {
+		for _, p := range d.Take() {
+			got++
+			ip := p.Bytes()
+			proto, l4, ok := packet.Transport(ip)
+			if !ok || proto != packet.TCP || len(ip) == l4+20 {
+				continue
+			}
+			k := fmt.Sprintf("%d %x", ip[0]>>4, ip[l4:l4+4])
+			seq := binary.BigEndian.Uint32(ip[l4+4:])
+			if want, ok := next[k]; ok && seq != want {
+				t.Errorf("flow %s: sequence %d came where %d was due", k, seq, want)
+			}
+			next[k] = seq + step
+		}
+	}
+	if got != sent || len(next) != len(flows) {
+		t.Errorf("%d packets of %d flows, want %d of %d", got, len(next), sent, len(flows))
+	}
+}
+
+func TestLanes_OverflowABatch(t *testing.T) {
+	s := newSteeredOn(t, newLanes(t, 1), containerA)
+	const n = 3 * rxSlots
+	for i := range n {
+		b := nettest.Between(containerC, containerA).TCP(nettest.TCP{Seq: uint32(i) << stripeShift, Flags: nettest.ACK}, nettest.Payload(8))
+		if _, err := s.peer.WriteToUDPAddrPort(b, s.Underlay()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.readAll(t)
+	if got := len(s.devices[0].Take()); got != n {
+		t.Errorf("%d packets, want %d", got, n)
+	}
+}
+
+func TestLanes_AllocateNothing(t *testing.T) {
+	s := newSteeredOn(t, newLanes(t, 1), containerA)
+	q := s.loops[0].rxq
+	for i := range uint32(rxSlots) {
+		b := nettest.Between(containerC, containerA).TCP(nettest.TCP{Seq: (rxSlots - i) << stripeShift, Flags: nettest.ACK}, nettest.Payload(8))
+		q.msgs[i].Len = uint32(copy(q.bufs[i][packet.Headroom:], b))
+	}
+	if n := testing.AllocsPerRun(50, func() {
+		if n := q.sweep(1<<maxLanes - 1); n != 0 {
+			t.Errorf("%d trains from nowhere", n)
+		}
+		q.inOrderOfArrival(rxSlots)
+		q.sort(rxSlots)
+	}); n != 0 {
+		t.Errorf("%v allocations a batch", n)
+	}
+	if q.order[0] != rxSlots-1 || q.order[rxSlots-1] != 0 {
+		t.Errorf("order %v, want the reverse", q.order)
+	}
+}
+
+// readAll reads what the lanes of the first loop have, on the goroutine of the test.
+func (s *steered) readAll(t *testing.T) {
+	t.Helper()
+	l := s.loops[0]
+	for {
+		var ready uint64
+		for lane, fd := range l.rxq.fds {
+			if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0); err == nil && n == 1 {
+				ready |= 1 << lane
+			}
+		}
+		if ready == 0 {
+			return
+		}
+		l.worker.begin()
+		l.rxq.read(l.worker, ready)
+		l.worker.end()
+	}
+}

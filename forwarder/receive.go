@@ -1,0 +1,157 @@
+// This file is the way in: the datagram trains that peers sent, read from the sockets of one loop and cut into packets again.
+
+package forwarder
+
+import (
+	"encoding/binary"
+	"math/bits"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rootless-ovl/rootless-ovl/internal/packet"
+)
+
+const (
+	rxMsgs   = 8          // datagram trains in one recvmmsg
+	rxSlots  = 8 * rxMsgs // trains in one batch from several lanes
+	rxBufLen = packet.Headroom + 1<<16
+	rxPkts   = 1024
+)
+
+// rxQueue reads the sockets of one loop. It belongs to the loop.
+type rxQueue struct {
+	// constant after newRxQueue
+	fds   []int // one a lane
+	stats *underlayCounters
+
+	last  int // lane that gave the last train
+	msgs  []unix.Mmsghdr
+	names []unix.RawSockaddrInet4
+	ctls  [][64]byte
+	iovs  []unix.Iovec
+	bufs  [][]byte
+	order []uint8 // of msgs
+	pkts  []packet.Packet
+}
+
+func newRxQueue(fds []int) *rxQueue {
+	n := rxMsgs
+	if len(fds) > 1 {
+		n = rxSlots
+	}
+	q := &rxQueue{
+		fds: fds, stats: new(underlayCounters), pkts: make([]packet.Packet, 0, rxPkts),
+		msgs: make([]unix.Mmsghdr, n), names: make([]unix.RawSockaddrInet4, n), ctls: make([][64]byte, n), iovs: make([]unix.Iovec, n),
+		bufs: make([][]byte, n), order: make([]uint8, n),
+	}
+	for i := range q.msgs {
+		q.bufs[i] = make([]byte, rxBufLen)
+		q.iovs[i].Base = &q.bufs[i][packet.Headroom]
+		q.iovs[i].SetLen(rxBufLen - packet.Headroom)
+		h := &q.msgs[i].Hdr
+		h.Name = (*byte)(unsafe.Pointer(&q.names[i]))
+		h.Iov = &q.iovs[i]
+		h.SetIovlen(1)
+		h.Control = &q.ctls[i][0]
+	}
+	return q
+}
+
+// read takes what the lanes have whose bit is set in ready, at most a batch, and forwards it.
+func (q *rxQueue) read(w *worker, ready uint64) {
+	n := 0
+	if bits.OnesCount64(ready) == 1 {
+		n = q.receive(bits.TrailingZeros64(ready), 0)
+		q.inOrderOfArrival(n)
+	} else {
+		n = q.sweep(ready)
+	}
+	q.pkts = q.pkts[:0]
+	for _, i := range q.order[:n] {
+		q.forward(w, int(i))
+	}
+}
+
+func (q *rxQueue) inOrderOfArrival(n int) {
+	for i := range q.order[:n] {
+		q.order[i] = uint8(i)
+	}
+}
+
+// receive reads a lane once, into the messages from at, and returns how many trains there were.
+func (q *rxQueue) receive(lane, at int) int {
+	most := min(rxMsgs, len(q.msgs)-at)
+	if most == 0 {
+		return 0
+	}
+	for i := at; i < at+most; i++ {
+		q.msgs[i].Hdr.Namelen = unix.SizeofSockaddrInet4
+		q.msgs[i].Hdr.SetControllen(len(q.ctls[i]))
+	}
+	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(q.fds[lane]), uintptr(unsafe.Pointer(&q.msgs[at])), uintptr(most), unix.MSG_DONTWAIT, 0, 0)
+	if errno != 0 {
+		return 0 // nothing there, or an ICMP error of an earlier send, which is forgotten
+	}
+	q.stats.calls.Add(1)
+	q.stats.trains.Add(uint64(n))
+	q.last = lane
+	return int(n)
+}
+
+// forward cuts train i into packets and routes them.
+func (q *rxQueue) forward(w *worker, i int) {
+	n := int(q.msgs[i].Len)
+	size := q.segmentSize(i)
+	if size <= 0 || size > n {
+		size = n
+	}
+	if n == 0 {
+		return // somebody looks whether the port is open: no packet, and no damage
+	}
+	if q.msgs[i].Hdr.Flags&unix.MSG_TRUNC != 0 {
+		w.drop(DropMalformed)
+		return
+	}
+	in := ingress{kind: fromPeer, outer: outerAddr{ip: q.names[i].Addr, port: binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&q.names[i].Port))[:])}}
+	buf := q.bufs[i]
+	var packets, bytes uint64
+	for at := packet.Headroom; at < packet.Headroom+n; at += size {
+		end := min(at+size, packet.Headroom+n)
+		if len(q.pkts) == cap(q.pkts) {
+			w.flush()
+			q.pkts = q.pkts[:0]
+		}
+		if at == packet.Headroom {
+			q.pkts = append(q.pkts, decapsulateUDP(buf[:end:end], at))
+		} else {
+			// What stands before it is the packet before it: no headroom.
+			q.pkts = append(q.pkts, decapsulateUDP(buf[at:end:end], 0))
+		}
+		w.forward(&q.pkts[len(q.pkts)-1], &in)
+		packets++
+		bytes += uint64(end - at)
+	}
+	q.stats.packets.Add(packets)
+	q.stats.bytes.Add(bytes)
+	if in.peer != nil {
+		in.peer.recvPackets.Add(packets)
+		in.peer.recvBytes.Add(bytes)
+	}
+}
+
+// segmentSize is the UDP_GRO control message of train i: the size of each datagram in it, 0 if it is a single one.
+func (q *rxQueue) segmentSize(i int) int {
+	b := q.ctls[i][:q.msgs[i].Hdr.Controllen]
+	for len(b) >= unix.SizeofCmsghdr {
+		h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+		if h.Len < unix.SizeofCmsghdr || uint64(h.Len) > uint64(len(b)) {
+			return 0
+		}
+		if h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && int(h.Len) >= unix.CmsgLen(4) {
+			return int(binary.NativeEndian.Uint32(b[unix.CmsgLen(0):]))
+		}
+		b = b[min(len(b), unix.CmsgSpace(int(h.Len)-unix.CmsgLen(0))):]
+	}
+	return 0
+}
