@@ -155,7 +155,7 @@ func (q *txQueue) sendTo(to *peer, p *packet.Packet) {
 			completeChecksum(p)
 		}
 		q.reserve()
-		q.add(to, p.Bytes(), nil)
+		q.addPacket(to, p.Bytes())
 		return
 	}
 	s := newSegmenter(p, to.cfg.PartialChecksums)
@@ -166,6 +166,6 @@ func (q *txQueue) sendTo(to *peer, p *packet.Packet) {
 		if !ok {
 			return
 		}
-		q.add(to, hdr, payload)
+		q.addSegment(to, hdr, payload)
 	}
 }

@@ -40,7 +40,9 @@ const (
 
 	txMsgs   = 64                 // trains in one sendmmsg
 	txIovs   = 4 * packet.MaxIovs // pieces of all trains together; one message has at most MaxIovs
-	txHdrLen = txIovs / 2 * 64    // header bytes of the segments cut in one batch
+	txHdrLen = txIovs / 2 * 64    // bytes of headers and small packets in one batch
+	// Up to so many bytes are copied together rather than handed to the kernel piece by piece, which costs it more.
+	smallPiece = 256
 
 	sendWait = 100 // milliseconds to wait for room in the socket's send buffer before a batch is dropped
 )
@@ -196,6 +198,7 @@ type txQueue struct {
 	ctls    [txMsgs]segmentCtl
 	iovs    []unix.Iovec
 	niov    int
+	one     [2]unix.Iovec // of a segment that is sent by itself: its pieces, which may go on into the next segment's
 	hdrs    []byte
 	nhdr    int
 }
@@ -235,24 +238,41 @@ func newTxQueue(u *underlay, fd int, w *worker) *txQueue {
 
 // reserve makes sure that one more segment fits, sending what is queued if not. Headers taken before are then reused.
 func (q *txQueue) reserve() {
-	if q.n == txMsgs || q.niov+2 > len(q.iovs) || q.nhdr+packet.MaxHeaders > len(q.hdrs) {
+	if q.n == txMsgs || q.niov+2 > len(q.iovs) || q.nhdr+packet.MaxHeaders+smallPiece > len(q.hdrs) {
 		q.flush()
 	}
 }
 
 // header returns n bytes for a segment's headers; they are kept if the segment is added.
-func (q *txQueue) header(n int) []byte { return q.hdrs[q.nhdr : q.nhdr+n] }
+func (q *txQueue) header(n int) []byte { return q.hdrs[q.nhdr:][:n] }
 
-// add queues one packet for a peer: head, a header of this queue or a whole packet, and tail, which may be empty. Both are
-// borrowed until flush.
+// addPacket queues a whole packet for a peer. It is borrowed until flush.
+func (q *txQueue) addPacket(to *peer, b []byte) {
+	if len(b) <= smallPiece {
+		kept := q.header(len(b))
+		copy(kept, b)
+		q.nhdr += len(b)
+		b = kept
+	}
+	q.add(to, b, nil)
+}
+
+// addSegment queues a segment for a peer: hdr, from header, and payload, which is borrowed until flush.
+func (q *txQueue) addSegment(to *peer, hdr, payload []byte) {
+	if len(payload) <= smallPiece {
+		hdr = append(hdr, payload...) // in place: header's memory goes on
+		payload = nil
+	}
+	q.nhdr += len(hdr)
+	q.add(to, hdr, payload)
+}
+
+// add queues a packet of one or two pieces.
 func (q *txQueue) add(to *peer, head, tail []byte) {
 	size := len(head) + len(tail)
 	if size > MaxTrain {
 		q.w.drop(DropUnderlayTooBig)
 		return
-	}
-	if len(tail) > 0 {
-		q.nhdr += len(head)
 	}
 	var t *train
 	if q.n > 0 {
@@ -266,18 +286,26 @@ func (q *txQueue) add(to *peer, head, tail []byte) {
 	t.segs++
 	t.bytes += size
 	t.closed = size < t.size
-	t.niov += q.piece(head)
+	q.piece(t, head)
 	if len(tail) > 0 {
-		t.niov += q.piece(tail)
+		q.piece(t, tail)
 	}
 }
 
-func (q *txQueue) piece(b []byte) int {
+// piece adds b to t, as a part of the piece before it where it follows that in memory.
+func (q *txQueue) piece(t *train, b []byte) {
+	if t.niov > 0 {
+		last := &q.iovs[q.niov-1]
+		if unsafe.Add(unsafe.Pointer(last.Base), last.Len) == unsafe.Pointer(&b[0]) {
+			last.SetLen(int(last.Len) + len(b))
+			return
+		}
+	}
 	v := &q.iovs[q.niov]
 	v.Base = &b[0]
 	v.SetLen(len(b))
 	q.niov++
-	return 1
+	t.niov++
 }
 
 // flush sends the queue and empties it.
@@ -372,16 +400,25 @@ func (q *txQueue) refused(i int, errno unix.Errno) {
 	h := &q.msgs[i].Hdr
 	h.Control = nil
 	h.SetControllen(0)
-	iov := t.iov
+	pieces := q.iovs[t.iov : t.iov+t.niov]
 	for left := t.bytes; left > 0; {
 		size := min(t.size, left)
 		left -= size
-		first := iov
-		for got := 0; got < size; iov++ {
-			got += int(q.iovs[iov].Len)
+		n := 0
+		for got := 0; got < size; n++ {
+			p := &pieces[0]
+			q.one[n].Base = p.Base
+			q.one[n].SetLen(min(int(p.Len), size-got))
+			got += int(q.one[n].Len)
+			if q.one[n].Len == p.Len {
+				pieces = pieces[1:]
+			} else {
+				p.Base = (*byte)(unsafe.Add(unsafe.Pointer(p.Base), q.one[n].Len))
+				p.Len -= q.one[n].Len
+			}
 		}
-		h.Iov = &q.iovs[first]
-		h.SetIovlen(iov - first)
+		h.Iov = &q.one[0]
+		h.SetIovlen(n)
 		_, err := q.sendmmsg(i, i+1)
 		for err == unix.EINTR || (err == unix.EAGAIN && q.waitWritable()) {
 			_, err = q.sendmmsg(i, i+1)

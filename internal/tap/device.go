@@ -44,6 +44,9 @@ type Device struct {
 	stats counters
 }
 
+// Payloads of up to so many bytes are copied together rather than handed to the kernel piece by piece, which costs it more.
+const smallPiece = 256
+
 // ioctls and values that x/sys/unix lacks; linux/if_tun.h.
 const (
 	tunFCsum   = 0x01
@@ -224,11 +227,20 @@ func (d *Device) writeRun(s *packet.Scratch, t *tally, r *run, pkts []*packet.Pa
 	} else {
 		copy(s.Hdrs[vnetHdrLen:], d.eth4[:])
 	}
-	setIov(&s.Iovs[0], s.Hdrs[:linkHdrLen+r.hdr])
-	for i, p := range pkts {
+	n := linkHdrLen + r.hdr
+	var pieces []*packet.Packet
+	if r.seg > smallPiece || n+r.payload > len(s.Hdrs) {
+		pieces = pkts
+	} else {
+		for _, p := range pkts {
+			n += copy(s.Hdrs[n:], p.Bytes()[r.hdr:])
+		}
+	}
+	setIov(&s.Iovs[0], s.Hdrs[:n])
+	for i, p := range pieces {
 		setIov(&s.Iovs[1+i], p.Bytes()[r.hdr:])
 	}
-	t.wrote(d, d.writev(s.Iovs[:1+len(pkts)]), len(pkts), r.hdr+r.payload, true)
+	t.wrote(d, d.writev(s.Iovs[:1+len(pieces)]), len(pkts), r.hdr+r.payload, true)
 }
 
 func setIov(v *unix.Iovec, b []byte) {
