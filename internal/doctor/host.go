@@ -35,7 +35,7 @@ type host struct {
 	now      func() time.Time
 	// knock sends empty datagrams to a peer's port and returns the error that came back, if any.
 	knock func(ctx context.Context, peer netip.AddrPort, wait time.Duration) error
-	// mtu is that of the route to a peer, in bytes of IP packet.
+	// mtu is that of the interface that leads to a peer, in bytes of IP packet, whatever is known of the path.
 	mtu func(peer netip.AddrPort) (int, error)
 	// echo sends one ping of the given size of IP packet, not to be fragmented, and tells whether it was answered.
 	echo func(ctx context.Context, peer netip.Addr, size int, wait time.Duration) (bool, error)
@@ -73,7 +73,7 @@ func realHost() host {
 		dial:     (&net.Dialer{}).DialContext,
 		now:      time.Now,
 		knock:    knock,
-		mtu:      routeMTU,
+		mtu:      interfaceMTU,
 		echo:     echo,
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"time"
@@ -48,20 +49,45 @@ func knock(ctx context.Context, peer netip.AddrPort, wait time.Duration) error {
 	return nil
 }
 
-// routeMTU is what the kernel would send to the peer without fragmenting, in bytes of IP packet.
-func routeMTU(peer netip.AddrPort) (int, error) {
+// interfaceMTU is what the kernel would send to the peer without fragmenting if it had learnt nothing of the path, in bytes of IP
+// packet. IP_MTU is no answer: it tells what ICMP errors said, too, even with IP_PMTUDISC_PROBE. The interface is the one that has the
+// address that the kernel would send from.
+func interfaceMTU(peer netip.AddrPort) (int, error) {
 	f, err := connected(unix.SOCK_DGRAM, 0, peer)
 	if err != nil {
 		return 0, err
 	}
 	defer f.Close()
-	return control(f, func(fd int) (int, error) {
-		// PROBE: what the interface can, whatever was learnt of the path.
-		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE); err != nil {
+	var source netip.Addr
+	mtu, err := control(f, func(fd int) (int, error) {
+		sa, err := unix.Getsockname(fd)
+		if err != nil {
 			return 0, err
+		}
+		if sa, ok := sa.(*unix.SockaddrInet4); ok {
+			source = netip.AddrFrom4(sa.Addr)
 		}
 		return unix.GetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU)
 	})
+	if err != nil {
+		return 0, err
+	}
+	ifaces, err := net.Interfaces()
+	if err != nil {
+		return 0, err
+	}
+	for _, i := range ifaces {
+		addrs, err := i.Addrs()
+		if err != nil {
+			continue // it has just gone
+		}
+		for _, a := range addrs {
+			if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr() == source {
+				return max(mtu, i.MTU), nil
+			}
+		}
+	}
+	return mtu, nil
 }
 
 // echo sends an ICMP echo request in an IP packet of the given size with "do not fragment" set, and waits for its answer.

@@ -139,8 +139,9 @@ func (h host) peerPort(ctx context.Context, peer netip.AddrPort, timeout time.Du
 	}
 }
 
-// peerMTU compares the MTU of the route with the largest ping that is answered. A path that swallows large packets without
-// a word is a black hole for everything but pings and handshakes.
+// peerMTU compares the MTU of the interface with the largest ping that is answered. Nodes find out by themselves what a path
+// carries, so a narrow one is worth a word only: its packets are smaller than they could be, and a peer that answers no probe
+// is lost behind it.
 func (h host) peerMTU(ctx context.Context, peer netip.AddrPort, timeout time.Duration) Check {
 	id, title := "peer-mtu", fmt.Sprintf("datagrams of full size reach peer %v", peer.Addr())
 	full, err := h.mtu(peer)
@@ -184,6 +185,7 @@ func (h host) peerMTU(ctx context.Context, peer netip.AddrPort, timeout time.Dur
 			high = mid
 		}
 	}
-	return bad(id, title, fmt.Sprintf("only %d bytes get through, the interface has %d: connections hang as soon as they send much", low, full),
-		fmt.Sprintf("start every node with --mtu %d, or less", low-overhead))
+	return warn(id, title, fmt.Sprintf("only %d bytes get through, the interface has %d", low, full),
+		fmt.Sprintf("none is needed between nodes that answer each other's probes: they send packets of %d bytes at most (PATH MTU in `rootless-ovl peers`);\n"+
+			"if connections hang all the same, as root give the interface on both hosts the MTU of the path: ip link set dev INTERFACE mtu %d; restart the nodes", low-overhead, low))
 }
