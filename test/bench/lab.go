@@ -4,8 +4,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -70,11 +72,24 @@ func newLab(ctx context.Context, underlay, dir, program string, uid int, log io.
 	if err := l.wire.ip(ctx, "link add br0 type bridge", "addr add "+wireAddr.String()+"/24 dev br0", "link set br0 up"); err != nil {
 		return l, err
 	}
+	if err := l.wire.do(plainSwitch); err != nil {
+		return l, err
+	}
 	if l.h1, err = l.newHost(ctx, "h1", "192.0.2.1"); err != nil {
 		return l, err
 	}
 	l.h2, err = l.newHost(ctx, "h2", "192.0.2.2")
 	return l, err
+}
+
+// plainSwitch keeps netfilter out of the wire's bridge, where the machine has br_netfilter: a switch has none.
+func plainSwitch() error {
+	for _, name := range []string{"net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"} {
+		if err := writeSysctl(name, "0"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // onClose adds to what close does; the last comes first.
