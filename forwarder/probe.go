@@ -3,11 +3,13 @@
 // by its stack and a flannel host by its kernel, so there is no format of ours.
 //
 //	+-------------+-------+------------------+----------------+----------+---------------+
-//	| outer IPv4  | UDP   | inner IPv4, DF   | ICMP echo      | token    | zeros         |
+//	| outer IPv4  | UDP   | inner IPv4       | ICMP echo      | token    | zeros         |
 //	| 20, DF      | 8     | 20               | 8              | 8        | up to the size|
 //	+-------------+-------+------------------+----------------+----------+---------------+
 //
-// The token is random: an answer with the right one comes from where the probe went.
+// The token is random: an answer with the right one comes from where the probe went. The inner packet has no DF, for the answer
+// would have it too (our stack copies the flags), and a peer that takes the path for narrower than the probe would drop its
+// answer instead of sending it in fragments: two nodes that once found a path narrow would never find that it has become wider.
 
 package forwarder
 
@@ -131,7 +133,7 @@ func buildProbe(p Probe) []byte {
 	ip := header.IPv4(b)
 	ip[0] = 0x45
 	ip.SetTotalLength(uint16(p.Size))
-	ip.SetFlagsFragmentOffset(header.IPv4FlagDontFragment, 0)
+	ip.SetID(uint16(p.Token)) // the answer has it too, and may come in fragments
 	ip.SetTTL(icmpTTL)
 	ip[9] = packet.ICMP
 	src, dst := p.Src.As4(), p.Dst.As4()

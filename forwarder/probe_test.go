@@ -93,7 +93,7 @@ func waitingOn(t *testing.T, c *net.UDPConn) (out [][]byte) {
 	return out
 }
 
-func TestSendProbe_SendsAnEchoRequestThatMayNotBeFragmented(t *testing.T) {
+func TestSendProbe_SendsAnEchoRequestWhoseAnswerMayBeFragmented(t *testing.T) {
 	g := newRig(t)
 	for _, size := range []int{MinProbe, 577, 1472, MaxTrain} {
 		p := Probe{Peer: g.peerCfg.Addr, Src: netip.MustParseAddr(gateway), Dst: netip.MustParseAddr("10.2.0.1"), Token: 0x0102030405060708, Size: size}
@@ -109,7 +109,7 @@ func TestSendProbe_SendsAnEchoRequestThatMayNotBeFragmented(t *testing.T) {
 			t.Error(err)
 		}
 		src, dst := addrs(ip)
-		if src != p.Src || dst != p.Dst || ip[6]&0x40 == 0 || ip[20] != 8 || binary.BigEndian.Uint64(ip[28:]) != p.Token {
+		if src != p.Src || dst != p.Dst || ip[6]&0x40 != 0 || ip[20] != 8 || binary.BigEndian.Uint64(ip[28:]) != p.Token {
 			t.Errorf("%x", ip[:MinProbe])
 		}
 	}

@@ -320,8 +320,10 @@ func (s *search) search(ctx context.Context, hint int) {
 	}
 	high := most
 	if best > 0 && best < most {
-		// Once may have been chance; and by the second time the common sizes can be tried as well.
-		sizes := first
+		// Once may have been chance; and by the second time the common sizes can be tried as well, and what routers said of the
+		// first probes.
+		hint = s.hint()
+		sizes := append(slices.Clone(first), hint)
 		for _, mtu := range commonMTUs {
 			sizes = append(sizes, mtu-forwarder.UDPOverhead)
 		}

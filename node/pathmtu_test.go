@@ -23,9 +23,10 @@ type wire struct {
 	events chan forwarder.PathEvent
 
 	mu        sync.Mutex
-	carries   int // bytes of the largest inner packet that arrives
-	local     int // of the largest that this host itself can send; 0: any
-	kernel    int // what the kernel says of the route
+	carries   int  // bytes of the largest inner packet that arrives
+	local     int  // of the largest that this host itself can send; 0: any
+	kernel    int  // what the kernel says of the route
+	told      bool // a router tells the kernel of a probe that is too large
 	trip      time.Duration
 	loss      float64
 	answersAt netip.Addr // zero: at any address
@@ -39,6 +40,9 @@ func (w *wire) SendProbe(p forwarder.Probe) error {
 	w.sent = append(w.sent, p.Size)
 	if w.local > 0 && p.Size > w.local {
 		return forwarder.ErrProbeTooLong
+	}
+	if p.Size > w.carries && w.told {
+		w.kernel = w.carries
 	}
 	if p.Size > w.carries || rand.Float64() < w.loss || w.answersAt.IsValid() && p.Dst != w.answersAt {
 		return nil
@@ -144,6 +148,7 @@ func TestProber_FindsWhatThePathCarries(t *testing.T) {
 		"all of a jumbo frame":              {mtu: 8972, w: &wire{carries: 8972}},
 		"all of the largest datagram":       {mtu: 65507, w: &wire{carries: 65507}},
 		"a tunnel, and the kernel knows":    {mtu: 1472, w: &wire{carries: 1379, kernel: 1379}},
+		"a tunnel, and a router says so":    {mtu: 1472, w: &wire{carries: 1399, told: true}},
 		"a tunnel, and nobody says so":      {mtu: 1472, w: &wire{carries: 1372}},
 		"an odd size, and nobody says so":   {mtu: 1472, w: &wire{carries: 1399}, least: 1399 - granularity},
 		"a plain frame among jumbo hosts":   {mtu: 8972, w: &wire{carries: 1472}},
