@@ -29,8 +29,9 @@ const (
 	underlayID = -2
 )
 
-// defaultLoops is one loop for every two cores: the other half runs the containers and the kernel's share.
-func defaultLoops() int { return max(1, runtime.NumCPU()/2) }
+// defaultLoops is one loop for every two cores (or what a CPU quota leaves of them): the other half runs the containers, the
+// gateway and the kernel's share.
+func defaultLoops() int { return max(1, runtime.GOMAXPROCS(0)/2) }
 
 // loop is one poll loop.
 type loop struct {
@@ -42,7 +43,7 @@ type loop struct {
 	wakefd int
 
 	// of the goroutine of run
-	spin bool // the last wait was short: look before sleeping
+	waiter waiter
 
 	// atomic
 	slots atomic.Pointer[[]*Port] // by epoll data; a removed port leaves nil
@@ -52,8 +53,8 @@ type loop struct {
 	closed bool
 }
 
-func newLoop(r *Router, fds []int) (*loop, error) {
-	l := &loop{worker: newWorker(r, fds[0]), rxq: newRxQueue(fds), rx: packet.NewRx(batchPackets, batchBytes), epfd: -1, wakefd: -1}
+func newLoop(r *Router, fds []int, w waiter) (*loop, error) {
+	l := &loop{worker: newWorker(r, fds[0]), rxq: newRxQueue(fds), rx: packet.NewRx(batchPackets, batchBytes), epfd: -1, wakefd: -1, waiter: w}
 	l.slots.Store(&[]*Port{})
 	var err error
 	if l.epfd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {

@@ -86,7 +86,7 @@ func NewRouter(c Config) (*Router, error) {
 	r.under = under
 	r.table.Store(&table{})
 	for i := range n {
-		l, err := newLoop(r, under.loopFDs(i))
+		l, err := newLoop(r, under.loopFDs(i), newWaiter(n))
 		if err != nil {
 			r.Close()
 			return nil, err
@@ -211,7 +211,8 @@ type worker struct {
 	// of the batch in progress
 	table   *table
 	buckets []bucket
-	used    int // buckets in use
+	used    int  // buckets in use
+	roused  bool // goroutines of the gateway have work; the loop's wait clears it
 	own     ownPackets
 }
 
@@ -380,6 +381,7 @@ func (w *worker) flush() {
 			}
 		default:
 			b.hop.sender.Send(w.scratch, b.pkts)
+			w.roused = true
 		}
 		clear(b.pkts)
 		b.pkts, b.hop = b.pkts[:0], nil
