@@ -168,7 +168,7 @@ with "run".`,
 	mustCompleteDir(root, "state-dir")
 	root.AddCommand(
 		a.upCommand(), a.attachCommand(), a.detachCommand(), a.runCommand(), a.psCommand(), a.statusCommand(), a.peersCommand(),
-		a.configCommand(), a.doctorCommand(), a.versionCommand(),
+		a.configCommand(), a.dockerOptsCommand(), a.doctorCommand(), a.versionCommand(),
 	)
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {
