@@ -35,6 +35,8 @@ const (
 	probeIdent = 0x6f76 // "ov"
 
 	pathEvents = 256
+	// probeSlots bounds the probes that wait for an answer. Two in one slot cost the first its answer: it is sent again.
+	probeSlots = 4096
 )
 
 // PathEvent is news of a peer's path: exactly one of its fields is set.
@@ -98,7 +100,8 @@ func (r *Router) probeAnswered(ip []byte) bool {
 	if m.Type() != header.ICMPv4EchoReply || m.Ident() != probeIdent {
 		return false
 	}
-	if token := binary.BigEndian.Uint64(m[header.ICMPv4MinimumSize:]); token != 0 {
+	// Only what was asked is news, and once: a container behind a peer may send such replies, but cannot crowd out the real ones.
+	if token := binary.BigEndian.Uint64(m[header.ICMPv4MinimumSize:]); token != 0 && r.probes[token%probeSlots].CompareAndSwap(token, 0) {
 		r.tellPath(PathEvent{Answered: token})
 	}
 	return true
@@ -110,6 +113,7 @@ func (r *Router) SendProbe(p Probe) error {
 		return fmt.Errorf("a probe of %d bytes: %d to %d are possible", p.Size, MinProbe, MaxTrain)
 	}
 	b := buildProbe(p)
+	r.probes[p.Token%probeSlots].Store(p.Token)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed.Load() {

@@ -133,6 +133,16 @@ func reply(token uint64, frag uint16, size int) []byte {
 	return withFrag(nettest.Between("10.2.0.1", gateway), frag).ICMP(0, 0, probeIdent<<16|1, payload)
 }
 
+// asked sends a probe with that token.
+func (g *rig) asked(t *testing.T, token uint64) {
+	t.Helper()
+	p := Probe{Peer: g.peerCfg.Addr, Src: netip.MustParseAddr(gateway), Dst: netip.MustParseAddr("10.2.0.1"), Token: token, Size: 100}
+	if err := g.SendProbe(p); err != nil {
+		t.Fatal(err)
+	}
+	datagrams(t, g.peer)
+}
+
 func TestPathEvents_TellAnswers(t *testing.T) {
 	const token = 0xfeedfacecafebeef
 	request := nettest.Between("10.2.0.1", gateway).ICMP(8, 0, probeIdent<<16|1, make([]byte, 100))
@@ -149,6 +159,8 @@ func TestPathEvents_TellAnswers(t *testing.T) {
 		"its second fragment":         {reply(token, 100, 800), false, true},
 		"without a token":             {reply(token, 0, 7), false, true},
 		"token 0":                     {reply(0, 0, 100), false, false},
+		"what nobody asked":           {reply(token+1, 0, 100), false, false},
+		"nor with that slot":          {reply(token+probeSlots, 0, 100), false, false},
 		"a request":                   {request, false, true},
 		"an answer to somebody else":  {other, false, true},
 		"a datagram, not an answer":   {udp("10.2.0.1", gateway, 100), false, true},
@@ -156,6 +168,7 @@ func TestPathEvents_TellAnswers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newRig(t)
+			g.asked(t, token)
 			g.fromPeer(g.peer, pkt(c.ip))
 			e := g.events()
 			if c.event != (len(e) == 1 && e[0] == PathEvent{Answered: token}) || !c.event && len(e) != 0 {
@@ -166,8 +179,17 @@ func TestPathEvents_TellAnswers(t *testing.T) {
 			}
 		})
 	}
+	t.Run("twice", func(t *testing.T) {
+		g := newRig(t)
+		g.asked(t, token)
+		g.fromPeer(g.peer, pkt(reply(token, 0, 100)), pkt(reply(token, 0, 100)))
+		if e := g.events(); len(e) != 1 {
+			t.Errorf("events %v", e)
+		}
+	})
 	t.Run("from somebody else's address", func(t *testing.T) {
 		g := newRig(t)
+		g.asked(t, token)
 		g.fromPeer(g.small, pkt(reply(token, 0, 100)))
 		if e := g.events(); len(e) != 0 {
 			t.Errorf("events %v", e)
