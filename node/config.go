@@ -3,10 +3,12 @@
 package node
 
 import (
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"reflect"
 	"time"
 
 	"github.com/rootless-ovl/rootless-ovl/lease"
@@ -58,6 +60,9 @@ type Config struct {
 	// NetworkSet: the user asked for Network by name, so a store whose config names another one is an error and not
 	// something to go along with.
 	NetworkSet bool
+	// NetConfig is the network config (JSON) that is created in the place of one made of Network; nil: none. A store that
+	// has another one goes before it.
+	NetConfig []byte
 	// AllowOverlap starts the node even though the overlay network overlaps a route or a resolver of this host, which
 	// its containers then cannot reach.
 	AllowOverlap bool
@@ -78,8 +83,16 @@ type Config struct {
 	// LeaseTTL is the life of our lease while it is not renewed; default DefaultLeaseTTL, or DefaultEphemeralTTL for an
 	// ephemeral node.
 	LeaseTTL time.Duration
+	// RenewMargin: the lease is renewed at least this long before it ends. It is renewed whenever a third of its life has
+	// passed, so that only a margin of over two thirds makes a difference.
+	RenewMargin time.Duration
 	// SubnetFile is where subnet.env is written; default RuntimeDir/subnet.env.
 	SubnetFile string
+	// NoIPMasq writes FLANNEL_IPMASQ=false into it, which has docker translate addresses itself. The gateway goes on doing so.
+	NoIPMasq bool
+
+	// Healthz is where GET /healthz and /readyz are answered, to anybody and in flanneld's words. Zero: nowhere.
+	Healthz netip.AddrPort
 
 	// HostLoopback and LinkLocal open the host's loopback and the link-local range (169.254.0.0/16, cloud metadata) to
 	// containers.
@@ -128,6 +141,9 @@ func (c Config) checked() (Config, error) {
 			c.LeaseTTL = DefaultEphemeralTTL
 		}
 	}
+	if c.RenewMargin < 0 || c.RenewMargin >= c.LeaseTTL {
+		return c, fmt.Errorf("renew margin %v (--subnet-lease-renew-margin): it must be shorter than the lease, %v (--lease-ttl)", c.RenewMargin, c.LeaseTTL)
+	}
 	if c.SubnetFile == "" {
 		c.SubnetFile = filepath.Join(c.RuntimeDir, "subnet.env")
 	}
@@ -135,4 +151,26 @@ func (c Config) checked() (Config, error) {
 		c.Log = slog.Default()
 	}
 	return c, nil
+}
+
+// newNetwork is the network config to create in a store that has none.
+func (c Config) newNetwork() (lease.NetworkConfig, error) {
+	raw, from := lease.DefaultConfig(c.Network), fmt.Sprintf("--network %v", c.Network)
+	if c.NetConfig != nil {
+		raw, from = c.NetConfig, "--net-config-path"
+	}
+	cfg, err := lease.ParseConfig(raw)
+	if err == nil {
+		err = checkBackend(cfg)
+	}
+	if err != nil {
+		return cfg, fmt.Errorf("%s: %w", from, err)
+	}
+	return cfg, nil
+}
+
+// sameJSON tells whether two texts are the same but for spaces and the order of members.
+func sameJSON(a, b []byte) bool {
+	var x, y any
+	return json.Unmarshal(a, &x) == nil && json.Unmarshal(b, &y) == nil && reflect.DeepEqual(x, y)
 }

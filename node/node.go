@@ -114,6 +114,10 @@ func (n *Node) Run(ctx context.Context) error {
 		return err
 	}
 	defer ln.Close()
+	health, err := n.listenHealth()
+	if err != nil {
+		return err
+	}
 	n.mu.Lock()
 	n.id, n.started = id, time.Now()
 	n.mu.Unlock()
@@ -135,6 +139,9 @@ func (n *Node) Run(ctx context.Context) error {
 		})
 	}
 	run("the API", func(ctx context.Context) error { return api.Serve(ctx, ln, api.Handler(n), n.log) })
+	if health != nil {
+		run("the health checks", func(ctx context.Context) error { return api.Serve(ctx, health, n.healthChecks(), n.log) })
+	}
 	run("the look at idle memory", n.idleMemory().run)
 	run("", func(ctx context.Context) error { return n.bringUp(ctx, store, run) })
 	g.Go(func() error {

@@ -191,9 +191,7 @@ func (n *Node) networkConfig(ctx context.Context, s *openedStore, last savedLast
 			return cfg, stored, nil
 		case errors.Is(err, lease.ErrNoConfig):
 			n.setState(api.StateStarting)
-			if cfg, err = lease.ParseConfig(lease.DefaultConfig(n.cfg.Network)); err != nil {
-				err = fmt.Errorf("--network %v: %w", n.cfg.Network, err)
-			}
+			cfg, err = n.cfg.newNetwork()
 			return cfg, wanted, err
 		}
 		lastCfg, usable := last.usable(n.cfg, time.Now())
@@ -292,8 +290,11 @@ func (n *Node) checkNetwork(cfg lease.NetworkConfig) error {
 		return fmt.Errorf("--network is %v, but the network at %s is %v: leave --network out to join it, or replace it with `rootless-ovl config set` and start all its nodes again, or use another --etcd-prefix",
 			n.cfg.Network, n.cfg.EtcdPrefix, cfg.Network)
 	}
+	if n.cfg.NetConfig != nil && !sameJSON(n.cfg.NetConfig, cfg.Raw) {
+		n.log.Warn("the store has a network config of its own, so that of --net-config-path is not used", "prefix", n.cfg.EtcdPrefix)
+	}
 	if cfg.EnableIPv6 {
-		n.log.Warn("the network config enables IPv6, which the udp backend does not carry: containers get IPv4 only")
+		n.log.Warn("the network config enables IPv6, which this version does not carry: containers and subnet.env get IPv4 only")
 	}
 	return n.checkOverlap(cfg.Network)
 }
@@ -346,10 +347,11 @@ func (n *Node) request(previous netip.Prefix) lease.Request {
 			PublicIP:    n.external.public,
 			RootlessOvl: &lease.Extension{V: lease.ExtensionVersion, NodeID: n.id, Port: n.port, MTU: n.mtu, Caps: caps},
 		},
-		Previous:  previous,
-		TTL:       n.cfg.LeaseTTL,
-		Ephemeral: n.cfg.Ephemeral,
-		StockPort: me.stockPort,
+		Previous:    previous,
+		TTL:         n.cfg.LeaseTTL,
+		Ephemeral:   n.cfg.Ephemeral,
+		RenewMargin: n.cfg.RenewMargin,
+		StockPort:   me.stockPort,
 	}
 }
 
@@ -488,7 +490,7 @@ func (n *Node) leased(held *lease.Held, subnet netip.Prefix) error {
 	if err := n.publishLocked(); err != nil {
 		return err
 	}
-	env := lease.SubnetEnv{Network: n.netConfig.Network, Subnet: subnet, MTU: n.mtu, IPMasq: true}
+	env := lease.SubnetEnv{Network: n.netConfig.Network, Subnet: subnet, MTU: n.mtu, IPMasq: !n.cfg.NoIPMasq}
 	if err := lease.WriteSubnetEnv(n.cfg.SubnetFile, env); err != nil {
 		return err
 	}

@@ -60,7 +60,7 @@ func TestDocs_HaveEveryCommandAndFlag(t *testing.T) {
 				t.Errorf("docs/cli.md, section %s, does not have `--%s`", name, f)
 			}
 		}
-		for _, m := range regexp.MustCompile(`--([a-z][a-z-]+)`).FindAllStringSubmatch(text, -1) {
+		for _, m := range regexp.MustCompile(`--([a-z][a-z0-9_-]+)`).FindAllStringSubmatch(text, -1) {
 			if m[1] != "help" && !anyHasFlag(root, m[1]) {
 				t.Errorf("docs/cli.md, section %s, has --%s, which no command has", name, m[1])
 			}

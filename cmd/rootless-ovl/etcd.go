@@ -52,6 +52,9 @@ func (e *etcdFlags) config() (lease.ClientConfig, error) {
 		if !ok {
 			scheme, host = "http", scheme
 		}
+		if strings.Contains(host, "@") { // it would be shown by status, and is not what etcd asks for
+			return c, usagef("--etcd-endpoints has a URL with a user in it: give --etcd-username, and the password in %s", envEtcdPassword)
+		}
 		if host == "" || !slices.Contains([]string{"http", "https", "unix", "unixs"}, scheme) {
 			return c, usagef("--etcd-endpoints: %q is not the URL of an etcd: write it as http://192.0.2.1:2379 or https://...", e)
 		}

@@ -64,6 +64,9 @@ func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)
 func execute(ctx context.Context, w world, args []string) int {
 	a := &app{world: w, output: choice{value: outputText, of: []string{outputText, outputJSON}}}
 	root := a.root()
+	if cmd, rest, err := root.Find(args); err == nil && cmd.Name() == upName {
+		args = append([]string{upName}, doubleDashes(cmd, rest)...)
+	}
 	root.SetArgs(args)
 	if len(args) > 0 && (args[0] == cobra.ShellCompRequestCmd || args[0] == cobra.ShellCompNoDescRequestCmd) {
 		plainUsage(root)
@@ -203,7 +206,8 @@ func describeCompletion(completion *cobra.Command) {
 func refuseEmpty(cmd *cobra.Command) error {
 	var err error
 	cmd.Flags().Visit(func(f *pflag.Flag) {
-		if text := f.Value.String(); err == nil && (text == "" || text == "[]") {
+		_, isIdle := f.Value.(*idleFlag)
+		if text := f.Value.String(); err == nil && !isIdle && (text == "" || text == "[]") {
 			err = usagef("--%s is empty: give it a value, or leave it out", f.Name)
 		}
 	})

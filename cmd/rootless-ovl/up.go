@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rootless-ovl/rootless-ovl/lease"
 	"github.com/rootless-ovl/rootless-ovl/node"
 )
 
@@ -24,8 +26,17 @@ const (
 	logJSON = "json"
 )
 
+// upName is the command that takes flanneld's command line.
+const upName = "up"
+
 // minLeaseTTL is the shortest --lease-ttl: below it a slow store would cost the lease.
 const minLeaseTTL = 5 * time.Second
+
+// flanneld's default and longest --subnet-lease-renew-margin, in minutes.
+const (
+	defaultRenewMargin = 60
+	maxRenewMargin     = 24*60 - 1
+)
 
 type upFlags struct {
 	etcd       etcdFlags
@@ -44,6 +55,13 @@ type upFlags struct {
 	leaseTTL   time.Duration
 	subnetFile string
 
+	netConfigPath string
+	renewMargin   int // minutes
+	ipMasq        bool
+	healthzIP     string
+	healthzPort   int
+	verbosity     int
+
 	hostLoopback   bool
 	allowLinkLocal bool
 
@@ -57,20 +75,24 @@ func (a *app) upCommand() *cobra.Command {
 		logFormat: choice{value: logText, of: []string{logText, logJSON}},
 	}
 	cmd := &cobra.Command{
-		Use:   "up",
+		Use:   upName,
 		Short: "Run this host's node, in the foreground",
 		Long: `Run this host's node: lease a subnet, open the underlay and serve the other commands, until SIGINT or SIGTERM.
 
 Without --etcd-endpoints the node runs an embedded etcd that other nodes can join (see --listen-etcd).
-With --output json the log is JSON.`,
+With --output json the log is JSON.
+
+It takes flanneld's command line and environment (FLANNELD_ETCD_ENDPOINTS and so on; a flag goes before the environment). A flag
+of flanneld that cannot mean anything here is named in a warning.`,
 		Example: `  rootless-ovl up
   rootless-ovl up --listen-etcd 192.0.2.1:2379
   rootless-ovl up --etcd-endpoints http://192.0.2.1:2379
   rootless-ovl up --etcd-endpoints https://etcd:2379 --etcd-cafile ca.pem --ephemeral --port 0`,
-		Args: cobra.NoArgs,
+		Args:    cobra.NoArgs,
+		Version: thisBuild().Version, // has cobra look for --version
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			a.ownStdout = true // a daemon's output is its log
-			c, err := a.nodeConfig(cmd, &f)
+			c, err := a.upConfig(cmd, &f)
 			if err != nil {
 				return err
 			}
@@ -97,13 +119,43 @@ With --output json the log is JSON.`,
 	fs.BoolVar(&f.ephemeral, "ephemeral", false, "lease for a short time and give the subnet back on stop: for CI jobs")
 	fs.DurationVar(&f.leaseTTL, "lease-ttl", 0, fmt.Sprintf("`time` the lease lives when this node is gone (default %gh, with --ephemeral %v)", node.DefaultLeaseTTL.Hours(), node.DefaultEphemeralTTL))
 	fs.StringVar(&f.subnetFile, "subnet-file", "", "`file` to write flannel's subnet.env to (default: in the runtime directory)")
+	fs.StringVar(&f.netConfigPath, "net-config-path", "", "`file` with the network config (JSON) to create when the store has none, instead of --network")
+	fs.IntVar(&f.renewMargin, "subnet-lease-renew-margin", defaultRenewMargin, "renew the lease at least this many `minutes` before it ends, 1 to 1439")
+	fs.BoolVar(&f.ipMasq, "ip-masq", true, "tell docker in subnet.env that the node translates what leaves the overlay; =false has docker do it too")
+	fs.StringVar(&f.healthzIP, "healthz-ip", "0.0.0.0", "`address` of the health checks")
+	fs.IntVar(&f.healthzPort, "healthz-port", 0, "TCP `port` that answers GET /healthz and /readyz (default: none)")
 	fs.BoolVar(&f.hostLoopback, "host-loopback", false, "let containers reach this host's loopback through the gateway")
 	fs.BoolVar(&f.allowLinkLocal, "allow-link-local", false, "let containers reach 169.254.0.0/16, cloud metadata for one, through the gateway")
 	fs.Var(&f.logLevel, "log-level", "least level to log")
 	fs.Var(&f.logFormat, "log-format", "format of the log")
+	fs.IntVarP(&f.verbosity, "v", "v", 0, "flanneld's `level` of the log: 1 and above is --log-level debug")
+	fs.Bool("version", false, "show what this program was built from")
+	registerIdle(fs)
 	mustComplete(cmd, "log-level", f.logLevel.of...)
 	mustComplete(cmd, "log-format", f.logFormat.of...)
 	return cmd
+}
+
+// upConfig is what the environment and the flags say. It tells of what was taken from where and what has no effect.
+func (a *app) upConfig(cmd *cobra.Command, f *upFlags) (node.Config, error) {
+	taken, err := fromEnvironment(cmd.Flags())
+	if err != nil {
+		return node.Config{}, err
+	}
+	c, err := a.nodeConfig(cmd, f)
+	if err != nil {
+		if len(taken) > 0 && errors.As(err, new(usageError)) {
+			err = usagef("%w (the environment has %s)", err, strings.Join(taken, ", "))
+		}
+		return c, err
+	}
+	if len(taken) > 0 {
+		c.Log.Info("flags from the environment", "variables", strings.Join(taken, ","))
+	}
+	if flags := idle(cmd.Flags()); flags != "" {
+		c.Log.Warn("flags of flanneld that have no effect here", "flags", flags)
+	}
+	return c, nil
 }
 
 // nodeConfig checks the flags and turns them into a Config.
@@ -122,6 +174,7 @@ func (a *app) nodeConfig(cmd *cobra.Command, f *upFlags) (node.Config, error) {
 		Ephemeral:     f.ephemeral,
 		LeaseTTL:      f.leaseTTL,
 		SubnetFile:    f.subnetFile,
+		NoIPMasq:      !f.ipMasq,
 		HostLoopback:  f.hostLoopback,
 		LinkLocal:     f.allowLinkLocal,
 		Version:       thisBuild().Version,
@@ -148,6 +201,30 @@ func (a *app) nodeConfig(cmd *cobra.Command, f *upFlags) (node.Config, error) {
 		return c, usagef("--port %d is not a port: use 1 to 65535, or 0 for any free one", f.port)
 	case fs.Changed("lease-ttl") && f.leaseTTL < minLeaseTTL:
 		return c, usagef("--lease-ttl %v is too short: use at least %v", f.leaseTTL, minLeaseTTL)
+	case f.renewMargin < 1 || f.renewMargin > maxRenewMargin:
+		return c, usagef("--subnet-lease-renew-margin %d: use 1 to %d minutes", f.renewMargin, maxRenewMargin)
+	case f.healthzPort < 0 || f.healthzPort > 65535:
+		return c, usagef("--healthz-port %d is not a port: use 1 to 65535, or 0 for none", f.healthzPort)
+	case c.NetworkSet && f.netConfigPath != "":
+		return c, usagef("--network and --net-config-path both say which network to create: give one of the two")
+	}
+	if fs.Changed("subnet-lease-renew-margin") {
+		c.RenewMargin = time.Duration(f.renewMargin) * time.Minute
+	}
+	healthzIP, err := netip.ParseAddr(f.healthzIP)
+	if err != nil {
+		return c, usagef("--healthz-ip %q is not an address: write it as 127.0.0.1", f.healthzIP)
+	}
+	if f.healthzPort > 0 {
+		c.Healthz = netip.AddrPortFrom(healthzIP, uint16(f.healthzPort))
+	}
+	if f.netConfigPath != "" {
+		if c.NetConfig, err = readFile(f.netConfigPath); err != nil {
+			return c, fmt.Errorf("--net-config-path: %w", err)
+		}
+		if _, err := lease.ParseConfig(c.NetConfig); err != nil {
+			return c, usagef("--net-config-path %s: %w", f.netConfigPath, err)
+		}
 	}
 	for _, p := range f.ifaceRegex {
 		if _, err := regexp.Compile(p); err != nil {
@@ -165,11 +242,15 @@ func (a *app) nodeConfig(cmd *cobra.Command, f *upFlags) (node.Config, error) {
 	if c.StateDir, err = a.state(); err != nil {
 		return c, err
 	}
+	level := f.logLevel.value
+	if f.verbosity > 0 && !fs.Changed("log-level") {
+		level = "debug"
+	}
 	format := f.logFormat.value
 	if a.output.value == outputJSON && !fs.Changed("log-format") {
 		format = logJSON
 	}
-	c.Log = newLog(a.stderr, f.logLevel.value, format)
+	c.Log = newLog(a.stderr, level, format)
 	return c, nil
 }
 

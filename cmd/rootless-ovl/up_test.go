@@ -49,7 +49,8 @@ func TestUp_TurnsFlagsIntoAConfig(t *testing.T) {
 			"--etcd-endpoints", "https://a:2379,https://b:2379", "--etcd-endpoints=https://c:2379", "--etcd-prefix", "/p",
 			"--etcd-cafile", "ca", "--etcd-certfile", "cert", "--etcd-keyfile", "key", "--etcd-username", "u", "--etcd-password", "pw",
 			"--iface", "eth0", "--iface", "192.0.2.1", "--iface-regex", "^eth[0-9]{1,2}$", "--iface-can-reach", "192.0.2.9", "--public-ip", "198.51.100.1",
-			"--port", "0", "--ephemeral", "--lease-ttl", "1m", "--subnet-file", "/f", "--host-loopback", "--allow-link-local",
+			"--port", "0", "--ephemeral", "--lease-ttl", "10m", "--subnet-file", "/f", "--host-loopback", "--allow-link-local",
+			"--subnet-lease-renew-margin", "5", "--ip-masq=false", "--healthz-ip", "192.0.2.1", "--healthz-port", "8471",
 			"--runtime-dir", "/r", "--state-dir", "/t",
 		}, node.Config{
 			Etcd: lease.ClientConfig{
@@ -58,7 +59,8 @@ func TestUp_TurnsFlagsIntoAConfig(t *testing.T) {
 			},
 			EtcdPrefix: "/p", ListenEtcd: "127.0.0.1:2379",
 			Iface: []string{"eth0", "192.0.2.1"}, IfaceRegex: []string{"^eth[0-9]{1,2}$"}, IfaceCanReach: "192.0.2.9",
-			PublicIP: netip.MustParseAddr("198.51.100.1"), Port: node.PortAny, Ephemeral: true, LeaseTTL: time.Minute,
+			PublicIP: netip.MustParseAddr("198.51.100.1"), Port: node.PortAny, Ephemeral: true, LeaseTTL: 10 * time.Minute,
+			RenewMargin: 5 * time.Minute, NoIPMasq: true, Healthz: netip.MustParseAddrPort("192.0.2.1:8471"),
 			SubnetFile: "/f", HostLoopback: true, LinkLocal: true, StateDir: "/t", RuntimeDir: "/r",
 		}},
 	}
@@ -69,7 +71,8 @@ func TestUp_TurnsFlagsIntoAConfig(t *testing.T) {
 			code := b.run(append([]string{"up"}, tt.args...)...)
 			b.checkError(code, 1, stopped.Error())
 			if diff := cmp.Diff(tt.want, *got, cmpopts.IgnoreFields(node.Config{}, "Log", "Version"),
-				cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+				cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+				cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
 				t.Errorf("config (-want +got):\n%s", diff)
 			}
 			if got.Log == nil || got.Version == "" {
@@ -126,6 +129,18 @@ func TestUp_RefusesFlagsThatCannotBeRight(t *testing.T) {
 		{"--port http", "--port"},
 		{"--lease-ttl 1s", "5s"},
 		{"--lease-ttl 60", "--lease-ttl"},
+		{"--subnet-lease-renew-margin 0", "1439"},
+		{"--subnet-lease-renew-margin 1440", "1439"},
+		{"--healthz-port 65536", "65536"},
+		{"--healthz-port -1", "-1"},
+		{"--healthz-ip localhost --healthz-port 1", "--healthz-ip"},
+		{"--net-config-path f --network 10.5.0.0/16", "give one of the two"},
+		{"--net-config-path /dev/null", "/dev/null"},
+		{"--ip-masq maybe", `"maybe"`},
+		{"--ip-masq=maybe", "--ip-masq"},
+		{"--kube-subnet-mgr=maybe", "true or false"},
+		{"--etcd-endpoints http://u:hunter2@a:2379", "--etcd-username"},
+		{"-v loud", "loud"},
 		{"--log-level loud", "debug or info or warn or error"},
 		{"--log-format xml", "text or json"},
 	}
