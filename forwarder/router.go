@@ -37,7 +37,7 @@ type Router struct {
 
 	// atomic
 	table  atomic.Pointer[table]
-	closed atomic.Bool // the underlay sockets are closed, or about to be
+	closed atomic.Bool               // the underlay sockets are closed, or about to be
 	probes [probeSlots]atomic.Uint64 // tokens of probes that wait for an answer, by their low bits; 0 is none
 
 	// guarded by mu
