@@ -76,7 +76,8 @@ type Config struct {
 	// IfaceRegex and IfaceCanReach it also chooses the interface, so it must then be an address of this host.
 	PublicIP netip.Addr
 
-	// Port is the underlay's UDP port: PortFromConfig, PortAny, or a number 1..65535 that is published in our lease.
+	// Port is the underlay's UDP port: PortFromConfig, PortAny, or a number 1..65535 that is published in our lease. Under
+	// the alloc backend nothing is sent to it, and PortFromConfig is PortAny.
 	Port int
 	// Ephemeral: a short lease, revoked when Run ends. For CI jobs.
 	Ephemeral bool

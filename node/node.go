@@ -189,7 +189,7 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	n.mu.Lock()
 	n.netConfig, n.router, n.path = cfg, router, router
 	n.port = int(router.Underlay().Port())
-	n.mtu = min(ext.mtu-forwarder.UDPOverhead, maxMTU)
+	n.mtu = min(ext.mtu-overhead(cfg), maxMTU)
 	n.mu.Unlock()
 
 	var held *lease.Held
@@ -271,20 +271,31 @@ func (n *Node) prepare(ctx context.Context, store *openedStore, ext external, la
 
 // openRouter binds the underlay's port before anything tells others of it.
 func (n *Node) openRouter(cfg lease.NetworkConfig, ext external, last savedLast) (*forwarder.Router, error) {
-	stock, err := cfg.UDPPort()
-	if err != nil {
-		return nil, err
-	}
-	port := n.cfg.Port
-	if port == PortFromConfig {
+	port, bind := n.cfg.Port, ext.bind
+	switch {
+	case allocates(cfg):
+		port, bind = max(port, PortAny), allocUnderlay
+	case port == PortFromConfig:
+		stock, err := cfg.UDPPort()
+		if err != nil {
+			return nil, err
+		}
 		port = stock
 	}
 	if port == PortAny && last.Port != 0 { // peers and firewalls know it; if it is taken now, any other does
-		if r, err := openUnderlay(n.log, netip.AddrPortFrom(ext.bind, uint16(last.Port))); err == nil {
+		if r, err := openUnderlay(n.log, netip.AddrPortFrom(bind, uint16(last.Port))); err == nil {
 			return r, nil
 		}
 	}
-	return openUnderlay(n.log, netip.AddrPortFrom(ext.bind, uint16(port)))
+	return openUnderlay(n.log, netip.AddrPortFrom(bind, uint16(port)))
+}
+
+// overhead is the bytes of an underlay packet that are not overlay.
+func overhead(cfg lease.NetworkConfig) int {
+	if allocates(cfg) {
+		return 0 // nothing is encapsulated
+	}
+	return forwarder.UDPOverhead
 }
 
 // newGateway makes the stack behind the gateway address.
@@ -357,6 +368,7 @@ func (n *Node) selfLocked() self {
 		public:    netip.AddrPortFrom(n.external.public, uint16(n.port)),
 		mtu:       n.mtu,
 		stockPort: stock,
+		alloc:     allocates(n.netConfig),
 		subnetLen: n.netConfig.SubnetLen,
 	}
 }

@@ -26,6 +26,7 @@ type self struct {
 	mtu       int            // our overlay MTU, bytes
 	stockPort int            // where stock flannel nodes listen: the port of the network config
 	subnetLen int            // prefix length of a node's subnet, of the network config
+	alloc     bool           // the network's backend is alloc
 }
 
 // peer is another node as one lease describes it.
@@ -35,6 +36,7 @@ type peer struct {
 	mtu     int            // of the two nodes, the smaller overlay MTU, bytes
 	pathMTU int            // what the path carries of that; 0: not asked yet
 	stock   bool           // a flannel node
+	alloc   bool           // in a network whose backend is alloc
 	partial bool           // takes partial checksums
 	steers  bool           // steers trains to its loops by the inner destination
 	problem string         // why nothing is sent to it; empty when it is
@@ -46,7 +48,10 @@ func (p peer) backend() string {
 	if t := p.lease.Attrs.BackendType; t != "" {
 		return t
 	}
-	return "udp" // which flannel does not write out
+	if p.alloc {
+		return backendAlloc
+	}
+	return "udp" // which flannel does not write out, as it does not alloc
 }
 
 // publicIP is the address that its lease names, for the log.
@@ -80,7 +85,7 @@ func peersOf(leases []lease.Lease, me self) []peer {
 		if ext != nil && ext.NodeID == me.nodeID {
 			continue
 		}
-		p := peer{lease: l, stock: ext == nil, mtu: me.mtu}
+		p := peer{lease: l, stock: ext == nil, mtu: me.mtu, alloc: me.alloc}
 		port := me.stockPort
 		if ext != nil {
 			if ext.Port != 0 {
@@ -150,6 +155,8 @@ func (p peer) name() string { return fmt.Sprintf("%v at %v", p.lease.Subnet, p.a
 func problemOf(l lease.Lease, port int, me self) string {
 	public := l.Attrs.PublicIP
 	switch {
+	case me.alloc:
+		return noForwarding
 	case !l.Subnet.IsValid() || !l.Subnet.Addr().Is4():
 		return "its lease names no IPv4 subnet"
 	case !inside(me.network, l.Subnet):

@@ -262,17 +262,26 @@ var refusals = map[string]string{
 	"vxlan":     "is not spoken by this version",
 	"wireguard": "is not spoken by this version",
 	"host-gw":   "sends packets between hosts without encapsulation, which needs routes on the hosts and so root",
-	"alloc":     "does not forward packets, so there is nothing for a node to do",
 	"ipip":      "needs raw sockets and so root",
 	"ipsec":     "needs the kernel's IPsec and so root",
 	"extension": "runs shell commands of the config as root",
+
+	"tencent-vpc": cloudRoutes,
+	"ali-vpc":     cloudRoutes,
+	"aws-vpc":     cloudRoutes,
+	"gce":         cloudRoutes,
 }
+
+const cloudRoutes = "puts routes into a cloud account and sends packets between hosts without encapsulation, which needs root"
 
 // checkBackend refuses network configs that a node without root, or this version, cannot serve.
 func checkBackend(cfg lease.NetworkConfig) error {
-	if cfg.BackendType == "udp" {
+	switch cfg.BackendType {
+	case "udp":
 		_, err := cfg.UDPPort()
 		return err
+	case backendAlloc:
+		return nil
 	}
 	why, ok := refusals[cfg.BackendType]
 	if !ok {
@@ -292,6 +301,9 @@ func (n *Node) checkNetwork(cfg lease.NetworkConfig) error {
 	}
 	if n.cfg.NetConfig != nil && !sameJSON(n.cfg.NetConfig, cfg.Raw) {
 		n.log.Warn("the store has a network config of its own, so that of --net-config-path is not used", "prefix", n.cfg.EtcdPrefix)
+	}
+	if allocates(cfg) {
+		n.log.Info("the network's backend is alloc: a subnet is leased, and nothing is sent to other nodes")
 	}
 	if cfg.EnableIPv6 {
 		n.log.Warn("the network config enables IPv6, which this version does not carry: containers and subnet.env get IPv4 only")
@@ -536,6 +548,9 @@ func (n *Node) setLeases(leases []lease.Lease) {
 
 // tellPeersLocked logs what has changed between two snapshots.
 func (n *Node) tellPeersLocked(old []peer, first bool) {
+	if allocates(n.netConfig) {
+		return // each would be one that cannot be used
+	}
 	type key struct {
 		subnet         netip.Prefix
 		addr           netip.AddrPort
