@@ -160,6 +160,29 @@ func TestMTU_PathThatNarrowsIsNoticed(t *testing.T) {
 	}
 }
 
+// A node that still takes the path for narrow answers the probes of one that asks anew, in fragments if need be: or both would stay
+// at what they once found.
+func TestMTU_PathThatWidensIsNoticedByANodeThatAsksAnew(t *testing.T) {
+	l := lab.New(t, 1)
+	tunnel := l.Tunnel(1400)
+	d1 := upEmbedded(l.Host(1))
+	far := func() *lab.Daemon { return tunnel.Far.Up("--etcd-endpoints", etcdURL(l.Host(1))) }
+	d2 := far()
+	waitPeers(t, 1, d1, d2)
+	a, b := join(t, l.Host(1), "a"), join(t, tunnel.Far, "b")
+	wantPathMTU(t, func() { pings(t, a.Space, b.addr) }, 1400-28, d1, d2)
+
+	tunnel.SetMTU(1500)
+	d2.Stop()
+	d2 = far()
+	waitPeers(t, 1, d2)
+	wantPathMTU(t, func() { pings(t, b.Space, a.addr) }, overlayMTU, d2)
+	if _, path := pathMTU(t, d1); path != 1400-28 {
+		t.Errorf("the other node did not keep what it knew: path MTU %d", path)
+	}
+	crosses(t, b, a.addr, overlayMTU)
+}
+
 func TestMTU_JumboUnderlayIsUsedInFull(t *testing.T) {
 	const jumbo = 9000 - 28
 	l := lab.New(t, 2, lab.WithMTU(9000))
