@@ -33,23 +33,26 @@ type NetworkConfig struct {
 	Raw                          []byte          // the JSON that was parsed
 }
 
-// wireConfig is the JSON. encoding/json matches names without regard to case, as it does for flannel.
+// wireConfig is the JSON. encoding/json matches names without regard to case, as it does for flannel. What is given must
+// be readable, though it be empty or not for us: flanneld would not start on it.
 type wireConfig struct {
-	EnableIPv4    *bool
-	EnableIPv6    bool
-	Network       string
-	IPv6Network   string
-	SubnetMin     string
-	SubnetMax     string
-	IPv6SubnetMin string
-	IPv6SubnetMax string
-	SubnetLen     uint
-	IPv6SubnetLen uint
-	Backend       json.RawMessage
+	EnableIPv4     *bool
+	EnableIPv6     bool
+	EnableNFTables bool // which firewall flanneld writes to; nothing to us
+	Network        *string
+	IPv6Network    *string
+	SubnetMin      *string
+	SubnetMax      *string
+	IPv6SubnetMin  *string
+	IPv6SubnetMax  *string
+	SubnetLen      uint
+	IPv6SubnetLen  uint
+	Backend        json.RawMessage
 }
 
 // ParseConfig reads and validates a network config. Every error matches ErrBadConfig. Differences from flannel: a
-// network without IPv4 is refused (flannel accepts the config and cannot form a key), so is SubnetMin above SubnetMax.
+// network without IPv4 is refused (flannel accepts the config and cannot form a key), so is SubnetMin above SubnetMax,
+// and what flannel refuses later. test/interop has the whole list.
 func ParseConfig(b []byte) (NetworkConfig, error) {
 	c, err := parseConfig(b)
 	if err != nil {
@@ -83,10 +86,11 @@ func parseConfig(b []byte) (NetworkConfig, error) {
 	if c.Network, c.SubnetMin, c.SubnetMax, c.SubnetLen, err = v4.check(w.Network, w.SubnetMin, w.SubnetMax, w.SubnetLen); err != nil {
 		return c, err
 	}
-	if c.EnableIPv6 {
-		v6 := family{"IPv6", "fd00:5::/48", 128, 126, 124, 64}
-		c.IPv6Network, c.IPv6SubnetMin, c.IPv6SubnetMax, c.IPv6SubnetLen, err = v6.check(w.IPv6Network, w.IPv6SubnetMin, w.IPv6SubnetMax, w.IPv6SubnetLen)
+	v6 := family{"IPv6", "fd00:5::/48", 128, 126, 124, 64}
+	if !c.EnableIPv6 {
+		return c, v6.readable(w.IPv6Network, w.IPv6SubnetMin, w.IPv6SubnetMax)
 	}
+	c.IPv6Network, c.IPv6SubnetMin, c.IPv6SubnetMax, c.IPv6SubnetLen, err = v6.check(w.IPv6Network, w.IPv6SubnetMin, w.IPv6SubnetMax, w.IPv6SubnetLen)
 	return c, err
 }
 
@@ -134,18 +138,16 @@ type family struct {
 	defaultLen int // SubnetLen chosen where the network has room for four of them
 }
 
-func (f family) check(network, minimum, maximum string, length uint) (n netip.Prefix, lo, hi netip.Addr, bits int, err error) {
+func (f family) check(network, minimum, maximum *string, length uint) (n netip.Prefix, lo, hi netip.Addr, bits int, err error) {
 	fail := func(format string, args ...any) (netip.Prefix, netip.Addr, netip.Addr, int, error) {
 		return netip.Prefix{}, netip.Addr{}, netip.Addr{}, 0, fmt.Errorf(format, args...)
 	}
-	if network == "" {
+	if network == nil {
 		return fail("%sNetwork is missing: please define a correct %[1]sNetwork parameter", f.name)
 	}
-	n, err = netip.ParsePrefix(network)
-	if err != nil {
-		return fail("%sNetwork %.64q is not a network: write an address and a length, as in %s", f.name, network, f.example)
+	if n, err = f.prefix(*network); err != nil {
+		return fail("%w", err)
 	}
-	n = n.Masked()
 	switch {
 	case n.Addr().BitLen() != f.bits || n.Addr().Is4In6():
 		return fail("%sNetwork %v is of the wrong address family", f.name, n)
@@ -179,15 +181,46 @@ func (f family) check(network, minimum, maximum string, length uint) (n netip.Pr
 	return n, lo, hi, bits, nil
 }
 
+// readable is check for a family that is not enabled.
+func (f family) readable(network, minimum, maximum *string) error {
+	var err error
+	if network != nil {
+		_, err = f.prefix(*network)
+	}
+	if err == nil && minimum != nil {
+		_, err = f.addr("SubnetMin", *minimum)
+	}
+	if err == nil && maximum != nil {
+		_, err = f.addr("SubnetMax", *maximum)
+	}
+	return err
+}
+
+func (f family) prefix(s string) (netip.Prefix, error) {
+	n, err := netip.ParsePrefix(s)
+	if err != nil {
+		return n, fmt.Errorf("%sNetwork %.64q is not a network: write an address and a length, as in %s", f.name, s, f.example)
+	}
+	return n.Masked(), nil
+}
+
+func (f family) addr(name, s string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(s)
+	if err != nil || a.Zone() != "" {
+		return a, fmt.Errorf("%s%s %.64q is not an IP address", f.name, name, s)
+	}
+	return a, nil
+}
+
 // bound is SubnetMin or SubnetMax: the default when unset (the zero address counts as unset, as for flannel).
-func (f family) bound(name, s string, n netip.Prefix, bits int, unset netip.Addr) (netip.Addr, error) {
-	if s == "" {
+func (f family) bound(name string, s *string, n netip.Prefix, bits int, unset netip.Addr) (netip.Addr, error) {
+	if s == nil {
 		return unset, nil
 	}
-	a, err := netip.ParseAddr(s)
+	a, err := f.addr(name, *s)
 	switch {
 	case err != nil:
-		return a, fmt.Errorf("%s%s %.64q is not an IP address", f.name, name, s)
+		return a, err
 	case a.IsUnspecified() && a.BitLen() == f.bits:
 		return unset, nil
 	case !n.Contains(a):
