@@ -49,6 +49,11 @@ unit: ## unit tests only: no namespaces, no etcd-server
 integration: check-deps build ## black-box tests on simulated hosts; TESTFLAGS='-v -run NAME' chooses
 	ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 20m $(TESTFLAGS) ./test/...
 
+.PHONY: interop
+interop: check-deps check-interop build ## flannel's own packages against ours: store, wire, its udp backend on a host (needs gcc)
+	cd test/interop && $(GO) vet ./... && CGO_ENABLED=1 $(GO) vet ./flanneld
+	cd test/interop && ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 10m $(TESTFLAGS) ./...
+
 .PHONY: race
 race: check-race ## unit tests under the race detector (needs gcc)
 	CGO_ENABLED=1 $(GO) test -race -timeout 20m $(TESTFLAGS) $(UNIT)
@@ -65,10 +70,11 @@ fuzz: ## run every fuzz target for FUZZTIME (30s)
 .PHONY: lint
 lint: ## golangci-lint, as .golangci.yml says
 	@if golangci-lint version 2>/dev/null | grep -qF '$(LINT_VERSION:v%=%)'; then \
-		golangci-lint run $(PACKAGES); \
+		lint=golangci-lint; \
 	else \
-		$(GO) run $(LINT)@$(LINT_VERSION) run $(PACKAGES); \
-	fi
+		lint='$(GO) run $(LINT)@$(LINT_VERSION)'; \
+	fi; \
+	$$lint run $(PACKAGES) && cd test/interop && $$lint run ./...
 
 .PHONY: fmt
 fmt: ## format the code
@@ -116,6 +122,10 @@ check-userns:
 		echo "  sysctl user.max_user_namespaces user.max_net_namespaces       # 0: sudo sysctl -w NAME=15000"; \
 		echo "  sysctl kernel.unprivileged_userns_clone                       # 0: sudo sysctl -w NAME=1"; \
 		echo "  sysctl kernel.apparmor_restrict_unprivileged_userns           # 1: sudo sysctl -w NAME=0"; exit 1; }
+
+.PHONY: check-interop
+check-interop:
+	@command -v gcc >/dev/null || { echo "flannel's udp backend is C and needs gcc: sudo apt-get install gcc libc6-dev"; exit 1; }
 
 .PHONY: check-race
 check-race:

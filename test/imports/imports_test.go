@@ -44,6 +44,10 @@ var rooms = map[string]map[string]string{
 	"api":              {},
 	"engine":           {"api": "engines are thin clients of the daemon"},
 	"test":             {},
+	"test/interop": {
+		"lease": "held against flannel's own packages: what both read and write in the store",
+		"test":  "the lab's hosts, for flannel and our node",
+	},
 }
 
 // gvisor says which of gVisor's packages a room may import; "" is all of them.

@@ -1,0 +1,238 @@
+// Tests of the wire: packets between a flannel host and our node, and leases that come and go.
+
+package interop
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"net/netip"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rootless-ovl/rootless-ovl/test/lab"
+)
+
+// backend is one of flannel's that our node speaks.
+type backend struct {
+	name     string
+	config   string // in the store, as an operator writes it
+	overhead int    // bytes, by which the overlay's MTU is below the LAN's
+	arch     string // the only GOARCH on which flannel has it; "" is all
+
+	members  []string                               // of a stock lease's JSON
+	unrouted func(f *flannel, addr netip.Addr) bool // flannel has no route to the address
+}
+
+var backends = []backend{
+	{
+		name: "udp", config: `{"Network":"10.66.0.0/16"}`, overhead: 28, arch: "amd64",
+		members: []string{"PublicIP", "PublicIPv6"}, unrouted: unreachable,
+	},
+	{
+		name: "udp with every key", overhead: 28, arch: "amd64",
+		config:  `{"Network":"10.66.0.0/16","SubnetLen":26,"SubnetMin":"10.66.7.64","SubnetMax":"10.66.9.0","Backend":{"Type":"UDP","Port":7890}}`,
+		members: []string{"PublicIP", "PublicIPv6"}, unrouted: unreachable,
+	},
+}
+
+// unreachable: the udp backend answers what it has no route for with net-unreachable, which a connect shows. It comes from the
+// host's own address, so that a kernel only believes it with accept_local.
+func unreachable(f *flannel, addr netip.Addr) bool {
+	if err := f.host.Sysctl("net/ipv4/conf/all/accept_local", "1"); err != nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	conn, err := f.host.DialContext(ctx, "tcp4", netip.AddrPortFrom(addr, web).String())
+	if err == nil {
+		conn.Close()
+	}
+	return errors.Is(err, unix.ENETUNREACH)
+}
+
+// forBackends runs a test with each backend.
+func forBackends(t *testing.T, test func(t *testing.T, b backend)) {
+	for _, b := range backends {
+		t.Run(b.name, func(t *testing.T) {
+			if b.arch != "" && b.arch != runtime.GOARCH {
+				t.Skipf("flannel has this backend on %s only", b.arch)
+			}
+			test(t, b)
+		})
+	}
+}
+
+const (
+	web  = 8080
+	echo = 9000
+	bulk = 16 << 20 // bytes of TCP in each direction
+)
+
+func TestFlannel_ExchangesEverythingWithOurs(t *testing.T) {
+	forBackends(t, func(t *testing.T, b backend) {
+		t.Run("flanneld joins first", func(t *testing.T) {
+			s := newSite(t, b)
+			f := s.startFlannel(t)
+			exchange(t, s, f, s.startOurs(t))
+		})
+		t.Run("flanneld joins last", func(t *testing.T) {
+			s := newSite(t, b)
+			n := s.startOurs(t)
+			exchange(t, s, s.startFlannel(t), n)
+		})
+	})
+}
+
+func exchange(t *testing.T, s *site, f *flannel, n *node) {
+	ourLease := s.leases(t)[n.subnet]
+	f.reaches(t, n)
+	f.bridge(t)
+	host, theirs, ours := f.member(), f.container(t, "theirs"), n.container(t, "ours")
+	if mtu := lab.MTU - s.backend.overhead; f.env.MTU != mtu || n.Status().MTU != mtu {
+		t.Errorf("MTU %d of flannel and %d of ours, want %d", f.env.MTU, n.Status().MTU, mtu)
+	}
+	for _, m := range []*member{theirs, ours} {
+		m.HTTPServer(t, netip.AddrPortFrom(m.addr, web))
+		m.UDPEcho(t, netip.AddrPortFrom(m.addr, echo))
+	}
+	host.HTTPServer(t, netip.AddrPortFrom(f.gateway(), web))
+	host.UDPEcho(t, netip.AddrPortFrom(f.gateway(), echo))
+
+	for _, pair := range []struct {
+		name   string
+		from   *member
+		to     netip.Addr
+		source netip.Addr // what the server sees
+	}{
+		{"flannel's container to ours", theirs, ours.addr, theirs.addr},
+		{"our container to flannel's", ours, theirs.addr, ours.addr},
+		{"flannel's host to our container", host, ours.addr, f.env.Subnet.Addr()},
+		{"our container to flannel's host", ours, f.gateway(), ours.addr},
+	} {
+		t.Run(pair.name, func(t *testing.T) { talk(t, pair.from, pair.to, pair.source, f.env.MTU) })
+	}
+	t.Run("pings of addresses that nobody attached", func(t *testing.T) {
+		pings(t, ours, f.env.Subnet.Addr())          // flannel's own device
+		pings(t, host, n.subnet.Addr())              // ours, the .0 that stock nodes know
+		pings(t, theirs, n.subnet.Addr().Next())     // our gateway
+		pings(t, host, n.subnet.Addr().Next())       // the same from .0
+		pings(t, ours, f.env.Subnet.Addr().Next())   // the bridge
+		pings(t, theirs, f.env.Subnet.Addr().Next()) // the bridge again: the lab itself is sound
+	})
+	for _, m := range []*member{host, theirs, ours} {
+		if sum := checksumErrors(t, m.Space); sum != 0 {
+			t.Errorf("the kernel of %s counts %d checksum errors", m.name, sum)
+		}
+	}
+	for _, reason := range []string{"bad-ip-checksum", "malformed", "spoofed-by-peer"} {
+		if drops := n.Drops(reason); drops != 0 {
+			t.Errorf("our node dropped %d packets for %s", drops, reason)
+		}
+	}
+
+	t.Run("both leases are as their nodes wrote them", func(t *testing.T) {
+		all := s.leases(t)
+		if len(all) != 2 || all[n.subnet] != ourLease {
+			t.Errorf("leases %v; ours was %s", all, ourLease)
+		}
+		for subnet, want := range map[netip.Prefix][]string{
+			f.env.Subnet: s.backend.members,
+			n.subnet:     append(slices.Clone(s.backend.members), "RootlessOvl"),
+		} {
+			var members map[string]json.RawMessage
+			if err := json.Unmarshal([]byte(all[subnet]), &members); err != nil {
+				t.Errorf("lease of %v, %q: %v", subnet, all[subnet], err)
+			}
+			if got := slices.Sorted(maps.Keys(members)); !slices.Equal(got, want) {
+				t.Errorf("lease of %v has the members %v, want %v", subnet, got, want)
+			}
+		}
+	})
+	t.Run("flanneld restarts", func(t *testing.T) {
+		f.stop()
+		again := s.startFlannel(t)
+		if again.env != f.env {
+			t.Errorf("flannel comes back with %+v, had %+v", again.env, f.env)
+		}
+		lab.Eventually(t, "pings pass again", func() bool {
+			r, err := theirs.Ping(ours.addr, 1)
+			return err == nil && r.Received == 1
+		})
+		talk(t, ours, theirs.addr, ours.addr, f.env.MTU)
+		talk(t, theirs, ours.addr, theirs.addr, f.env.MTU)
+		if all := s.leases(t); all[n.subnet] != ourLease {
+			t.Errorf("our lease has become %s, was %s", all[n.subnet], ourLease)
+		}
+	})
+}
+
+// talk sends everything there is from a member to the servers at an address, which must see source.
+func talk(t *testing.T, from *member, to, source netip.Addr, mtu int) {
+	t.Helper()
+	pings(t, from, to)
+	at := netip.AddrPortFrom(to, web)
+	if got, err := from.Fetch("http://" + at.String() + "/"); err != nil || got != source.String() {
+		t.Errorf("the server sees the client as %q, %v; want %v", got, err, source)
+	}
+	if err := from.Download(at, bulk); err != nil {
+		t.Errorf("TCP download: %v", err)
+	}
+	if err := from.Upload(at, bulk); err != nil {
+		t.Errorf("TCP upload: %v", err)
+	}
+	for _, size := range []int{1, mtu - 28, mtu - 27, 9000, 65507} {
+		if err := from.EchoUDP(netip.AddrPortFrom(to, echo), size); err != nil {
+			t.Errorf("UDP, %d bytes: %v", size, err)
+		}
+	}
+	for _, size := range []int{mtu - 28, 4000} {
+		r, err := from.PingWith(to, lab.PingOptions{Count: 3, Size: size})
+		if err != nil || r.Lost() != 0 {
+			t.Errorf("ping of %d bytes: %v, %v", size, r, err)
+		}
+	}
+}
+
+// pings fails the test unless every echo comes back.
+func pings(t *testing.T, from *member, to netip.Addr) {
+	t.Helper()
+	r, err := from.Ping(to, 5)
+	if err != nil || r.Lost() != 0 {
+		t.Errorf("ping %v from %s: %v, %v", to, from.name, r, err)
+	}
+}
+
+func TestFlannel_LosesItsRouteWithOurLease(t *testing.T) {
+	forBackends(t, func(t *testing.T, b backend) {
+		for _, c := range []struct {
+			name string
+			end  func(n *node)
+		}{
+			{"given back on stop", func(n *node) { n.Stop() }},
+			{"expired after a crash", func(n *node) { n.Kill() }},
+		} {
+			t.Run(c.name, func(t *testing.T) {
+				s := newSite(t, b)
+				f := s.startFlannel(t)
+				n := s.startOurs(t, "--ephemeral", "--lease-ttl", "5s")
+				f.reaches(t, n)
+				ours := n.container(t, "ours")
+				pings(t, f.member(), ours.addr)
+				c.end(n)
+				lab.Eventually(t, "flannel has no route to our subnet any more", func() bool { return b.unrouted(f, ours.addr) })
+				if all := s.leases(t); len(all) != 1 {
+					t.Errorf("leases are left: %v", all)
+				}
+				// A node that comes after finds flannel as before.
+				n = s.startOurs(t)
+				f.reaches(t, n)
+			})
+		}
+	})
+}
