@@ -486,7 +486,7 @@ func TestForwardSignals_LeavesIgnoredOnesIgnored(t *testing.T) {
 	}
 	cmd.Args[3] = self
 	cmd.Env = append(os.Environ(), roleEnv+"=sandbox",
-		"SCRIPT=echo ready; trap 'echo got TERM; exit 9' TERM; while :; do sleep 0.01; done")
+		"SCRIPT=trap 'echo got TERM; exit 9' TERM; echo ready; while :; do sleep 0.01; done")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: unix.SIGKILL} // no terminal
 	out, err := cmd.StdoutPipe()
 	if err != nil {
