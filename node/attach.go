@@ -27,10 +27,11 @@ import (
 
 const (
 	defaultIfName = "eth0"
-	// txQueueLen is the TAP's ring in packets, which may be superpackets: some milliseconds of single packets, so that a daemon
-	// that waits for a core loses none, and at most 64 MB of superpackets. A longer ring takes no more in the long run, it
-	// only delivers it later: a flood of UDP superpackets would stand 0.7 s in a ring of 10000.
-	txQueueLen = 1000
+	// txQueueLen is the TAP's ring in packets, which may be superpackets: a window of 3 MB of single packets of 1472 bytes fits, or
+	// some milliseconds of small ones, so that a daemon that waits for a core loses none; and at most 128 MB of superpackets. A
+	// longer ring takes no more in the long run, it only delivers it later: a flood of UDP superpackets would stand 0.7 s in
+	// a ring of 10000.
+	txQueueLen = 2000
 	// maxGSO is the kernel's largest superpacket, GSO_LEGACY_MAX_SIZE.
 	maxGSO = 65536
 )
