@@ -12,7 +12,7 @@
 //	mss.go       a SYN is told of a narrow path; probe.go is how the node finds that it is narrow
 //	segment.go   a bucket for a peer: superpackets are cut into packets of the MTU, checksums completed
 //	underlay.go  the messages, many packets in one, out in one system call
-//	udp.go       the encapsulation: flannel's udp format
+//	udp.go       the encapsulation: flannel's udp format, or vxlan.go: that of its vxlan backend
 //
 // Ownership: a worker (one per poll loop, one per Injector) owns its scratch, its transmit queue and its buckets. Packets are
 // borrowed from the reader until the batch is flushed. Nothing on the path takes a lock or allocates.
@@ -20,6 +20,6 @@
 // Concurrency: tables are swapped whole (SetTable) and never changed. RemovePort waits until every worker has passed the end of
 // the batch it was in, so that the caller may close the device.
 //
-// Sources: RFC 1812 (router requirements), RFC 792/4443 (ICMP), flannel pkg/backend/udp, Documentation/networking/
-// segmentation-offloads.rst, udp(7).
+// Sources: RFC 1812 (router requirements), RFC 792/4443 (ICMP), RFC 7348 (VXLAN), flannel pkg/backend/udp and vxlan,
+// Documentation/networking/segmentation-offloads.rst, udp(7).
 package forwarder

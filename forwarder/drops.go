@@ -23,6 +23,10 @@ const (
 	DropUnderlayTooBig        // datagram above the underlay's MTU
 	DropLoop                  // the gateway sent to itself
 	DropScratch               // no room for an ICMP error or fragments in this batch
+	DropBadVXLAN              // not a VXLAN frame, or one with bits that we do not know
+	DropOtherVNI              // VXLAN frame of another network
+	DropForeignVTEP           // VXLAN frame that is addressed to another VTEP, or to all
+	DropNotIP                 // VXLAN frame with ARP or anything else that is not IP
 	numDrops
 )
 
@@ -42,4 +46,8 @@ var dropNames = [numDrops]string{
 	DropUnderlayTooBig:   "underlay-too-big",
 	DropLoop:             "gateway-loop",
 	DropScratch:          "no-scratch",
+	DropBadVXLAN:         "vxlan-bad-header",
+	DropOtherVNI:         "vxlan-other-vni",
+	DropForeignVTEP:      "vxlan-foreign-mac",
+	DropNotIP:            "vxlan-not-ip",
 }

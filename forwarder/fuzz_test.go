@@ -3,14 +3,10 @@
 package forwarder
 
 import (
-	"encoding/binary"
 	"net"
 	"net/netip"
 	"slices"
 	"testing"
-	"unsafe"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/rootless-ovl/rootless-ovl/internal/nettest"
 	"github.com/rootless-ovl/rootless-ovl/internal/packet"
@@ -131,26 +127,9 @@ func FuzzForwardDatagram(f *testing.F) {
 		if fix {
 			nettest.Fix(b)
 		}
-		l := g.loops[0]
-		q := l.rxq
-		copy(q.bufs[0][packet.Headroom:], b)
-		q.msgs[0].Len = uint32(len(b))
-		q.names[0] = unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: from.Addr().As4()}
-		binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&q.names[0].Port))[:], from.Port())
-		q.msgs[0].Hdr.SetControllen(0)
-		if size > 0 {
-			h := unix.Cmsghdr{Level: unix.IPPROTO_UDP, Type: unix.UDP_GRO}
-			h.SetLen(unix.CmsgLen(4))
-			clear(q.ctls[0][:])
-			*(*unix.Cmsghdr)(unsafe.Pointer(&q.ctls[0][0])) = h
-			binary.NativeEndian.PutUint32(q.ctls[0][unix.CmsgLen(0):], uint32(size))
-			q.msgs[0].Hdr.SetControllen(unix.CmsgSpace(4))
-		}
+		copy(g.loops[0].rxq.bufs[0][packet.Headroom:], b)
 		before := totals(g)
-		l.worker.begin()
-		q.pkts = q.pkts[:0]
-		q.forward(l.worker, 0)
-		l.worker.end()
+		g.arrived(from, len(b), int(size))
 		if counted := totals(g) != before; counted != (len(b) > 0) {
 			t.Fatalf("%d bytes were counted: %v", len(b), counted)
 		}

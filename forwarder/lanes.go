@@ -81,10 +81,11 @@ type trainKey struct {
 }
 
 func (q *rxQueue) key(i int) (k trainKey) {
-	ip := q.bufs[i][packet.Headroom : packet.Headroom+int(q.msgs[i].Len)]
-	if len(ip) < 40 {
+	end := q.begin + int(q.msgs[i].Len)
+	if end < packet.Headroom+40 {
 		return trainKey{}
 	}
+	ip := q.bufs[i][packet.Headroom:end]
 	l4 := 0
 	switch {
 	case ip[0]>>4 == 4 && ip[9] == packet.TCP:

@@ -18,9 +18,9 @@ import (
 // manyLanes is more than any machine grants one socket.
 const manyLanes = 1 << 30
 
-func newLanes(t *testing.T, loops int) *Router {
+func newLanes(t *testing.T, loops int, v *VXLAN) *Router {
 	t.Helper()
-	r := newRouterAsking(t, loops, manyLanes)
+	r := newRouterAsking(t, loops, manyLanes, v)
 	if !r.under.steered {
 		t.Skip("this kernel attaches no program to a group of sockets")
 	}
@@ -32,13 +32,18 @@ func newLanes(t *testing.T, loops int) *Router {
 
 func TestLanes_KernelLaysTCPAcrossThemInStripes(t *testing.T) {
 	const stripe = 1 << stripeShift
-	for _, loops := range []int{1, 2, 3} {
-		t.Run(fmt.Sprint(loops), func(t *testing.T) {
-			r := newLanes(t, loops)
+	for _, c := range []struct {
+		loops int
+		vxlan *VXLAN
+	}{{1, nil}, {2, nil}, {3, nil}, {1, testVXLAN()}, {2, testVXLAN()}} {
+		loops := c.loops
+		t.Run(fmt.Sprintf("%d loops, encapsulation %d", loops, c.vxlan.Encap()), func(t *testing.T) {
+			r := newLanes(t, loops, c.vxlan)
 			c := udpSocket(t)
 			want := make([][][]byte, len(r.under.fds))
 			send := func(b []byte, to string, lane int) {
 				t.Helper()
+				b = framed(r, b)
 				if _, err := c.WriteToUDPAddrPort(b, r.Underlay()); err != nil {
 					t.Fatal(err)
 				}
@@ -86,7 +91,7 @@ type flow struct {
 
 // A batch from all lanes at once holds several stripes of each flow, and wraps around the lanes and the sequence numbers.
 func TestLanes_FlowsComeOutInOrder(t *testing.T) {
-	s := newSteeredOn(t, newLanes(t, 1), containerA, containerA6)
+	s := newSteeredOn(t, newLanes(t, 1, nil), containerA, containerA6)
 	const step, rounds = 100_000, 10
 	flows := []flow{
 		{containerC, containerA, 1, 0}, {containerC, containerA, 2, 1<<32 - 3*step}, {containerC6, containerA6, 1, 1<<31 - step},
@@ -135,7 +140,7 @@ func TestLanes_FlowsComeOutInOrder(t *testing.T) {
 }
 
 func TestLanes_OverflowABatch(t *testing.T) {
-	s := newSteeredOn(t, newLanes(t, 1), containerA)
+	s := newSteeredOn(t, newLanes(t, 1, nil), containerA)
 	const n = 3 * rxSlots
 	for i := range n {
 		b := nettest.Between(containerC, containerA).TCP(nettest.TCP{Seq: uint32(i) << stripeShift, Flags: nettest.ACK}, nettest.Payload(8))
@@ -150,7 +155,7 @@ func TestLanes_OverflowABatch(t *testing.T) {
 }
 
 func TestLanes_AllocateNothing(t *testing.T) {
-	s := newSteeredOn(t, newLanes(t, 1), containerA)
+	s := newSteeredOn(t, newLanes(t, 1, nil), containerA)
 	q := s.loops[0].rxq
 	for i := range uint32(rxSlots) {
 		b := nettest.Between(containerC, containerA).TCP(nettest.TCP{Seq: (rxSlots - i) << stripeShift, Flags: nettest.ACK}, nettest.Payload(8))

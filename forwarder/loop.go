@@ -54,7 +54,7 @@ type loop struct {
 }
 
 func newLoop(r *Router, fds []int, w waiter) (*loop, error) {
-	l := &loop{worker: newWorker(r, fds[0]), rxq: newRxQueue(fds), rx: packet.NewRx(batchPackets, batchBytes), epfd: -1, wakefd: -1, waiter: w}
+	l := &loop{worker: newWorker(r, fds[0]), rxq: newRxQueue(fds, r.under.vxlan), rx: packet.NewRx(batchPackets, batchBytes), epfd: -1, wakefd: -1, waiter: w}
 	l.slots.Store(&[]*Port{})
 	var err error
 	if l.epfd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {

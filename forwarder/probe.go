@@ -7,7 +7,7 @@
 //	| 20, DF      | 8     | 20               | 8              | 8        | up to the size|
 //	+-------------+-------+------------------+----------------+----------+---------------+
 //
-// The token is random: an answer with the right one comes from where the probe went. The inner packet has no DF, for the answer
+// VXLAN puts its headers in between. The token is random: an answer with the right one comes from where the probe went. The inner packet has no DF, for the answer
 // would have it too (our stack copies the flags), and a peer that takes the path for narrower than the probe would drop its
 // answer instead of sending it in fragments: two nodes that once found a path narrow would never find that it has become wider.
 
@@ -50,6 +50,7 @@ type PathEvent struct {
 // Probe is an echo request to a peer.
 type Probe struct {
 	Peer     netip.AddrPort
+	VTEP     [6]byte    // the peer's MAC address, for a Router that speaks VXLAN
 	Src, Dst netip.Addr // overlay addresses, IPv4: ours, and one of the peer's own
 	Token    uint64     // not 0
 	Size     int        // of the inner packet in bytes, MinProbe at least
@@ -109,10 +110,16 @@ func (r *Router) probeAnswered(ip []byte) bool {
 
 // SendProbe sends a probe in a datagram of its own. It may be called at any time, and does nothing once the Router has stopped.
 func (r *Router) SendProbe(p Probe) error {
-	if p.Size < MinProbe || p.Size > MaxTrain {
-		return fmt.Errorf("a probe of %d bytes: %d to %d are possible", p.Size, MinProbe, MaxTrain)
+	encap := r.under.vxlan.Encap()
+	if p.Size < MinProbe || p.Size > MaxTrain-encap {
+		return fmt.Errorf("a probe of %d bytes: %d to %d are possible", p.Size, MinProbe, MaxTrain-encap)
 	}
-	b := buildProbe(p)
+	b := make([]byte, encap+p.Size)
+	if encap > 0 {
+		headers := r.under.vxlan.headers(p.VTEP)
+		copy(b, headers[:])
+	}
+	buildProbe(b[encap:], p)
 	r.probes[p.Token%probeSlots].Store(p.Token)
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -132,8 +139,8 @@ func probeError(peer netip.AddrPort, err error) error {
 	return fmt.Errorf("send a probe to %v: %w", peer, err)
 }
 
-func buildProbe(p Probe) []byte {
-	b := make([]byte, p.Size)
+// buildProbe makes p in b, which has its size and is zero.
+func buildProbe(b []byte, p Probe) {
 	ip := header.IPv4(b)
 	ip[0] = 0x45
 	ip.SetTotalLength(uint16(p.Size))
@@ -150,7 +157,6 @@ func buildProbe(p Probe) []byte {
 	m.SetSequence(uint16(p.Token))
 	binary.BigEndian.PutUint64(m[header.ICMPv4MinimumSize:], p.Token)
 	m.SetChecksum(^checksum.Checksum(m, 0))
-	return b
 }
 
 // KernelMTU is the overlay MTU in bytes that the kernel's route to a peer allows: the interface's, or less where a router has
@@ -168,8 +174,8 @@ func (r *Router) KernelMTU(peer netip.AddrPort) int {
 		return 0
 	}
 	mtu, err := unix.GetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU)
-	if err != nil || mtu <= UDPOverhead {
+	if err != nil || mtu <= r.Overhead() {
 		return 0
 	}
-	return min(mtu-UDPOverhead, MaxTrain)
+	return min(mtu-r.Overhead(), MaxTrain-r.under.vxlan.Encap())
 }

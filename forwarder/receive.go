@@ -23,6 +23,8 @@ const (
 type rxQueue struct {
 	// constant after newRxQueue
 	fds   []int // one a lane
+	vxlan *VXLAN
+	begin int // where datagrams begin in bufs, so that their first packet begins at packet.Headroom
 	stats *underlayCounters
 
 	last  int // lane that gave the last train
@@ -35,20 +37,20 @@ type rxQueue struct {
 	pkts  []packet.Packet
 }
 
-func newRxQueue(fds []int) *rxQueue {
+func newRxQueue(fds []int, v *VXLAN) *rxQueue {
 	n := rxMsgs
 	if len(fds) > 1 {
 		n = rxSlots
 	}
 	q := &rxQueue{
-		fds: fds, stats: new(underlayCounters), pkts: make([]packet.Packet, 0, rxPkts),
+		fds: fds, vxlan: v, begin: packet.Headroom - v.Encap(), stats: new(underlayCounters), pkts: make([]packet.Packet, 0, rxPkts),
 		msgs: make([]unix.Mmsghdr, n), names: make([]unix.RawSockaddrInet4, n), ctls: make([][64]byte, n), iovs: make([]unix.Iovec, n),
 		bufs: make([][]byte, n), order: make([]uint8, n),
 	}
 	for i := range q.msgs {
 		q.bufs[i] = make([]byte, rxBufLen)
-		q.iovs[i].Base = &q.bufs[i][packet.Headroom]
-		q.iovs[i].SetLen(rxBufLen - packet.Headroom)
+		q.iovs[i].Base = &q.bufs[i][q.begin]
+		q.iovs[i].SetLen(rxBufLen - q.begin)
 		h := &q.msgs[i].Hdr
 		h.Name = (*byte)(unsafe.Pointer(&q.names[i]))
 		h.Iov = &q.iovs[i]
@@ -115,22 +117,29 @@ func (q *rxQueue) forward(w *worker, i int) {
 	}
 	in := ingress{kind: fromPeer, outer: outerAddr{ip: q.names[i].Addr, port: binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&q.names[i].Port))[:])}}
 	buf := q.bufs[i]
+	if size < n && q.vxlan.isSuperpacket(buf[q.begin:q.begin+n]) {
+		in.segment, size = size, n
+	}
 	var packets, bytes uint64
-	for at := packet.Headroom; at < packet.Headroom+n; at += size {
-		end := min(at+size, packet.Headroom+n)
+	for at := q.begin; at < q.begin+n; at += size {
+		end := min(at+size, q.begin+n)
 		if len(q.pkts) == cap(q.pkts) {
 			w.flush()
 			q.pkts = q.pkts[:0]
 		}
-		if at == packet.Headroom {
-			q.pkts = append(q.pkts, decapsulateUDP(buf[:end:end], at))
-		} else {
-			// What stands before it is the packet before it: no headroom.
-			q.pkts = append(q.pkts, decapsulateUDP(buf[at:end:end], 0))
+		from := 0
+		if at > q.begin {
+			from = at // what stands before it is the packet before it: no headroom
 		}
-		w.forward(&q.pkts[len(q.pkts)-1], &in)
+		p, why := q.vxlan.decapsulate(buf[from:end:end], at-from)
 		packets++
-		bytes += uint64(end - at)
+		if why != dropNone {
+			w.drop(why)
+			continue
+		}
+		q.pkts = append(q.pkts, p)
+		w.forward(&q.pkts[len(q.pkts)-1], &in)
+		bytes += uint64(p.Len())
 	}
 	q.stats.packets.Add(packets)
 	q.stats.bytes.Add(bytes)

@@ -4,10 +4,12 @@ package forwarder
 
 import (
 	"bytes"
+	"encoding/binary"
 	"log/slog"
 	"net"
 	"net/netip"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -54,6 +56,12 @@ func addrPort(c *net.UDPConn) netip.AddrPort {
 // newRouter's Router asks for as much as this machine grants a socket, and so has one lane.
 func newRouter(t testing.TB, loops int) *Router {
 	t.Helper()
+	return newRouterAsking(t, loops, granted(t), nil)
+}
+
+// granted is the largest receive buffer in bytes that this machine grants a socket.
+func granted(t testing.TB) int {
+	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -64,14 +72,14 @@ func newRouter(t testing.TB, loops int) *Router {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newRouterAsking(t, loops, twice/2)
+	return twice / 2
 }
 
-func newRouterAsking(t testing.TB, loops, receiveBuffer int) *Router {
+func newRouterAsking(t testing.TB, loops, receiveBuffer int, v *VXLAN) *Router {
 	t.Helper()
 	r, err := NewRouter(Config{
 		Log: slog.New(slog.DiscardHandler), Loops: loops,
-		Underlay: UnderlayConfig{Addr: netip.MustParseAddrPort("127.0.0.1:0"), ReceiveBuffer: receiveBuffer},
+		Underlay: UnderlayConfig{Addr: netip.MustParseAddrPort("127.0.0.1:0"), ReceiveBuffer: receiveBuffer, VXLAN: v},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -82,8 +90,14 @@ func newRouterAsking(t testing.TB, loops, receiveBuffer int) *Router {
 
 func newRig(t testing.TB) *rig {
 	t.Helper()
+	return newRigOn(t, newRouter(t, 1))
+}
+
+// newRigOn is a rig around r. Where that speaks VXLAN, the peers have the MAC addresses of vtepOf.
+func newRigOn(t testing.TB, r *Router) *rig {
+	t.Helper()
 	g := &rig{
-		Router: newRouter(t, 1), t: t, a: nettest.NewDevice(t), b: nettest.NewDevice(t), gw: nettest.NewRecorder(t), egress: nettest.NewRecorder(t),
+		Router: r, t: t, a: nettest.NewDevice(t), b: nettest.NewDevice(t), gw: nettest.NewRecorder(t), egress: nettest.NewRecorder(t),
 		peer: udpSocket(t), small: udpSocket(t), stock: udpSocket(t),
 	}
 	port := func(name string, d *nettest.Device, addrs ...string) *Port {
@@ -100,6 +114,11 @@ func newRig(t testing.TB) *rig {
 	g.portA, g.portB = port("a", g.a, containerA, containerA6), port("b", g.b, containerB)
 	g.peerCfg = PeerConfig{Addr: addrPort(g.peer), MTU: peerMTU}
 	g.other = PeerConfig{Addr: addrPort(g.small), MTU: smallMTU}
+	stock := PeerConfig{Addr: addrPort(g.stock), MTU: peerMTU, AnyPort: true}
+	if r.under.vxlan != nil {
+		g.peerCfg.VTEP, g.other.VTEP, stock.VTEP = vtepOf(2), vtepOf(3), vtepOf(4)
+		g.peerCfg.OuterChecksums, g.other.OuterChecksums = true, true
+	}
 	to := netip.MustParsePrefix
 	g.table = TableConfig{
 		Gateway: netip.MustParseAddr(gateway), Gateway6: netip.MustParseAddr(gateway6),
@@ -113,7 +132,7 @@ func newRig(t testing.TB) *rig {
 			{to("10.2.0.0/16"), ToPeer(g.peerCfg)},
 			{to("fd00:2::/64"), ToPeer(g.peerCfg)},
 			{to("10.3.0.0/16"), ToPeer(g.other)},
-			{to("10.4.0.0/16"), ToPeer(PeerConfig{Addr: addrPort(g.stock), MTU: peerMTU, AnyPort: true})},
+			{to("10.4.0.0/16"), ToPeer(stock)},
 			{to("fd00:1::/64"), UnreachableHost},
 			{to("0.0.0.0/0"), ToEgress(g.egress)},
 		},
@@ -146,6 +165,28 @@ func (g *rig) fromA(pkts ...*packet.Packet) {
 func (g *rig) fromPeer(c *net.UDPConn, pkts ...*packet.Packet) {
 	a := addrPort(c)
 	g.from(ingress{kind: fromPeer, outer: outerAddr{a.Addr().As4(), a.Port()}}, pkts...)
+}
+
+// arrived makes the Router take the n bytes in its first buffer as from a peer, in segments of size if that is not 0.
+func (g *rig) arrived(from netip.AddrPort, n, size int) {
+	l := g.loops[0]
+	q := l.rxq
+	q.msgs[0].Len = uint32(n)
+	q.names[0] = unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: from.Addr().As4()}
+	binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&q.names[0].Port))[:], from.Port())
+	q.msgs[0].Hdr.SetControllen(0)
+	if size > 0 {
+		h := unix.Cmsghdr{Level: unix.IPPROTO_UDP, Type: unix.UDP_GRO}
+		h.SetLen(unix.CmsgLen(4))
+		clear(q.ctls[0][:])
+		*(*unix.Cmsghdr)(unsafe.Pointer(&q.ctls[0][0])) = h
+		binary.NativeEndian.PutUint32(q.ctls[0][unix.CmsgLen(0):], uint32(size))
+		q.msgs[0].Hdr.SetControllen(unix.CmsgSpace(4))
+	}
+	l.worker.begin()
+	q.pkts = q.pkts[:0]
+	q.forward(l.worker, 0)
+	l.worker.end()
 }
 
 // drops are the reasons counted so far, without the zeros.

@@ -97,6 +97,9 @@ func NewRouter(c Config) (*Router, error) {
 	return r, nil
 }
 
+// Overhead is the difference between underlay and overlay MTU in bytes, in the format that the Router speaks.
+func (r *Router) Overhead() int { return UDPOverhead + r.under.vxlan.Encap() }
+
 // Underlay is the address that the underlay sockets are bound to, with the port that the kernel chose for port 0.
 func (r *Router) Underlay() netip.AddrPort { return r.under.addr }
 
@@ -107,7 +110,7 @@ func (r *Router) ReceiveBuffer() int { return r.under.recvBuffer }
 func (r *Router) SetTable(c TableConfig) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	t, err := buildTable(c, r.table.Load())
+	t, err := buildTable(c, r.table.Load(), r.under.vxlan)
 	if err != nil {
 		return err
 	}
@@ -187,6 +190,8 @@ type ingress struct {
 	peer *peer
 	// mtu in bytes of where the last packet came from, 0 for the gateway: what its sender may take the path to carry.
 	mtu int
+	// segment is the payload in bytes of each segment of the superpacket that a peer's datagram is, 0 for another (vxlan.go).
+	segment int
 }
 
 type ingressKind uint8
@@ -275,6 +280,9 @@ func (w *worker) forward(p *packet.Packet, in *ingress) {
 		} else {
 			in.cacheLen = copy(in.cacheKey[:], ip[8:40])
 		}
+	}
+	if in.kind == fromPeer && !p.Verified {
+		settle(p, in)
 	}
 	if h == nil {
 		w.unreachable(p, in, reachNet)

@@ -150,22 +150,26 @@ func (q *txQueue) sendTo(to *peer, p *packet.Packet) {
 	if to.cfg.Steers {
 		q.part(p.Bytes())
 	}
+	encap := q.encap
 	if p.GSO == packet.GSONone {
 		if p.NeedsCsum && !(to.cfg.PartialChecksums && mayStayPartial(p)) {
 			completeChecksum(p)
 		}
 		q.reserve()
-		q.addPacket(to, p.Bytes())
+		frame := p.Buf[p.Off-encap:] // only later packets of a train that came in lack headroom, and those go to no peer
+		to.encapsulate(frame[:encap], frame[encap])
+		q.addPacket(to, frame)
 		return
 	}
 	s := newSegmenter(p, to.cfg.PartialChecksums)
 	for {
 		q.reserve()
-		hdr := q.header(s.hdr)
-		payload, ok := s.next(hdr)
+		hdr := q.header(encap + s.hdr)
+		payload, ok := s.next(hdr[encap:])
 		if !ok {
 			return
 		}
+		to.encapsulate(hdr[:encap], s.ip[0])
 		q.addSegment(to, hdr, payload)
 	}
 }

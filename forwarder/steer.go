@@ -48,10 +48,11 @@ func steerIndex(a netip.Addr, n int) int {
 
 // steerProgram returns the index of the socket for the packet in a datagram's payload, at which its offsets begin
 // (run_bpf_filter in the kernel's net/core/sock_reuseport.c): steerIndex of its destination times the number of lanes, plus the
-// lane of its stripe (lanes.go). What is too short for a load ends the program with 0: the first socket.
-func steerProgram(loops, lanes int) []unix.SockFilter {
+// lane of its stripe (lanes.go). The packet stands behind encap bytes. What is too short for a load ends the program with 0: the
+// first socket.
+func steerProgram(loops, lanes, encap int) []unix.SockFilter {
 	load := func(size uint16, at uint32) unix.SockFilter {
-		return unix.SockFilter{Code: unix.BPF_LD | size, K: at}
+		return unix.SockFilter{Code: unix.BPF_LD | size, K: uint32(encap) + at}
 	}
 	const byteAt, halfAt, wordAt = unix.BPF_B | unix.BPF_ABS, unix.BPF_H | unix.BPF_ABS, unix.BPF_W | unix.BPF_ABS
 	alu := func(op uint16, k int) unix.SockFilter { return unix.SockFilter{Code: unix.BPF_ALU | op, K: uint32(k)} }
@@ -67,7 +68,7 @@ func steerProgram(loops, lanes int) []unix.SockFilter {
 		4: jump(unix.BPF_JEQ, packet.TCP, 0, 14-5),
 		5: load(halfAt, 6),
 		6: jump(unix.BPF_JSET, 0x1fff, 14-7, 0), // a fragment other than the first
-		7: {Code: unix.BPF_LDX | unix.BPF_B | unix.BPF_MSH, K: 0},
+		7: {Code: unix.BPF_LDX | unix.BPF_B | unix.BPF_MSH, K: uint32(encap)},
 		8: load(unix.BPF_W|unix.BPF_IND, 4),
 		9: jump(unix.BPF_JA, 15-10, 0, 0),
 
@@ -76,7 +77,7 @@ func steerProgram(loops, lanes int) []unix.SockFilter {
 		12: load(wordAt, 44),
 		13: jump(unix.BPF_JA, 15-14, 0, 0),
 
-		14: load(unix.BPF_IMM, 0),
+		14: {Code: unix.BPF_LD | unix.BPF_IMM},
 
 		// The lane of its stripe, to be kept until the loop is known.
 		15: alu(unix.BPF_RSH, stripeShift),
@@ -100,8 +101,8 @@ func steerProgram(loops, lanes int) []unix.SockFilter {
 
 // steer attaches the program to the group that fd, its first socket, begins. The kernel numbers the sockets in the order in
 // which they are bound. It may refuse.
-func steer(fd, loops, lanes int) bool {
-	p := steerProgram(loops, lanes)
+func steer(fd, loops, lanes, encap int) bool {
+	p := steerProgram(loops, lanes, encap)
 	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF, &unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]}) == nil
 }
 
@@ -123,8 +124,8 @@ func (q *txQueue) part(ip []byte) {
 		return
 	}
 	t := &q.trains[q.n-1]
-	first := &q.iovs[t.iov] // begins with the IP header
-	if steerKey(unsafe.Slice(first.Base, first.Len)) != steerKey(ip) {
+	first := &q.iovs[t.iov] // begins with the headers
+	if steerKey(unsafe.Slice(first.Base, first.Len)[q.encap:]) != steerKey(ip) {
 		t.closed = true
 	}
 }

@@ -15,9 +15,9 @@ import (
 	"github.com/rootless-ovl/rootless-ovl/internal/packet"
 )
 
-func newSteeredRouter(t *testing.T, loops int) *Router {
+func newSteeredRouter(t *testing.T, loops int, v *VXLAN) *Router {
 	t.Helper()
-	r := newRouter(t, loops)
+	r := newRouterAsking(t, loops, granted(t), v)
 	if loops > 1 && !r.Steers() {
 		t.Skip("this kernel attaches no program to a group of sockets")
 	}
@@ -29,9 +29,13 @@ func TestSteer_KernelAgreesWithTheChoiceOfLoops(t *testing.T) {
 	for _, host := range []int{0, 1, 2, 3, 4, 5, 6, 7, 8, 100, 253, 254, 255, 256, 257, 1000, 0x7fff, 0x8000, 0xfffe, 0xffff} {
 		addrs = append(addrs, fmt.Sprintf("10.1.%d.%d", host>>8, host&0xff), fmt.Sprintf("fd00:1:ffff:ffff:ffff:ffff:ffff:%x", host))
 	}
-	for _, n := range []int{2, 3, 4, 5, 7, 64} {
-		t.Run(fmt.Sprint(n), func(t *testing.T) {
-			r := newSteeredRouter(t, n)
+	for _, tc := range []struct {
+		loops int
+		vxlan *VXLAN
+	}{{2, nil}, {3, nil}, {4, nil}, {5, nil}, {7, nil}, {64, nil}, {2, testVXLAN()}, {5, testVXLAN()}} {
+		n := tc.loops
+		t.Run(fmt.Sprintf("%d loops, encapsulation %d", n, tc.vxlan.Encap()), func(t *testing.T) {
+			r := newSteeredRouter(t, n, tc.vxlan)
 			c := udpSocket(t)
 			want := make([][][]byte, n)
 			send := func(b []byte, loop int) {
@@ -51,12 +55,12 @@ func TestSteer_KernelAgreesWithTheChoiceOfLoops(t *testing.T) {
 				if got, want := int(steerKey(ip))%n, steerIndex(to, n); got != want {
 					t.Errorf("%v: loop %d by its packets, %d by its address", to, got, want)
 				}
-				send(ip, steerIndex(to, n))
+				send(framed(r, ip), steerIndex(to, n))
 			}
 			// What is no packet has to go somewhere, too, and be counted there.
 			send([]byte{0x45}, 0)
-			send(bytes.Repeat([]byte{0x45}, steerAt4+1), 0)
-			send(bytes.Repeat([]byte{0x60}, steerAt6+1), 0)
+			send(framed(r, bytes.Repeat([]byte{0x45}, steerAt4+1)), 0)
+			send(framed(r, bytes.Repeat([]byte{0x60}, steerAt6+1)), 0)
 			send(nil, 0)
 			for i, fd := range r.under.fds {
 				for _, w := range want[i] {
@@ -87,7 +91,7 @@ type steered struct {
 
 func newSteered(t *testing.T, loops int, addrs ...string) *steered {
 	t.Helper()
-	s := newSteeredOn(t, newSteeredRouter(t, loops), addrs...)
+	s := newSteeredOn(t, newSteeredRouter(t, loops, nil), addrs...)
 	start(t, s.Router)
 	return s
 }
@@ -173,7 +177,7 @@ func TestSteer_PortsTakeTurnsWhereTheKernelRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = rc.Control(func(fd uintptr) {
-		if steer(int(fd), 2, 1) {
+		if steer(int(fd), 2, 1, 0) {
 			t.Error("a socket that shares no port was steered")
 		}
 	})

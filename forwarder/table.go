@@ -59,6 +59,11 @@ type PeerConfig struct {
 	PartialChecksums bool
 	// Steers: the peer has several loops and steers trains to them by the inner destination, as this one does (steer.go).
 	Steers bool
+	// VTEP is the peer's MAC address, for a Router that speaks VXLAN.
+	VTEP [6]byte
+	// OuterChecksums: the peer's VXLAN datagrams always have a UDP checksum, so that the kernel has checked what is in them
+	// (one of our own nodes). In the udp format every peer's have.
+	OuterChecksums bool
 }
 
 // key is what makes a peer the same one.
@@ -110,8 +115,9 @@ type hop struct {
 
 // peer is a remote node. Its counters outlive tables.
 type peer struct {
-	cfg  PeerConfig // its key
-	addr outerAddr
+	cfg     PeerConfig // its key
+	addr    outerAddr
+	headers [vxlanEncap]byte // in front of every packet to it, for a Router that speaks VXLAN
 
 	watched                                        atomic.Bool // Router.PathEvents is to tell of the next packet
 	sentPackets, sentBytes, recvPackets, recvBytes atomic.Uint64
@@ -136,8 +142,8 @@ type table struct {
 	peers    map[PeerConfig]*peer // by key
 }
 
-// buildTable compiles c; peers that old has already are taken over with their counters.
-func buildTable(c TableConfig, old *table) (*table, error) {
+// buildTable compiles c for a Router that speaks v; peers that old has already are taken over with their counters.
+func buildTable(c TableConfig, old *table, v *VXLAN) (*table, error) {
 	t := &table{gateway: c.Gateway, gateway6: c.Gateway6, peers: make(map[PeerConfig]*peer)}
 	hops := make(map[Hop]*hop)
 	for _, r := range c.Routes {
@@ -155,6 +161,9 @@ func buildTable(c TableConfig, old *table) (*table, error) {
 				if !pc.Addr.Addr().Is4() || pc.Addr.Port() == 0 {
 					return nil, fmt.Errorf("route to %v: peer address %v is not an IPv4 address with a port", r.Prefix, pc.Addr)
 				}
+				if v != nil && !unicastMAC(pc.VTEP) {
+					return nil, fmt.Errorf("route to %v: the peer's MAC address %x is not a unicast one", r.Prefix, pc.VTEP)
+				}
 				if old != nil {
 					h.peer = old.peers[pc.key()]
 				}
@@ -162,7 +171,7 @@ func buildTable(c TableConfig, old *table) (*table, error) {
 					h.peer = t.peers[pc.key()]
 				}
 				if h.peer == nil {
-					h.peer = &peer{cfg: pc.key(), addr: outerAddr{pc.Addr.Addr().As4(), pc.Addr.Port()}}
+					h.peer = &peer{cfg: pc.key(), addr: outerAddr{pc.Addr.Addr().As4(), pc.Addr.Port()}, headers: v.headers(pc.VTEP)}
 					h.peer.watched.Store(true)
 				}
 				t.peers[pc.key()] = h.peer

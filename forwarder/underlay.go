@@ -27,6 +27,8 @@ type UnderlayConfig struct {
 	// ReceiveBuffer in bytes is asked for; the kernel grants a socket at most net.core.rmem_max, and lanes make up for it.
 	// 0 asks for 4 MiB, below which the path loses bursts.
 	ReceiveBuffer int
+	// VXLAN is what is spoken with peers; nil: the udp format.
+	VXLAN *VXLAN
 }
 
 const (
@@ -40,7 +42,7 @@ const (
 
 	txMsgs   = 64                 // trains in one sendmmsg
 	txIovs   = 4 * packet.MaxIovs // pieces of all trains together; one message has at most MaxIovs
-	txHdrLen = txIovs / 2 * 64    // bytes of headers and small packets in one batch
+	txHdrLen = txIovs / 2 * 64    // bytes of headers and small packets in one batch, without encapsulation
 	// Up to so many bytes are copied together rather than handed to the kernel piece by piece, which costs it more.
 	smallPiece = 256
 
@@ -53,6 +55,7 @@ type underlay struct {
 	fds        []int // loop by loop, lane by lane
 	lanes      int   // sockets a loop
 	addr       netip.AddrPort
+	vxlan      *VXLAN // nil: the udp format
 	recvBuffer int
 	gso        bool // UDP_SEGMENT
 	gro        bool // UDP_GRO
@@ -64,12 +67,18 @@ func listenUnderlay(c UnderlayConfig, loops int, log *slog.Logger) (*underlay, e
 	if !c.Addr.Addr().Is4() {
 		return nil, fmt.Errorf("underlay address %v is not IPv4: the udp format carries IPv4 only", c.Addr.Addr())
 	}
+	if err := c.VXLAN.check(); err != nil {
+		return nil, err
+	}
 	if c.ReceiveBuffer == 0 {
 		c.ReceiveBuffer = defaultBuffer
 	}
-	u := &underlay{addr: c.Addr, lanes: lanesFor(c.ReceiveBuffer, loops)}
+	u := &underlay{addr: c.Addr, vxlan: c.VXLAN, lanes: lanesFor(c.ReceiveBuffer, loops)}
 	if err := u.listen(c, loops); err != nil {
 		u.close()
+		if errors.Is(err, unix.EADDRINUSE) && c.VXLAN != nil {
+			return nil, fmt.Errorf("UDP port %d on %v is taken: by another program (`ss -lunp` names it), or by this host's kernel for a VXLAN device (`ip -d link show type vxlan`), as flannel makes one: a host has either flannel or this node. Stop it, or give this node a port of its own with --port, to which flannel hosts cannot send", c.Addr.Port(), c.Addr.Addr())
+		}
 		if errors.Is(err, unix.EADDRINUSE) {
 			return nil, fmt.Errorf("UDP port %d on %v is taken by another program (`ss -lunp` names it): stop it, or give this node a port of its own with --port", c.Addr.Port(), c.Addr.Addr())
 		}
@@ -106,7 +115,7 @@ func (u *underlay) listen(c UnderlayConfig, loops int) error {
 		}
 		u.fds = append(u.fds, fd)
 		if i == 0 && shared {
-			if u.steered = steer(fd, loops, u.lanes); !u.steered {
+			if u.steered = steer(fd, loops, u.lanes, u.vxlan.Encap()); !u.steered {
 				u.lanes = 1
 			}
 		}
@@ -189,6 +198,7 @@ type txQueue struct {
 	fd    int
 	w     *worker
 	stats *underlayCounters
+	encap int // bytes in front of each packet, in what is queued
 
 	maxSegs int // segments in one train; 1 where the kernel has no UDP_SEGMENT
 	n       int // trains queued
@@ -222,7 +232,11 @@ type segmentCtl struct {
 }
 
 func newTxQueue(u *underlay, fd int, w *worker) *txQueue {
-	q := &txQueue{fd: fd, w: w, stats: new(underlayCounters), maxSegs: 1, iovs: make([]unix.Iovec, txIovs), hdrs: make([]byte, txHdrLen)}
+	encap := u.vxlan.Encap()
+	q := &txQueue{
+		fd: fd, w: w, stats: new(underlayCounters), encap: encap, maxSegs: 1,
+		iovs: make([]unix.Iovec, txIovs), hdrs: make([]byte, txHdrLen+txIovs/2*encap),
+	}
 	if u.gso {
 		q.maxSegs = trainSegs
 	}
@@ -238,7 +252,7 @@ func newTxQueue(u *underlay, fd int, w *worker) *txQueue {
 
 // reserve makes sure that one more segment fits, sending what is queued if not. Headers taken before are then reused.
 func (q *txQueue) reserve() {
-	if q.n == txMsgs || q.niov+2 > len(q.iovs) || q.nhdr+packet.MaxHeaders+smallPiece > len(q.hdrs) {
+	if q.n == txMsgs || q.niov+2 > len(q.iovs) || q.nhdr+q.encap+packet.MaxHeaders+smallPiece > len(q.hdrs) {
 		q.flush()
 	}
 }
@@ -246,7 +260,7 @@ func (q *txQueue) reserve() {
 // header returns n bytes for a segment's headers; they are kept if the segment is added.
 func (q *txQueue) header(n int) []byte { return q.hdrs[q.nhdr:][:n] }
 
-// addPacket queues a whole packet for a peer. It is borrowed until flush.
+// addPacket queues a whole packet for a peer, encapsulated. It is borrowed until flush.
 func (q *txQueue) addPacket(to *peer, b []byte) {
 	if len(b) <= smallPiece {
 		kept := q.header(len(b))
@@ -257,7 +271,7 @@ func (q *txQueue) addPacket(to *peer, b []byte) {
 	q.add(to, b, nil)
 }
 
-// addSegment queues a segment for a peer: hdr, from header, and payload, which is borrowed until flush.
+// addSegment queues a segment for a peer: hdr, from header, with the encapsulation, and payload, which is borrowed until flush.
 func (q *txQueue) addSegment(to *peer, hdr, payload []byte) {
 	if len(payload) <= smallPiece {
 		hdr = append(hdr, payload...) // in place: header's memory goes on
@@ -360,11 +374,12 @@ func (q *txQueue) address(i int, to *peer) {
 }
 
 func (q *txQueue) count(t *train) {
+	inner := uint64(t.bytes - t.segs*q.encap)
 	q.stats.trains.Add(1)
 	q.stats.packets.Add(uint64(t.segs))
-	q.stats.bytes.Add(uint64(t.bytes))
+	q.stats.bytes.Add(inner)
 	t.to.sentPackets.Add(uint64(t.segs))
-	t.to.sentBytes.Add(uint64(t.bytes))
+	t.to.sentBytes.Add(inner)
 }
 
 func (q *txQueue) sendmmsg(from, to int) (int, unix.Errno) {

@@ -477,7 +477,7 @@ func TestSegmentSize_ReadsControlMessages(t *testing.T) {
 		"length 3": {append(hostile, size...), 0}, "length 60": {long, 0}, "cut short": {size[:10], 0},
 		"two bytes": {msg(unix.IPPROTO_UDP, unix.UDP_GRO, 1, 2), 0},
 	} {
-		q := newRxQueue([]int{-1})
+		q := newRxQueue([]int{-1}, nil)
 		copy(q.ctls[0][:], c.ctl)
 		q.msgs[0].Hdr.SetControllen(len(c.ctl))
 		if got := q.segmentSize(0); got != c.want {

@@ -31,7 +31,7 @@ type Request struct {
 	TTL         time.Duration // of the etcd lease; 0: 24 h, or 1 min if Ephemeral
 	Ephemeral   bool          // a node that will not come back: the caller means to Revoke
 	RenewMargin time.Duration // keep alive at least this long before the TTL ends; a third of the TTL is always kept to
-	StockPort   int           // port of nodes that publish none (NetworkConfig.UDPPort); 0: DefaultUDPPort
+	StockPort   int           // port of nodes that publish none (NetworkConfig.StockPort); 0: DefaultUDPPort
 }
 
 func (q *Request) check() error {

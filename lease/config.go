@@ -1,5 +1,6 @@
 // This file is the network config: the JSON at <prefix>/config, read and validated as flannel does
-// (pkg/subnet/config.go ParseConfig and CheckNetworkConfig, pkg/backend/udp/udp_amd64.go for the port).
+// (pkg/subnet/config.go ParseConfig and CheckNetworkConfig, pkg/backend/udp/udp_amd64.go for the port). vxlan.go reads the
+// Backend of a vxlan network.
 
 package lease
 
@@ -247,6 +248,16 @@ func (c NetworkConfig) UDPPort() (int, error) {
 		return 0, fmt.Errorf("%w: Backend Port %d is not a number from 1 to 65535", ErrBadConfig, b.Port)
 	}
 	return b.Port, nil
+}
+
+// StockPort is the underlay port of nodes that publish none, by the network's backend: all stock nodes. It is an error for a
+// backend that is neither udp nor vxlan.
+func (c NetworkConfig) StockPort() (int, error) {
+	if c.BackendType == "vxlan" {
+		v, err := c.VXLAN()
+		return v.Port, err
+	}
+	return c.UDPPort()
 }
 
 // DefaultConfig is the JSON to create when the store has no config: network in flannel's udp backend, the rest by

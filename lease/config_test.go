@@ -164,7 +164,7 @@ func FuzzParseConfig(f *testing.F) {
 		if err != nil {
 			return
 		}
-		_, _ = c.UDPPort()
+		_, _ = c.StockPort()
 		// Whatever is accepted can be leased from, and what is leased fits the config.
 		v4, v6, err := pick(c, Request{}, nil)
 		if err != nil {

@@ -37,13 +37,13 @@ const (
 )
 
 // gsoMaxSize is the gso_max_size of a TAP of this MTU, in bytes: so large that the segments of a TCP superpacket, each with its
-// headers, just fill one datagram train. The kernel takes MAX_TCP_HEADER off (some 320, by its configuration) and
+// headers and encap bytes before them, just fill one datagram train. The kernel takes MAX_TCP_HEADER off (some 320, by its configuration) and
 // divides by the payload of a segment; half a segment more covers the difference. The count of segments is not
 // bounded (gso_max_segs), or the container's kernel would cut UDP superpackets of many small datagrams by itself.
-func gsoMaxSize(mtu int) int {
+func gsoMaxSize(mtu, encap int) int {
 	const ipAndTCP, maxTCPHeader = 20 + 32, 320
 	payload := mtu - ipAndTCP
-	return min(maxGSO, forwarder.MaxTrain/mtu*payload+maxTCPHeader+payload/2)
+	return min(maxGSO, forwarder.MaxTrain/(mtu+encap)*payload+maxTCPHeader+payload/2)
 }
 
 type phase int
@@ -347,7 +347,7 @@ func (n *Node) tapConfig(s savedAttachment) (nsutil.TAPConfig, error) {
 		return nsutil.TAPConfig{}, err
 	}
 	n.mu.Lock()
-	network, mtu := n.netConfig.Network, n.mtu
+	network, mtu, encap := n.netConfig.Network, n.mtu, n.vxlan.Encap()
 	n.mu.Unlock()
 	gateway := gatewayAddr(s.Addr)
 	routes := []nsutil.Route{{Dst: network, Gateway: gateway}}
@@ -362,7 +362,7 @@ func (n *Node) tapConfig(s savedAttachment) (nsutil.TAPConfig, error) {
 		Queues:     1,
 		Addrs:      []netip.Prefix{s.Addr},
 		Routes:     routes,
-		GSOMaxSize: gsoMaxSize(mtu),
+		GSOMaxSize: gsoMaxSize(mtu, encap),
 		Persist:    true,
 	}, nil
 }

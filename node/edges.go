@@ -166,8 +166,8 @@ func (l tapLink) Delete() error {
 }
 
 // openUnderlay binds the underlay sockets.
-func openUnderlay(log *slog.Logger, addr netip.AddrPort) (*forwarder.Router, error) {
-	return forwarder.NewRouter(forwarder.Config{Log: log, Underlay: forwarder.UnderlayConfig{Addr: addr}})
+func openUnderlay(log *slog.Logger, addr netip.AddrPort, vxlan *forwarder.VXLAN) (*forwarder.Router, error) {
+	return forwarder.NewRouter(forwarder.Config{Log: log, Underlay: forwarder.UnderlayConfig{Addr: addr, VXLAN: vxlan}})
 }
 
 var (

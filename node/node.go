@@ -22,8 +22,12 @@ import (
 	"github.com/rootless-ovl/rootless-ovl/stack"
 )
 
-// maxMTU is the largest overlay MTU in bytes: the payload of the largest UDP datagram over IPv4.
-const maxMTU = 65535 - forwarder.UDPOverhead
+const (
+	// maxUnderlayMTU is the largest underlay MTU in bytes that is of use: the largest IPv4 packet.
+	maxUnderlayMTU = 65535
+	// maxMTU is the largest overlay MTU in bytes: the payload of the largest UDP datagram over IPv4.
+	maxMTU = maxUnderlayMTU - forwarder.UDPOverhead
+)
 
 // Node is one host's daemon. It implements api.Backend; those methods are safe for concurrent use, before, during and
 // after Run.
@@ -51,9 +55,10 @@ type Node struct {
 	id          string
 	started     time.Time
 	external    external
-	port        int   // of the underlay
-	mtu         int   // of the overlay, bytes
-	storeErr    error // why the store could not be reached while there was no registry
+	port        int              // of the underlay
+	vxlan       *forwarder.VXLAN // what is spoken; nil: the udp format
+	mtu         int              // of the overlay, bytes
+	storeErr    error            // why the store could not be reached while there was no registry
 	endpoints   []string
 	registry    *lease.Registry
 	netConfig   lease.NetworkConfig
@@ -189,7 +194,7 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	n.mu.Lock()
 	n.netConfig, n.router, n.path = cfg, router, router
 	n.port = int(router.Underlay().Port())
-	n.mtu = min(ext.mtu-overhead(cfg), maxMTU)
+	n.mtu = min(n.underlayMTU(cfg, ext)-overhead(cfg), maxMTU)
 	n.mu.Unlock()
 
 	var held *lease.Held
@@ -269,31 +274,41 @@ func (n *Node) prepare(ctx context.Context, store *openedStore, ext external, la
 	return cfg, false, nil, nil
 }
 
-// openRouter binds the underlay's port before anything tells others of it.
+// openRouter binds the underlay's port before anything tells others of it, and decides what is spoken there.
 func (n *Node) openRouter(cfg lease.NetworkConfig, ext external, last savedLast) (*forwarder.Router, error) {
+	vxlan, err := n.vxlanOf(cfg)
+	if err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	n.vxlan = vxlan
+	n.mu.Unlock()
 	port, bind := n.cfg.Port, ext.bind
 	switch {
 	case allocates(cfg):
 		port, bind = max(port, PortAny), allocUnderlay
 	case port == PortFromConfig:
-		stock, err := cfg.UDPPort()
+		stock, err := cfg.StockPort()
 		if err != nil {
 			return nil, err
 		}
 		port = stock
 	}
 	if port == PortAny && last.Port != 0 { // peers and firewalls know it; if it is taken now, any other does
-		if r, err := openUnderlay(n.log, netip.AddrPortFrom(bind, uint16(last.Port))); err == nil {
+		if r, err := openUnderlay(n.log, netip.AddrPortFrom(bind, uint16(last.Port)), vxlan); err == nil {
 			return r, nil
 		}
 	}
-	return openUnderlay(n.log, netip.AddrPortFrom(bind, uint16(port)))
+	return openUnderlay(n.log, netip.AddrPortFrom(bind, uint16(port)), vxlan)
 }
 
 // overhead is the bytes of an underlay packet that are not overlay.
 func overhead(cfg lease.NetworkConfig) int {
-	if allocates(cfg) {
+	switch cfg.BackendType {
+	case backendAlloc:
 		return 0 // nothing is encapsulated
+	case backendVXLAN:
+		return forwarder.VXLANOverhead
 	}
 	return forwarder.UDPOverhead
 }
@@ -357,7 +372,7 @@ func (n *Node) publishLocked() error {
 }
 
 func (n *Node) selfLocked() self {
-	stock, err := n.netConfig.UDPPort()
+	stock, err := n.netConfig.StockPort()
 	if err != nil {
 		stock = lease.DefaultUDPPort // openRouter has refused such a config
 	}
@@ -367,6 +382,7 @@ func (n *Node) selfLocked() self {
 		network:   n.netConfig.Network,
 		public:    netip.AddrPortFrom(n.external.public, uint16(n.port)),
 		mtu:       n.mtu,
+		vxlan:     n.vxlan,
 		stockPort: stock,
 		alloc:     allocates(n.netConfig),
 		subnetLen: n.netConfig.SubnetLen,

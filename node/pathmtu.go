@@ -47,8 +47,8 @@ const (
 	// refineBytes and refineProbes bound what a round of the last part of a search sends.
 	refineBytes, refineProbes = 64 << 10, 8
 
-	// baseMTU is what practically every path carries: that of IPv6 as underlay MTU.
-	baseMTU = 1280 - forwarder.UDPOverhead
+	// baseMTU is the underlay MTU that practically every path carries: that of IPv6.
+	baseMTU = 1280
 )
 
 // commonMTUs of the underlay are tried first: tunnels, PPPoE, clouds, jumbo frames.
@@ -60,6 +60,7 @@ type probePath interface {
 	PathEvents() <-chan forwarder.PathEvent
 	WatchPeer(forwarder.PeerConfig)
 	KernelMTU(netip.AddrPort) int
+	Overhead() int
 }
 
 // pathTarget is a peer as the prober must know it.
@@ -313,7 +314,7 @@ func (s *search) hint() int {
 func (s *search) search(ctx context.Context, hint int) {
 	p, most := s.path, s.path.target.config.MTU
 	s.searches.Add(1)
-	first := sizesOf(most, minPeerMTU, baseMTU, hint, s.mtuNow(), most)
+	first := sizesOf(most, minPeerMTU, baseMTU-s.via.Overhead(), hint, s.mtuNow(), most)
 	best := 0
 	for silent := 0; best == 0 && silent < maxTries; silent++ {
 		best = s.round(ctx, first)
@@ -325,7 +326,7 @@ func (s *search) search(ctx context.Context, hint int) {
 		hint = s.hint()
 		sizes := append(slices.Clone(first), hint)
 		for _, mtu := range commonMTUs {
-			sizes = append(sizes, mtu-forwarder.UDPOverhead)
+			sizes = append(sizes, mtu-s.via.Overhead())
 		}
 		best, high = s.try(ctx, best, sizesOf(most, sizes...))
 	}
@@ -494,7 +495,7 @@ func (s *search) send(dst netip.Addr, size int) (uint64, error) {
 		return 0, errNoSubnetHeld
 	}
 	s.sizes[token] = probed{size, dst}
-	err := s.via.SendProbe(forwarder.Probe{Peer: s.path.target.config.Addr, Src: src, Dst: dst, Token: token, Size: size})
+	err := s.via.SendProbe(forwarder.Probe{Peer: s.path.target.config.Addr, VTEP: s.path.target.config.VTEP, Src: src, Dst: dst, Token: token, Size: size})
 	s.sent.Add(1)
 	return token, err
 }

@@ -65,6 +65,8 @@ func (w *wire) KernelMTU(netip.AddrPort) int {
 	return w.kernel
 }
 
+func (w *wire) Overhead() int { return forwarder.UDPOverhead }
+
 func (w *wire) change(f func(*wire)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

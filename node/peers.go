@@ -22,11 +22,12 @@ type self struct {
 	nodeID    string
 	subnet    netip.Prefix // zero while no lease is held
 	network   netip.Prefix
-	public    netip.AddrPort // our public IP and underlay port
-	mtu       int            // our overlay MTU, bytes
-	stockPort int            // where stock flannel nodes listen: the port of the network config
-	subnetLen int            // prefix length of a node's subnet, of the network config
-	alloc     bool           // the network's backend is alloc
+	public    netip.AddrPort   // our public IP and underlay port
+	mtu       int              // our overlay MTU, bytes
+	vxlan     *forwarder.VXLAN // of the network; nil in a udp one
+	stockPort int              // where stock flannel nodes listen: the port of the network config
+	subnetLen int              // prefix length of a node's subnet, of the network config
+	alloc     bool             // the network's backend is alloc
 }
 
 // peer is another node as one lease describes it.
@@ -39,6 +40,7 @@ type peer struct {
 	alloc   bool           // in a network whose backend is alloc
 	partial bool           // takes partial checksums
 	steers  bool           // steers trains to its loops by the inner destination
+	vtep    [6]byte        // its MAC address in a vxlan network
 	problem string         // why nothing is sent to it; empty when it is
 	doubt   string         // why what is sent to it may get lost all the same; empty when all is well
 }
@@ -51,7 +53,7 @@ func (p peer) backend() string {
 	if p.alloc {
 		return backendAlloc
 	}
-	return "udp" // which flannel does not write out, as it does not alloc
+	return backendUDP // which flannel does not write out, as it does not alloc
 }
 
 // publicIP is the address that its lease names, for the log.
@@ -70,14 +72,19 @@ func (p peer) kind() string {
 	return "rootless-ovl"
 }
 
-// config is the peer as the router knows it. A stock node's port may be translated on the way, ours is published as it is.
+// config is the peer as the router knows it. A stock node's port may be translated on the way, and a kernel's VXLAN device chooses
+// one for each flow; ours is published as it is. A kernel may leave out the outer checksum of VXLAN, we never do.
 func (p peer) config() forwarder.PeerConfig {
-	return forwarder.PeerConfig{Addr: p.addr, MTU: cmp.Or(p.pathMTU, p.mtu), AnyPort: p.stock, PartialChecksums: p.partial, Steers: p.steers}
+	return forwarder.PeerConfig{
+		Addr: p.addr, MTU: cmp.Or(p.pathMTU, p.mtu), AnyPort: p.stock, PartialChecksums: p.partial, Steers: p.steers,
+		VTEP: p.vtep, OuterChecksums: !p.stock && p.vtep != [6]byte{},
+	}
 }
 
 // peersOf returns one peer per lease that is not ours, in the order of the snapshot. What others have put into the store is
-// not trusted: a lease that makes no sense gets a problem, and the rest of the overlay goes on. The backend of a lease is
-// not asked for, as flannel's udp backend does not either, but one that is not udp is told of.
+// not trusted: a lease that makes no sense gets a problem, and the rest of the overlay goes on. In a udp network the backend
+// of a lease is not asked for, as flannel does not either, but one that is not udp is told of; in a vxlan network others
+// are passed over, as flannel does.
 func peersOf(leases []lease.Lease, me self) []peer {
 	var peers []peer
 	for _, l := range leases {
@@ -97,10 +104,14 @@ func peersOf(leases []lease.Lease, me self) []peer {
 				p.mtu = min(p.mtu, ext.MTU)
 			}
 		}
-		if p.problem = problemOf(l, port, me); p.problem == "" {
+		p.problem = problemOf(l, port, me)
+		if me.vxlan != nil && p.problem == "" {
+			p.vtep, p.problem, p.doubt = vtepOf(l.Attrs, me.vxlan)
+		}
+		if p.problem == "" {
 			p.addr = netip.AddrPortFrom(l.Attrs.PublicIP, uint16(port))
 		}
-		if t := p.backend(); t != "udp" && p.problem == "" {
+		if t := p.backend(); t != backendUDP && me.vxlan == nil && p.problem == "" {
 			p.doubt = fmt.Sprintf("its lease is of the backend %.32q, and this network's is udp: packets are sent to %v all the same, but it may not listen there", t, p.addr)
 		}
 		peers = append(peers, p)

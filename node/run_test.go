@@ -320,7 +320,15 @@ func TestRun_RefusesWithOneClearError(t *testing.T) {
 	}{
 		{name: "garbage config", config: "{nonsense", says: []string{DefaultEtcdPrefix + "/config", "rootless-ovl config set"}},
 		{name: "impossible config", config: `{"Network":"10.5.0.0/30"}`, says: []string{"too small"}},
-		{name: "vxlan", config: `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`, says: []string{"vxlan", "udp"}},
+		{name: "wireguard", config: `{"Network":"10.5.0.0/16","Backend":{"Type":"wireguard"}}`, says: []string{"wireguard", "udp", "vxlan"}},
+		{name: "vxlan without encapsulation", config: `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`, says: []string{"DirectRouting", "root", "leave it out"}},
+		{name: "dual-stack vxlan", config: `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48","Backend":{"Type":"vxlan"}}`, says: []string{"EnableIPv6", "vxlan"}},
+		{name: "impossible VNI", config: `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":99999999}}`, says: []string{"VNI", "16777215", "rootless-ovl config set"}},
+		{name: "broken VTEP address", config: `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`, prepare: func(t *testing.T, c *Config) {
+			if err := errors.Join(os.MkdirAll(c.StateDir, 0o700), os.WriteFile(filepath.Join(c.StateDir, vtepMACFile), []byte("?"), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}, says: []string{vtepMACFile, "remove it"}},
 		{name: "host-gw", config: `{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}`, says: []string{"host-gw", "root"}},
 		{name: "unknown backend", config: `{"Network":"10.5.0.0/16","Backend":{"Type":"pigeons"}}`, says: []string{"pigeons"}},
 		{name: "another network", config: `{"Network":"10.5.0.0/16"}`, prepare: func(_ *testing.T, c *Config) {
@@ -515,7 +523,7 @@ func TestConfig_OfTheNetworkIsReadAndReplaced(t *testing.T) {
 	if err != nil || !strings.Contains(string(raw), DefaultNetwork.String()) {
 		t.Errorf("%s, %v", raw, err)
 	}
-	for _, bad := range []string{`{}`, `{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}`} {
+	for _, bad := range []string{`{}`, `{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}`, `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`} {
 		if err := r.client.SetConfig(t.Context(), []byte(bad)); !errors.Is(err, api.ErrInvalid) {
 			t.Errorf("%s: %v", bad, err)
 		}

@@ -1,5 +1,5 @@
 // This file is what the daemon keeps on disk: the directories and their locks, the node id, the attachments and the
-// last known leases. Every file is written whole to a temporary name, synced and renamed.
+// last known leases (and vxlan.go's MAC address). Every file is written whole to a temporary name, synced and renamed.
 
 package node
 
@@ -26,6 +26,7 @@ var ErrLocked = errors.New("directory is in use")
 const (
 	lockFile        = "lock"
 	nodeIDFile      = "node-id"
+	vtepMACFile     = "vtep-mac"
 	attachmentsFile = "attachments.json"
 	lastFile        = "last-known.json"
 	etcdDir         = "etcd"

@@ -257,9 +257,14 @@ func (n *Node) createConfig(ctx context.Context, r *lease.Registry, cfg lease.Ne
 	return false, nil
 }
 
+// The backends that are spoken, in flannel's words.
+const (
+	backendUDP   = "udp"
+	backendVXLAN = "vxlan"
+)
+
 // refusals is why a backend of flannel's is not spoken, and what to do.
 var refusals = map[string]string{
-	"vxlan":     "is not spoken by this version",
 	"wireguard": "is not spoken by this version",
 	"host-gw":   "sends packets between hosts without encapsulation, which needs routes on the hosts and so root",
 	"ipip":      "needs raw sockets and so root",
@@ -277,9 +282,11 @@ const cloudRoutes = "puts routes into a cloud account and sends packets between 
 // checkBackend refuses network configs that a node without root, or this version, cannot serve.
 func checkBackend(cfg lease.NetworkConfig) error {
 	switch cfg.BackendType {
-	case "udp":
+	case backendUDP:
 		_, err := cfg.UDPPort()
 		return err
+	case backendVXLAN:
+		return checkVXLAN(cfg)
 	case backendAlloc:
 		return nil
 	}
@@ -287,7 +294,7 @@ func checkBackend(cfg lease.NetworkConfig) error {
 	if !ok {
 		why = "is not known"
 	}
-	return fmt.Errorf("network config: backend %q %s: use {\"Backend\": {\"Type\": \"udp\"}}, which flannel speaks too", cfg.BackendType, why)
+	return fmt.Errorf("network config: backend %q %s: use {\"Backend\": {\"Type\": \"udp\"}} or \"vxlan\", which flannel speaks too", cfg.BackendType, why)
 }
 
 // checkNetwork says whether the network that the store describes can be joined.
@@ -353,12 +360,14 @@ func (n *Node) request(previous netip.Prefix) lease.Request {
 	if n.router != nil && n.router.Steers() {
 		caps = append(caps, lease.CapSteers)
 	}
+	attrs := lease.Attrs{
+		PublicIP:    n.external.public,
+		RootlessOvl: &lease.Extension{V: lease.ExtensionVersion, NodeID: n.id, Port: n.port, MTU: n.mtu, Caps: caps},
+	}
+	publishVXLAN(&attrs, n.vxlan)
 	return lease.Request{
-		NodeID: n.id,
-		Attrs: lease.Attrs{
-			PublicIP:    n.external.public,
-			RootlessOvl: &lease.Extension{V: lease.ExtensionVersion, NodeID: n.id, Port: n.port, MTU: n.mtu, Caps: caps},
-		},
+		NodeID:      n.id,
+		Attrs:       attrs,
 		Previous:    previous,
 		TTL:         n.cfg.LeaseTTL,
 		Ephemeral:   n.cfg.Ephemeral,
@@ -557,15 +566,18 @@ func (n *Node) tellPeersLocked(old []peer, first bool) {
 		problem, doubt string
 	}
 	keyOf := func(p peer) key { return key{p.lease.Subnet, p.addr, p.problem, p.doubt} }
-	before, after := make(map[key]bool), make(map[key]bool)
+	before, after := make(map[key]peer), make(map[key]bool)
 	for _, p := range old {
-		before[keyOf(p)] = true
+		before[keyOf(p)] = p
 	}
 	for _, p := range n.peers {
 		k := keyOf(p)
 		after[k] = true
+		same, known := before[k]
 		switch {
-		case before[k]:
+		case known && same.vtep != p.vtep:
+			n.log.Info("peer has another VTEP MAC address", "subnet", k.subnet, "addr", k.addr, "mac", macText(p.vtep), "before", macText(same.vtep))
+		case known:
 		case p.problem != "":
 			n.log.Warn("peer cannot be used", "subnet", k.subnet, "public_ip", p.publicIP(), "problem", p.problem)
 		case p.doubt != "":
