@@ -129,8 +129,8 @@ func TestVXLAN_NarrowPathIsFound(t *testing.T) {
 func TestVXLAN_RefusesWhatANodeCannotBe(t *testing.T) {
 	l, e, client := withVXLAN(t, 1, vxlanConfig)
 	h := l.Host(1)
-	newFlannelHost(t, h, "10.66.9.0/24", "02:00:0a:42:09:00")
-	upRefused(t, h, []string{"--etcd-endpoints", e.Endpoint}, "8472", "flannel", "--port")
+	newFlannelHost(t, h, "10.66.251.0/24", "02:00:0a:42:fb:00")
+	upRefused(t, h, []string{"--etcd-endpoints", e.Endpoint, "--allow-overlap"}, "8472", "flannel", "--port")
 	put(t, client, prefix+"/config", `{"Network":"10.66.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`)
 	upRefused(t, h, []string{"--etcd-endpoints", e.Endpoint}, "DirectRouting", "routes", "leave it out")
 }
@@ -259,7 +259,7 @@ func TestVXLAN_IsAMemberAmongFlannelHosts(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			l, e, client := withVXLAN(t, 2, vxlanConfig)
-			f := newFlannelHost(t, l.Host(2), "10.66.9.0/24", "02:00:0a:42:09:00", device...)
+			f := newFlannelHost(t, l.Host(2), "10.66.251.0/24", "02:00:0a:42:fb:00", device...)
 			put(t, client, subnetKey(f.subnet.String()), f.lease()) // before the node: the other order is below
 			d := l.Host(1).Up("--etcd-endpoints", e.Endpoint)
 			waitPeers(t, 1, d)
@@ -338,9 +338,10 @@ func TestVXLAN_IsAMemberAmongFlannelHosts(t *testing.T) {
 				}
 			}
 
-			// flanneld starts anew, with another device address, as after a reboot.
-			f.mac = "02:00:0a:42:09:99"
+			// flanneld starts anew, with another device address, as after a reboot. The kernel forgets its neighbours.
+			f.mac = "02:00:0a:42:fb:99"
 			f.ip("link", "set", "flannel.1", "address", f.mac)
+			f.learn(subnet, vtepOf(t, client, d.Status().Subnet))
 			put(t, client, subnetKey(f.subnet.String()), f.lease())
 			lab.Eventually(t, "the new VtepMAC is followed", func() bool {
 				r, err := a.Ping(pod, 1)
@@ -359,7 +360,7 @@ func TestVXLAN_IsAMemberAmongFlannelHosts(t *testing.T) {
 				return err == nil && r.Lost() == 0
 			})
 			// One of another backend is passed over, and said so once.
-			put(t, client, subnetKey("10.66.8.0/24"), `{"PublicIP":"192.0.2.77","PublicIPv6":null}`)
+			put(t, client, subnetKey("10.66.250.0/24"), `{"PublicIP":"192.0.2.77","PublicIPv6":null}`)
 			lab.Eventually(t, "the log tells of the other backend", func() bool {
 				return strings.Count(d.LogText(), "this network's is vxlan") == 1
 			})
