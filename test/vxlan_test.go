@@ -169,17 +169,18 @@ func (f *flannelHost) addr(n byte) netip.Addr {
 	return netip.AddrFrom4(b)
 }
 
-// ip runs ip(8) with every capability over the host's network.
+// ip runs ip(8) on the host.
 func (f *flannelHost) ip(object string, args ...string) {
 	f.t.Helper()
-	command(f.t, f.Space, "ip", append([]string{object}, args...)...)
+	ipIn(f.t, f.Space, append([]string{object}, args...)...)
 }
 
-func command(t *testing.T, s *lab.Space, name string, args ...string) {
+// ipIn runs ip(8) in a namespace, with every capability over it.
+func ipIn(t *testing.T, s *lab.Space, args ...string) {
 	t.Helper()
 	if err := s.Do(func() error {
-		if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
-			return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, out)
+		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
+			return fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, out)
 		}
 		return nil
 	}); err != nil {
@@ -223,9 +224,9 @@ func (f *flannelHost) pod(name string, n byte) *lab.Container {
 	mtu := strconv.Itoa(vxlanMTU)
 	f.ip("link", "add", "veth-"+name, "mtu", mtu, "type", "veth", "peer", "name", "eth0", "mtu", mtu, "netns", pid(c))
 	f.ip("link", "set", "veth-"+name, "master", "cni0", "up")
-	command(f.t, c.Space, "ip", "addr", "add", f.addr(n).String()+"/24", "dev", "eth0")
-	command(f.t, c.Space, "ip", "link", "set", "eth0", "up")
-	command(f.t, c.Space, "ip", "route", "add", "default", "via", f.addr(1).String())
+	ipIn(f.t, c.Space, "addr", "add", f.addr(n).String()+"/24", "dev", "eth0")
+	ipIn(f.t, c.Space, "link", "set", "eth0", "up")
+	ipIn(f.t, c.Space, "route", "add", "default", "via", f.addr(1).String())
 	return c
 }
 

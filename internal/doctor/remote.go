@@ -19,8 +19,9 @@ import (
 const (
 	// maxSkew is how far clocks may be apart before certificates and leases in logs get confusing.
 	maxSkew = 30 * time.Second
-	// overhead is what the udp encapsulation adds to a packet, in bytes: an IPv4 and a UDP header.
-	overhead = 20 + 8
+	// What the encapsulations add to a packet, in bytes: an IPv4 and a UDP header, and a VXLAN and an Ethernet header.
+	udpOverhead   = 20 + 8
+	vxlanOverhead = udpOverhead + 8 + 14
 	// minProbe is the smallest IP packet, in bytes, that is looked for on a path.
 	minProbe = 576
 )
@@ -186,6 +187,6 @@ func (h host) peerMTU(ctx context.Context, peer netip.AddrPort, timeout time.Dur
 		}
 	}
 	return warn(id, title, fmt.Sprintf("only %d bytes get through, the interface has %d", low, full),
-		fmt.Sprintf("none is needed between nodes that answer each other's probes: they send packets of %d bytes at most (PATH MTU in `rootless-ovl peers`);\n"+
-			"if connections hang all the same, as root give the interface on both hosts the MTU of the path: ip link set dev INTERFACE mtu %d; restart the nodes", low-overhead, low))
+		fmt.Sprintf("none is needed between nodes that answer each other's probes: they send packets of %d bytes at most, of %d in a vxlan network (PATH MTU in `rootless-ovl peers`);\n"+
+			"if connections hang all the same, as root give the interface on both hosts the MTU of the path: ip link set dev INTERFACE mtu %d; restart the nodes", low-udpOverhead, low-vxlanOverhead, low))
 }
