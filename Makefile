@@ -50,7 +50,7 @@ integration: check-deps build ## black-box tests on simulated hosts; TESTFLAGS='
 	ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 20m $(TESTFLAGS) ./test/...
 
 .PHONY: interop
-interop: check-deps check-interop build ## flannel's own packages against ours: store, wire, its udp backend on a host (needs gcc)
+interop: check-deps check-interop build ## flannel's own packages against ours: store, wire, its backends on a host (needs gcc)
 	cd test/interop && $(GO) vet ./... && CGO_ENABLED=1 $(GO) vet ./flanneld
 	cd test/interop && ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 10m $(TESTFLAGS) ./...
 

@@ -77,7 +77,7 @@ func listenUnderlay(c UnderlayConfig, loops int, log *slog.Logger) (*underlay, e
 	if err := u.listen(c, loops); err != nil {
 		u.close()
 		if errors.Is(err, unix.EADDRINUSE) && c.VXLAN != nil {
-			return nil, fmt.Errorf("UDP port %d on %v is taken: by another program (`ss -lunp` names it), or by this host's kernel for a VXLAN device (`ip -d link show type vxlan`), as flannel makes one: a host has either flannel or this node. Stop it, or give this node a port of its own with --port, to which flannel hosts cannot send", c.Addr.Port(), c.Addr.Addr())
+			return nil, fmt.Errorf("UDP port %d on %v is taken: by another program (`ss -lunp` names it), or by this host's kernel for a VXLAN device, as flannel makes one, for a host has either flannel or this node (root deletes it: `ip link delete flannel.1`). Free the port, or give this node one of its own with --port, to which flannel hosts cannot send", c.Addr.Port(), c.Addr.Addr())
 		}
 		if errors.Is(err, unix.EADDRINUSE) {
 			return nil, fmt.Errorf("UDP port %d on %v is taken by another program (`ss -lunp` names it): stop it, or give this node a port of its own with --port", c.Addr.Port(), c.Addr.Addr())
