@@ -27,17 +27,31 @@ const (
 
 // lanesFor is how many sockets a loop, of so many, needs to have the buffer that is asked for, in bytes.
 func lanesFor(asked, loops int) int {
+	granted := grantedBuffer(asked)
+	if granted <= 0 {
+		return 1
+	}
+	return max(1, min(maxLanes, maxSockets/loops, (asked+granted-1)/granted))
+}
+
+// grantedBuffer is the receive buffer in bytes that the kernel grants a socket that asks for so much, 0 if it does not say.
+func grantedBuffer(asked int) int {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return 1
+		return 0
 	}
 	defer func() { _ = unix.Close(fd) }()
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, asked)
-	got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
-	if err != nil || got <= 0 {
-		return 1
+	return receiveBuffer(fd)
+}
+
+// receiveBuffer is the receive buffer of a socket in bytes, 0 if the kernel does not say.
+func receiveBuffer(fd int) int {
+	twice, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
+	if err != nil {
+		return 0
 	}
-	return max(1, min(maxLanes, maxSockets/loops, (2*asked+got-1)/got)) // the kernel doubles what it grants
+	return twice / 2 // the kernel doubles what it grants, for its own bookkeeping
 }
 
 // sweep reads several lanes and puts their trains in order. It returns how many there are.

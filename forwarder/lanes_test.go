@@ -3,7 +3,6 @@
 package forwarder
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -63,21 +62,7 @@ func TestLanes_KernelLaysTCPAcrossThemInStripes(t *testing.T) {
 			fragment := nettest.Between(containerC, containerA)
 			fragment.Frag = 100 // what stands where its ports would be is payload
 			send(fragment.TCP(nettest.TCP{Seq: 3 * stripe, Flags: nettest.ACK}, nettest.Payload(30)), containerA, 0)
-			for i, fd := range r.under.fds {
-				for _, w := range want[i] {
-					if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 20000); err != nil {
-						t.Fatal(err)
-					}
-					b := make([]byte, 1500)
-					m, _, err := unix.Recvfrom(fd, b, unix.MSG_DONTWAIT)
-					if err != nil || !bytes.Equal(b[:m], w) {
-						t.Fatalf("socket %d: %x, %v, want %x", i, b[:max(m, 0)], err, w)
-					}
-				}
-				if more := waiting(fd); len(more) > 0 {
-					t.Errorf("socket %d has %d datagrams of others", i, len(more))
-				}
-			}
+			wantOnSockets(t, r, want)
 		})
 	}
 }

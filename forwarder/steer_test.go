@@ -62,22 +62,28 @@ func TestSteer_KernelAgreesWithTheChoiceOfLoops(t *testing.T) {
 			send(framed(r, bytes.Repeat([]byte{0x45}, steerAt4+1)), 0)
 			send(framed(r, bytes.Repeat([]byte{0x60}, steerAt6+1)), 0)
 			send(nil, 0)
-			for i, fd := range r.under.fds {
-				for _, w := range want[i] {
-					if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 20000); err != nil {
-						t.Fatal(err)
-					}
-					b := make([]byte, 1500)
-					m, _, err := unix.Recvfrom(fd, b, unix.MSG_DONTWAIT)
-					if err != nil || !bytes.Equal(b[:m], w) {
-						t.Fatalf("socket %d: %x, %v, want %x", i, b[:max(m, 0)], err, w)
-					}
-				}
-				if more := waiting(fd); len(more) > 0 {
-					t.Errorf("socket %d has %d datagrams of others", i, len(more))
-				}
-			}
+			wantOnSockets(t, r, want)
 		})
+	}
+}
+
+// wantOnSockets checks that each socket of the Router has just the datagrams that are wanted on it, in order.
+func wantOnSockets(t *testing.T, r *Router, want [][][]byte) {
+	t.Helper()
+	for i, fd := range r.under.fds {
+		for _, w := range want[i] {
+			if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 20000); err != nil {
+				t.Fatal(err)
+			}
+			b := make([]byte, 1500)
+			m, _, err := unix.Recvfrom(fd, b, unix.MSG_DONTWAIT)
+			if err != nil || !bytes.Equal(b[:m], w) {
+				t.Fatalf("socket %d: %x, %v, want %x", i, b[:max(m, 0)], err, w)
+			}
+		}
+		if more := waiting(fd); len(more) > 0 {
+			t.Errorf("socket %d has %d datagrams of others", i, len(more))
+		}
 	}
 }
 

@@ -90,9 +90,7 @@ func listenUnderlay(c UnderlayConfig, loops int, log *slog.Logger) (*underlay, e
 		}
 		return nil, fmt.Errorf("open the underlay socket on %v: %w", c.Addr, err)
 	}
-	if got, err := unix.GetsockoptInt(u.fds[0], unix.SOL_SOCKET, unix.SO_RCVBUF); err == nil {
-		u.recvBuffer = got / 2 // the kernel doubles what it grants, for its own bookkeeping
-	}
+	u.recvBuffer = receiveBuffer(u.fds[0])
 	if all := u.recvBuffer * u.lanes; 2*all < c.ReceiveBuffer {
 		log.Warn("the kernel grants the underlay less receive buffer than asked for; fast bursts may be lost until an administrator raises net.core.rmem_max",
 			"granted", all, "asked", c.ReceiveBuffer, "sockets", u.lanes)
