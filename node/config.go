@@ -75,6 +75,8 @@ type Config struct {
 	// PublicIP is the address that peers send to. Zero: the address of the external interface. Without Iface,
 	// IfaceRegex and IfaceCanReach it also chooses the interface, so it must then be an address of this host.
 	PublicIP netip.Addr
+	// PublicIPv6 is the same for IPv6, which a dual-stack network asks for. Without PublicIP too it chooses the interface.
+	PublicIPv6 netip.Addr
 
 	// Port is the underlay's UDP port: PortFromConfig, PortAny, or a number 1..65535 that is published in our lease. Under
 	// the alloc backend nothing is sent to it, and PortFromConfig is PortAny.
@@ -129,6 +131,9 @@ func (c Config) checked() (Config, error) {
 	c.Network = c.Network.Masked()
 	if c.PublicIP.IsValid() && !c.PublicIP.Is4() {
 		return c, fmt.Errorf("public IP %v: an IPv4 address is needed", c.PublicIP)
+	}
+	if a := c.PublicIPv6; a.IsValid() && (!a.Is6() || a.Is4In6() || a.Zone() != "") {
+		return c, fmt.Errorf("public IPv6 %v: an IPv6 address is needed, without a zone", a)
 	}
 	if c.Port < PortFromConfig || c.Port > 65535 {
 		return c, fmt.Errorf("port %d: 1 to 65535, 0 for any free one, or -1 for that of the network config", c.Port)

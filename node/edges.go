@@ -81,7 +81,7 @@ func kernelEdges() edges {
 }
 
 func hostExternal(c Config) (external, error) {
-	o := hostnet.Options{Iface: c.Iface, IfaceRegex: c.IfaceRegex, PublicIP: c.PublicIP}
+	o := hostnet.Options{Iface: c.Iface, IfaceRegex: c.IfaceRegex, PublicIP: c.PublicIP, PublicIPv6: c.PublicIPv6}
 	if c.IfaceCanReach != "" {
 		a, err := netip.ParseAddr(c.IfaceCanReach)
 		if err != nil {
@@ -90,7 +90,7 @@ func hostExternal(c Config) (external, error) {
 		o.CanReach = a
 	}
 	e, err := hostnet.ExternalInterface(o)
-	return external{ifName: e.Name, bind: e.Addr, public: e.PublicIP, mtu: e.MTU}, err
+	return external{ifName: e.Name, bind: e.Addr, public: e.PublicIP, bind6: e.Addr6, public6: e.PublicIPv6, mtu: e.MTU}, err
 }
 
 type kernelNamespace struct{ *nsutil.Namespace }

@@ -79,6 +79,18 @@ type external struct {
 	bind   netip.Addr // the interface's address
 	public netip.Addr // what peers send to
 	mtu    int        // of the interface, bytes
+
+	// The same for IPv6; not valid: the interface has none.
+	bind6, public6 netip.Addr
+}
+
+// attrs are for the log.
+func (e external) attrs() []any {
+	attrs := []any{"interface", e.ifName, "addr", e.bind, "public_ip", e.public}
+	if e.public6.IsValid() {
+		attrs = append(attrs, "addr6", e.bind6, "public_ipv6", e.public6)
+	}
+	return append(attrs, "mtu", e.mtu)
 }
 
 // New checks c and makes a Node. It starts nothing and touches no file.
@@ -176,7 +188,7 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	n.mu.Lock()
 	n.external = ext
 	n.mu.Unlock()
-	n.log.Info("external interface", "interface", ext.ifName, "addr", ext.bind, "public_ip", ext.public, "mtu", ext.mtu)
+	n.log.Info("external interface", ext.attrs()...)
 	if err := n.openStore(ctx, store); err != nil {
 		return err
 	}

@@ -16,14 +16,13 @@ import (
 // flanneldFlags are the flags that mean here what they mean to flanneld.
 var flanneldFlags = []string{
 	"etcd-endpoints", "etcd-prefix", "etcd-keyfile", "etcd-certfile", "etcd-cafile", "etcd-username", "etcd-password",
-	"iface", "iface-regex", "iface-can-reach", "public-ip", "subnet-file", "subnet-lease-renew-margin", "ip-masq",
+	"iface", "iface-regex", "iface-can-reach", "public-ip", "public-ipv6", "subnet-file", "subnet-lease-renew-margin", "ip-masq",
 	"healthz-ip", "healthz-port", "net-config-path", "v",
 }
 
 const (
 	noKubernetes = "leases are kept in etcd, not in Kubernetes"
 	noFirewall   = "the host's firewall and routes are never touched"
-	noIPv6       = "nodes reach each other over IPv4"
 	noKlog       = "--log-level says what is logged"
 )
 
@@ -42,7 +41,6 @@ var idleFlags = []struct {
 	{"iptables-forward-rules", true, noFirewall},
 	{"ip-blackhole-route", true, noFirewall},
 	{"ip-masq-fully-random-disable", true, noFirewall},
-	{"public-ipv6", false, noIPv6},
 	{"vmodule", false, noKlog},
 	{"log_backtrace_at", false, noKlog},
 }

@@ -62,19 +62,19 @@ func TestUp_TakesFlanneldsCommandLine(t *testing.T) {
 		"two dashes": {
 			"--etcd-endpoints=https://a:2379,https://b:2379", "--etcd-prefix=/p", "--etcd-keyfile=k", "--etcd-certfile=c", "--etcd-cafile=ca",
 			"--etcd-username=u", "--etcd-password=pw", "--iface=eth0", "--iface=eth1", "--iface-regex=^en", "--iface-can-reach=192.0.2.9",
-			"--public-ip=198.51.100.1", "--subnet-file=/f", "--subnet-lease-renew-margin=30", "--ip-masq", "--healthz-ip=127.0.0.1",
+			"--public-ip=198.51.100.1", "--public-ipv6=2001:db8::1", "--subnet-file=/f", "--subnet-lease-renew-margin=30", "--ip-masq", "--healthz-ip=127.0.0.1",
 			"--healthz-port=8471", "--v=1",
 		},
 		"one dash, values apart": {
 			"-etcd-endpoints", "https://a:2379,https://b:2379", "-etcd-prefix", "/p", "-etcd-keyfile", "k", "-etcd-certfile", "c",
 			"-etcd-cafile", "ca", "-etcd-username", "u", "-etcd-password", "pw", "-iface", "eth0", "-iface", "eth1", "-iface-regex", "^en",
-			"-iface-can-reach", "192.0.2.9", "-public-ip", "198.51.100.1", "-subnet-file", "/f", "-subnet-lease-renew-margin", "30", "-ip-masq",
+			"-iface-can-reach", "192.0.2.9", "-public-ip", "198.51.100.1", "-public-ipv6", "2001:db8::1", "-subnet-file", "/f", "-subnet-lease-renew-margin", "30", "-ip-masq",
 			"-healthz-ip", "127.0.0.1", "-healthz-port", "8471", "-v", "1",
 		},
 		"one dash, values joined": {
 			"-etcd-endpoints=https://a:2379,https://b:2379", "-etcd-prefix=/p", "-etcd-keyfile=k", "-etcd-certfile=c", "-etcd-cafile=ca",
 			"-etcd-username=u", "-etcd-password=pw", "-iface=eth0", "-iface=eth1", "-iface-regex=^en", "-iface-can-reach=192.0.2.9",
-			"-public-ip=198.51.100.1", "-subnet-file=/f", "-subnet-lease-renew-margin=30", "-ip-masq=true", "-healthz-ip=127.0.0.1",
+			"-public-ip=198.51.100.1", "-public-ipv6=2001:db8::1", "-subnet-file=/f", "-subnet-lease-renew-margin=30", "-ip-masq=true", "-healthz-ip=127.0.0.1",
 			"-healthz-port=8471", "-v=1",
 		},
 	} {
@@ -83,11 +83,11 @@ func TestUp_TakesFlanneldsCommandLine(t *testing.T) {
 			e := c.Etcd
 			got := []any{
 				e.Endpoints, c.EtcdPrefix, e.KeyFile, e.CertFile, e.CAFile, e.Username, e.Password, c.Iface, c.IfaceRegex, c.IfaceCanReach,
-				c.PublicIP.String(), c.SubnetFile, c.RenewMargin, c.NoIPMasq, c.Healthz.String(), c.Log.Enabled(t.Context(), -4),
+				c.PublicIP.String(), c.PublicIPv6.String(), c.SubnetFile, c.RenewMargin, c.NoIPMasq, c.Healthz.String(), c.Log.Enabled(t.Context(), -4),
 			}
 			want := []any{
 				[]string{"https://a:2379", "https://b:2379"}, "/p", "k", "c", "ca", "u", "pw", []string{"eth0", "eth1"}, []string{"^en"}, "192.0.2.9",
-				"198.51.100.1", "/f", 30 * time.Minute, false, "127.0.0.1:8471", true,
+				"198.51.100.1", "2001:db8::1", "/f", 30 * time.Minute, false, "127.0.0.1:8471", true,
 			}
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
@@ -151,8 +151,8 @@ func TestUp_RefusesFlagsThatFlanneldDoesNotHave(t *testing.T) {
 func TestUp_NamesWhatHasNoEffectOnce(t *testing.T) {
 	b := newBench(t)
 	_, logged := b.upWith("-kube-subnet-mgr", "-kube-api-url=", "-kubeconfig-file=/k", "-iptables-resync=5", "-iptables-forward-rules=false",
-		"-ip-blackhole-route", "-public-ipv6=2001:db8::1")
-	want := "--kube-subnet-mgr, --kubeconfig-file: " + noKubernetes + "; --iptables-resync, --ip-blackhole-route: " + noFirewall + "; --public-ipv6: " + noIPv6
+		"-ip-blackhole-route")
+	want := "--kube-subnet-mgr, --kubeconfig-file: " + noKubernetes + "; --iptables-resync, --ip-blackhole-route: " + noFirewall
 	if strings.Count(logged, "level=WARN") != 1 || !strings.Contains(logged, want) {
 		t.Errorf("logged %s\nwant once %s", logged, want)
 	}

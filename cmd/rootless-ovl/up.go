@@ -49,6 +49,7 @@ type upFlags struct {
 	ifaceRegex    []string
 	ifaceCanReach string
 	publicIP      netip.Addr
+	publicIPv6    netip.Addr
 	port          int
 
 	ephemeral  bool
@@ -114,6 +115,7 @@ of flanneld that cannot mean anything here is named in a warning.`,
 	fs.StringArrayVar(&f.ifaceRegex, "iface-regex", nil, "`pattern` of the external interface's address or name, tried after --iface, may be repeated")
 	fs.StringVar(&f.ifaceCanReach, "iface-can-reach", "", "take the interface of the route to this `address`")
 	fs.TextVar(&f.publicIP, "public-ip", netip.Addr{}, "IPv4 `address` that peers send to (default: the external interface's)")
+	fs.TextVar(&f.publicIPv6, "public-ipv6", netip.Addr{}, "IPv6 `address` that peers send to (default: the external interface's)")
 	fs.IntVar(&f.port, "port", node.PortFromConfig, "UDP `port` of this node, 0 for any free one, told to peers in the lease (default: that of the network config)")
 	fs.Lookup("port").DefValue = "0" // hides it: the usage text says it better than "-1"
 	fs.BoolVar(&f.ephemeral, "ephemeral", false, "lease for a short time and give the subnet back on stop: for CI jobs")
@@ -170,6 +172,7 @@ func (a *app) nodeConfig(cmd *cobra.Command, f *upFlags) (node.Config, error) {
 		IfaceRegex:    f.ifaceRegex,
 		IfaceCanReach: f.ifaceCanReach,
 		PublicIP:      f.publicIP,
+		PublicIPv6:    f.publicIPv6,
 		Port:          f.port,
 		Ephemeral:     f.ephemeral,
 		LeaseTTL:      f.leaseTTL,
@@ -197,6 +200,8 @@ func (a *app) nodeConfig(cmd *cobra.Command, f *upFlags) (node.Config, error) {
 		return c, usagef("--network %v has bits set beyond its length: did you mean %v?", f.network, f.network.Masked())
 	case f.publicIP.IsValid() && !f.publicIP.Is4():
 		return c, usagef("--public-ip %v is not an IPv4 address", f.publicIP)
+	case f.publicIPv6.IsValid() && (!f.publicIPv6.Is6() || f.publicIPv6.Is4In6() || f.publicIPv6.Zone() != ""):
+		return c, usagef("--public-ipv6 %v is not an IPv6 address that peers could send to", f.publicIPv6)
 	case fs.Changed("port") && (f.port < 0 || f.port > 65535):
 		return c, usagef("--port %d is not a port: use 1 to 65535, or 0 for any free one", f.port)
 	case fs.Changed("lease-ttl") && f.leaseTTL < minLeaseTTL:
@@ -232,8 +237,8 @@ func (a *app) nodeConfig(cmd *cobra.Command, f *upFlags) (node.Config, error) {
 		}
 	}
 	if f.ifaceCanReach != "" {
-		if addr, err := netip.ParseAddr(f.ifaceCanReach); err != nil || !addr.Is4() {
-			return c, usagef("--iface-can-reach %q is not an IPv4 address: write it as 192.0.2.1", f.ifaceCanReach)
+		if _, err := netip.ParseAddr(f.ifaceCanReach); err != nil {
+			return c, usagef("--iface-can-reach %q is not an address: write it as 192.0.2.1", f.ifaceCanReach)
 		}
 	}
 	if c.RuntimeDir, err = a.runtime(); err != nil {

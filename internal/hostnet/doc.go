@@ -4,7 +4,7 @@
 // Place in the journey: node asks once at its start, `doctor` when it is run. No packet passes through here.
 //
 // Nothing here keeps state or starts a goroutine; every call reads afresh. Reading interfaces, addresses and routes by
-// rtnetlink needs no privilege. Limits: IPv4 public addresses.
+// rtnetlink needs no privilege. Limits: the external interface has an IPv4 address; an IPv6 one is taken along.
 //
 // Sources: flannel pkg/ipmatch/match.go, pkg/ip/iface.go and main.go (v0.28.9) for the choice and its order;
 // rtnetlink(7); resolv.conf(5).

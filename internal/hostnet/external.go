@@ -3,6 +3,7 @@
 package hostnet
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -18,9 +19,9 @@ type Options struct {
 	Iface      []string   // --iface: names or addresses, tried in order
 	IfaceRegex []string   // --iface-regex: matched against addresses, then names; tried in order after Iface
 	CanReach   netip.Addr // --iface-can-reach: the interface of the route to this address; tried last
-	// PublicIP is what peers are told (--public-ip). Without any of the above it chooses the interface too, and then
-	// must be an address of this host.
-	PublicIP netip.Addr
+	// PublicIP and PublicIPv6 are what peers are told (--public-ip, --public-ipv6). Without any of the above the first of the two
+	// that is given chooses the interface too, and then must be an address of this host.
+	PublicIP, PublicIPv6 netip.Addr
 }
 
 // Ext is the external interface.
@@ -28,8 +29,11 @@ type Ext struct {
 	Name     string
 	Index    int
 	MTU      int        // bytes of IP packet
-	Addr     netip.Addr // the address of the interface: what the underlay socket binds to
+	Addr     netip.Addr // the IPv4 address of the interface: what the underlay socket binds to
 	PublicIP netip.Addr // the address peers send to: Addr, unless given
+	// Addr6 is the IPv6 address of the same interface, with its zone if it is a link-local one; not valid: it has none.
+	Addr6      netip.Addr
+	PublicIPv6 netip.Addr // the IPv6 address peers send to: Addr6 without the zone, unless given
 }
 
 // ErrNoInterface says that no external interface could be chosen.
@@ -44,8 +48,9 @@ func (e noInterface) Unwrap() error { return ErrNoInterface }
 func none(format string, args ...any) error { return noInterface{fmt.Sprintf(format, args...)} }
 
 // ExternalInterface chooses in flannel's order: each Iface, each IfaceRegex, CanReach; the first that fits wins. With none
-// of these given: the interface that has PublicIP, or without that the one of the first default route. The address is the
-// interface's best IPv4 address. The error, an ErrNoInterface unless reading failed, names the flags that help.
+// of these given: the interface that has PublicIP (or PublicIPv6), or without that the one of the first default route of IPv4. It
+// must have an IPv4 address, and need not have an IPv6 one. Of each family its address is the public one if that is an address of
+// it, or the one that a flag named, or the best. The error, an ErrNoInterface unless reading failed, names the flags that help.
 func ExternalInterface(o Options) (Ext, error) {
 	n, err := readHost()
 	if err != nil {
@@ -55,85 +60,95 @@ func ExternalInterface(o Options) (Ext, error) {
 }
 
 func (n network) external(o Options) (Ext, error) {
-	for _, a := range []netip.Addr{o.PublicIP, o.CanReach} {
-		if a.IsValid() && !a.Unmap().Is4() {
-			return Ext{}, none("%v is not an IPv4 address: give one (nodes reach each other over IPv4)", a)
-		}
-	}
 	o.PublicIP, o.CanReach = o.PublicIP.Unmap(), o.CanReach.Unmap()
+	switch {
+	case o.PublicIP.IsValid() && !o.PublicIP.Is4():
+		return Ext{}, none("%v is not an IPv4 address: give one (--public-ip), and an IPv6 one besides if there is one (--public-ipv6)", o.PublicIP)
+	case o.PublicIPv6.IsValid() && (!o.PublicIPv6.Is6() || o.PublicIPv6.Is4In6() || o.PublicIPv6.Zone() != ""):
+		return Ext{}, none("%v is not an IPv6 address that peers could send to: give one (--public-ipv6)", o.PublicIPv6)
+	}
 	var (
-		i   iface
-		ip  netip.Addr // not valid: the interface's best
+		c   choice
 		err error
 	)
-	switch {
+	switch given := cmp.Or(o.PublicIP, o.PublicIPv6); {
 	case len(o.Iface)+len(o.IfaceRegex) > 0 || o.CanReach.IsValid():
-		i, ip, err = n.chosen(o)
-	case o.PublicIP.IsValid():
-		ip = o.PublicIP
+		c, err = n.chosen(o)
+	case given.IsValid():
 		var ok bool
-		if i, ok = n.byAddr(ip); !ok {
-			err = none("no interface of this host has the address %v: behind NAT give the interface too (--iface NAME --public-ip %v); it has %s", ip, ip, n.list())
+		if c.iface, ok = n.byAddr(given); !ok {
+			flag := "--public-ip"
+			if given.Is6() {
+				flag = "--public-ipv6"
+			}
+			err = none("no interface of this host has the address %v: behind NAT give the interface too (--iface NAME %s %v); it has %s", given, flag, given, n.list())
 		}
 	default:
-		i, err = n.byDefaultRoute()
-	}
-	if err == nil && !ip.IsValid() {
-		if best := i.best(); len(best) > 0 {
-			ip = best[0]
-		} else {
-			err = none("interface %s has no IPv4 address: choose another (--iface); there is %s", i.name, n.list())
-		}
-	}
-	if err == nil && i.mtu == 0 {
-		err = none("interface %s has no MTU: choose another (--iface)", i.name)
+		c.iface, err = n.byDefaultRoute()
 	}
 	if err != nil {
 		return Ext{}, err
 	}
-	public := ip
-	if o.PublicIP.IsValid() {
-		public = o.PublicIP
+	e := Ext{
+		Name: c.iface.name, Index: c.iface.index, MTU: c.iface.mtu,
+		Addr:  c.iface.address(v4, o.PublicIP, c.addr),
+		Addr6: c.iface.address(v6, o.PublicIPv6, c.addr6),
 	}
-	return Ext{Name: i.name, Index: i.index, MTU: i.mtu, Addr: ip, PublicIP: public}, nil
+	switch {
+	case !e.Addr.IsValid():
+		return Ext{}, none("interface %s has no IPv4 address: choose another (--iface); there is %s", e.Name, n.list())
+	case e.MTU == 0:
+		return Ext{}, none("interface %s has no MTU: choose another (--iface)", e.Name)
+	}
+	e.PublicIP, e.PublicIPv6 = cmp.Or(o.PublicIP, e.Addr), cmp.Or(o.PublicIPv6, e.Addr6)
+	if e.Addr6.IsLinkLocalUnicast() {
+		e.Addr6 = e.Addr6.WithZone(e.Name)
+	}
+	return e, nil
 }
 
-// chosen tries the flags one by one.
-func (n network) chosen(o Options) (iface, netip.Addr, error) {
+// choice is an interface, and the addresses of it that the flags named; not valid: the best ones.
+type choice struct {
+	iface       iface
+	addr, addr6 netip.Addr
+}
+
+// named makes ip the address of its family.
+func (c *choice) named(ip netip.Addr) {
+	if ip.Is6() {
+		c.addr6 = ip
+	} else {
+		c.addr = ip
+	}
+}
+
+// chosen tries the flags one by one. flannel looks at IPv6 addresses in a dual-stack network only; so that the choice is the same
+// in every network, a pattern that fits them and nothing else comes last.
+func (n network) chosen(o Options) (choice, error) {
 	var tried []string
 	for _, want := range o.Iface {
-		if ip, err := netip.ParseAddr(want); err == nil {
-			if i, ok := n.byAddr(ip.Unmap()); ok {
-				return i, ip.Unmap(), nil
-			}
-		} else if k := slices.IndexFunc(n.ifaces, func(i iface) bool { return i.name == want }); k >= 0 && len(n.ifaces[k].best()) > 0 {
-			return n.ifaces[k], netip.Addr{}, nil
+		c, ok := n.byIface(want)
+		if ok {
+			return c, nil
 		}
 		tried = append(tried, "--iface "+want)
 	}
 	for _, want := range o.IfaceRegex {
 		re, err := regexp.Compile(want)
 		if err != nil {
-			return iface{}, netip.Addr{}, none("--iface-regex %s is not a regular expression: %v", want, err)
+			return choice{}, none("--iface-regex %s is not a regular expression: %v", want, err)
 		}
-		for _, i := range n.ifaces {
-			for _, ip := range i.best() {
-				if re.MatchString(ip.String()) {
-					return i, ip, nil
-				}
-			}
-		}
-		for _, i := range n.ifaces {
-			if re.MatchString(i.name) && len(i.best()) > 0 {
-				return i, netip.Addr{}, nil
-			}
+		if c, ok := n.byRegex(re); ok {
+			return c, nil
 		}
 		tried = append(tried, "--iface-regex "+want)
 	}
 	if o.CanReach.IsValid() {
 		index, src, err := n.reach(o.CanReach)
 		if i, ok := n.byIndex(index); err == nil && ok {
-			return i, src, nil
+			c := choice{iface: i}
+			c.named(src)
+			return c, nil
 		}
 		text := fmt.Sprintf("--iface-can-reach %v", o.CanReach)
 		if err != nil {
@@ -141,17 +156,63 @@ func (n network) chosen(o Options) (iface, netip.Addr, error) {
 		}
 		tried = append(tried, text)
 	}
-	return iface{}, netip.Addr{}, none("no interface of this host fits %s: there is %s", strings.Join(tried, ", "), n.list())
+	return choice{}, none("no interface of this host fits %s: there is %s", strings.Join(tried, ", "), n.list())
+}
+
+func (n network) byIface(want string) (choice, bool) {
+	ip, err := netip.ParseAddr(want)
+	if err != nil {
+		k := slices.IndexFunc(n.ifaces, func(i iface) bool { return i.name == want })
+		if k < 0 || len(n.ifaces[k].best(v4)) == 0 {
+			return choice{}, false
+		}
+		return choice{iface: n.ifaces[k]}, true
+	}
+	i, ok := n.byAddr(ip.Unmap())
+	if !ok || ip.Is6() && len(i.best(v4)) == 0 {
+		return choice{}, false
+	}
+	c := choice{iface: i}
+	c.named(ip.Unmap().WithZone(""))
+	return c, true
+}
+
+func (n network) byRegex(re *regexp.Regexp) (choice, bool) {
+	matching := func(ips []netip.Addr) netip.Addr {
+		for _, ip := range ips {
+			if re.MatchString(ip.String()) {
+				return ip
+			}
+		}
+		return netip.Addr{}
+	}
+	for _, fits := range []func(iface, choice) bool{
+		func(_ iface, c choice) bool { return c.addr.IsValid() },
+		func(i iface, _ choice) bool { return re.MatchString(i.name) },
+		func(_ iface, c choice) bool { return c.addr6.IsValid() },
+	} {
+		for _, i := range n.ifaces {
+			c := choice{iface: i, addr: matching(i.best(v4)), addr6: matching(i.best(v6))}
+			if len(i.best(v4)) > 0 && fits(i, c) {
+				return c, true
+			}
+		}
+	}
+	return choice{}, false
 }
 
 func (n network) byAddr(ip netip.Addr) (iface, bool) {
 	k := slices.IndexFunc(n.ifaces, func(i iface) bool {
-		return slices.ContainsFunc(i.addrs, func(a addr) bool { return a.ip == ip })
+		return (ip.Zone() == "" || ip.Zone() == i.name) && i.has(ip.WithZone(""))
 	})
 	if k < 0 {
 		return iface{}, false
 	}
 	return n.ifaces[k], true
+}
+
+func (i iface) has(ip netip.Addr) bool {
+	return slices.ContainsFunc(i.addrs, func(a addr) bool { return a.ip == ip })
 }
 
 func (n network) byDefaultRoute() (iface, error) {
@@ -184,12 +245,33 @@ func (n network) list() string {
 	return strings.Join(all, ", ")
 }
 
-// best is the addresses that peers could use, the best first: global before link-local, set by hand before dynamic,
-// lasting before temporary; deprecated ones not at all.
-func (i iface) best() []netip.Addr {
+// The families of best and address.
+const (
+	v4 = 32 // bits of an address
+	v6 = 128
+)
+
+// address is the one to be reached at: public if the interface has it, else named, else the best; not valid: there is none.
+func (i iface) address(family int, public, named netip.Addr) netip.Addr {
+	if public.IsValid() && i.has(public) {
+		return public
+	}
+	if named.IsValid() {
+		return named
+	}
+	if best := i.best(family); len(best) > 0 {
+		return best[0]
+	}
+	return netip.Addr{}
+}
+
+// best is the addresses of a family that peers could use, the best first: global before link-local, set by hand before dynamic,
+// lasting before temporary. Deprecated ones are not in it, nor those that another host has or may still turn out to have.
+func (i iface) best(family int) []netip.Addr {
 	usable := slices.DeleteFunc(slices.Clone(i.addrs), func(a addr) bool {
 		global := a.ip.IsGlobalUnicast() || a.ip.IsLinkLocalUnicast()
-		return !a.ip.Is4() || !global || a.flags&unix.IFA_F_DEPRECATED != 0
+		unsure := a.flags&unix.IFA_F_TENTATIVE != 0 && a.flags&unix.IFA_F_OPTIMISTIC == 0
+		return a.ip.BitLen() != family || !global || unsure || a.flags&(unix.IFA_F_DEPRECATED|unix.IFA_F_DADFAILED) != 0
 	})
 	rank := func(a addr) int {
 		r := 0

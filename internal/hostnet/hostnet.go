@@ -18,7 +18,7 @@ type iface struct {
 	name  string
 	index int
 	mtu   int
-	addrs []addr // IPv4, in the kernel's order
+	addrs []addr // in the kernel's order
 }
 
 type addr struct {
@@ -51,7 +51,7 @@ func readHost() (network, error) {
 	for _, l := range links {
 		a := l.Attrs()
 		i := iface{name: a.Name, index: a.Index, mtu: a.MTU}
-		addrs, err := retry(func() ([]netlink.Addr, error) { return netlink.AddrList(l, unix.AF_INET) })
+		addrs, err := retry(func() ([]netlink.Addr, error) { return netlink.AddrList(l, unix.AF_UNSPEC) })
 		if err != nil {
 			if errors.Is(err, unix.ENODEV) || errors.As(err, &netlink.LinkNotFoundError{}) {
 				continue // it has just gone

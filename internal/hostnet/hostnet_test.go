@@ -34,13 +34,22 @@ func testHost() network {
 	return network{
 		ifaces: []iface{
 			{name: "lo", index: 1, mtu: 65536, addrs: fixed("127.0.0.1")},
-			{name: "eth0", index: 2, mtu: 1500, addrs: fixed("169.254.7.7", "192.0.2.10", "192.0.2.11")},
+			{name: "eth0", index: 2, mtu: 1500, addrs: slices.Concat(
+				fixed("169.254.7.7", "192.0.2.10", "192.0.2.11", "fe80::7"),
+				[]addr{
+					{ip: ip("2001:db8:1::1"), flags: unix.IFA_F_PERMANENT | unix.IFA_F_DADFAILED},
+					{ip: ip("2001:db8:1::2"), flags: unix.IFA_F_PERMANENT | unix.IFA_F_TENTATIVE},
+					{ip: ip("2001:db8:1::3"), flags: unix.IFA_F_TEMPORARY},
+					{ip: ip("2001:db8:1::4"), flags: unix.IFA_F_DEPRECATED},
+					{ip: ip("2001:db8:1::5")},
+				})},
 			{name: "eth1", index: 3, mtu: 9000, addrs: []addr{
 				{ip: ip("198.51.100.5"), flags: unix.IFA_F_PERMANENT | unix.IFA_F_DEPRECATED},
 				{ip: ip("198.51.100.6")},
 				{ip: ip("198.51.100.7"), flags: unix.IFA_F_PERMANENT},
+				{ip: ip("fe80::7"), flags: unix.IFA_F_PERMANENT},
 			}},
-			{name: "bare0", index: 4, mtu: 1500},
+			{name: "bare0", index: 4, mtu: 1500, addrs: fixed("2001:db8:4::1")},
 			{name: "tun0", index: 5, mtu: 0, addrs: fixed("10.99.0.1")},
 		},
 		routes: []route{
@@ -55,8 +64,13 @@ func testHost() network {
 			{dst: prefix("::/0"), index: 2, main: true},
 		},
 		reach: func(dst netip.Addr) (int, netip.Addr, error) {
-			if dst == ip("203.0.113.1") {
+			switch dst {
+			case ip("203.0.113.1"):
 				return 3, ip("198.51.100.6"), nil
+			case ip("2001:db8:9::1"):
+				return 2, ip("2001:db8:1::3"), nil
+			case ip("203.0.113.2"): // the kernel need not name a source
+				return 2, netip.Addr{}, nil
 			}
 			return 0, netip.Addr{}, unix.ENETUNREACH
 		},
@@ -64,10 +78,14 @@ func testHost() network {
 }
 
 func TestExternal_ChoosesAsFlannelDoes(t *testing.T) {
-	eth0 := Ext{Name: "eth0", Index: 2, MTU: 1500, Addr: ip("192.0.2.10"), PublicIP: ip("192.0.2.10")}
-	eth1 := Ext{Name: "eth1", Index: 3, MTU: 9000, Addr: ip("198.51.100.7"), PublicIP: ip("198.51.100.7")}
+	eth0 := Ext{Name: "eth0", Index: 2, MTU: 1500, Addr: ip("192.0.2.10"), PublicIP: ip("192.0.2.10"), Addr6: ip("2001:db8:1::5"), PublicIPv6: ip("2001:db8:1::5")}
+	eth1 := Ext{Name: "eth1", Index: 3, MTU: 9000, Addr: ip("198.51.100.7"), PublicIP: ip("198.51.100.7"), Addr6: ip("fe80::7%eth1"), PublicIPv6: ip("fe80::7")}
 	at := func(e Ext, addr, public string) Ext {
 		e.Addr, e.PublicIP = ip(addr), ip(public)
+		return e
+	}
+	at6 := func(e Ext, addr, public string) Ext {
+		e.Addr6, e.PublicIPv6 = ip(addr), ip(public)
 		return e
 	}
 	for _, tt := range []struct {
@@ -91,6 +109,19 @@ func TestExternal_ChoosesAsFlannelDoes(t *testing.T) {
 		{"route", Options{CanReach: ip("203.0.113.1")}, at(eth1, "198.51.100.6", "198.51.100.6")},
 		{"route as the last resort", Options{Iface: []string{"wlan0"}, CanReach: ip("203.0.113.1")}, at(eth1, "198.51.100.6", "198.51.100.6")},
 		{"IPv4 in IPv6 text", Options{PublicIP: ip("::ffff:192.0.2.10")}, eth0},
+		{"public IP is another address of the named interface", Options{Iface: []string{"eth0"}, PublicIP: ip("192.0.2.11")}, at(eth0, "192.0.2.11", "192.0.2.11")},
+		{"no source of the route", Options{CanReach: ip("203.0.113.2")}, eth0},
+		{"IPv6 public IP chooses the interface", Options{PublicIPv6: ip("2001:db8:1::3")}, at6(eth0, "2001:db8:1::3", "2001:db8:1::3")},
+		{"IPv6 public IP of another host", Options{PublicIP: ip("192.0.2.10"), PublicIPv6: ip("2001:db8:f::1")}, at6(eth0, "2001:db8:1::5", "2001:db8:f::1")},
+		{"IPv6 public IP beside the public IP", Options{PublicIP: ip("192.0.2.11"), PublicIPv6: ip("2001:db8:1::4")}, at6(at(eth0, "192.0.2.11", "192.0.2.11"), "2001:db8:1::4", "2001:db8:1::4")},
+		{"IPv6 public IP beside a name", Options{Iface: []string{"eth1"}, PublicIPv6: ip("2001:db8:1::3")}, at6(eth1, "fe80::7%eth1", "2001:db8:1::3")},
+		{"IPv6 address", Options{Iface: []string{"2001:db8:1::3"}}, at6(eth0, "2001:db8:1::3", "2001:db8:1::3")},
+		{"link-local address with its zone", Options{Iface: []string{"fe80::7%eth1"}}, eth1},
+		{"IPv6 address of an interface without IPv4", Options{Iface: []string{"2001:db8:4::1", "eth1"}}, eth1},
+		{"expression on an IPv6 address", Options{IfaceRegex: []string{`^2001:db8:[14]::3?`}}, at6(eth0, "2001:db8:1::5", "2001:db8:1::5")},
+		{"expression on addresses of both families", Options{IfaceRegex: []string{`^192\.0\.2\.11$|:3$`}}, at6(at(eth0, "192.0.2.11", "192.0.2.11"), "2001:db8:1::3", "2001:db8:1::3")},
+		{"expression on a name beats one on an IPv6 address", Options{IfaceRegex: []string{`^2001:|^eth1`}}, eth1},
+		{"route to an IPv6 address", Options{CanReach: ip("2001:db8:9::1")}, at6(eth0, "2001:db8:1::3", "2001:db8:1::3")},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := testHost().external(tt.o)
@@ -120,6 +151,11 @@ func TestExternal_SaysWhatToDo(t *testing.T) {
 		{"no route to it", testHost(), Options{CanReach: ip("192.168.1.1")}, []string{"--iface-can-reach 192.168.1.1", "unreachable"}},
 		{"no MTU", testHost(), Options{Iface: []string{"tun0"}}, []string{"tun0", "MTU"}},
 		{"IPv6 public IP", testHost(), Options{PublicIP: ip("2001:db8::1")}, []string{"2001:db8::1", "IPv4"}},
+		{"IPv4 as the IPv6 public IP", testHost(), Options{PublicIPv6: ip("192.0.2.10")}, []string{"192.0.2.10", "IPv6"}},
+		{"mapped IPv4 as the IPv6 public IP", testHost(), Options{PublicIPv6: ip("::ffff:192.0.2.10")}, []string{"192.0.2.10", "IPv6"}},
+		{"IPv6 public IP with a zone", testHost(), Options{PublicIPv6: ip("fe80::7%eth0")}, []string{"fe80::7%eth0", "IPv6"}},
+		{"IPv6 public IP of nobody", testHost(), Options{PublicIPv6: ip("2001:db8:f::1")}, []string{"2001:db8:f::1", "--iface", "--public-ipv6", "NAT"}},
+		{"IPv6 public IP of an interface without IPv4", testHost(), Options{PublicIPv6: ip("2001:db8:4::1")}, []string{"bare0", "IPv4"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := tt.host.external(tt.o)
@@ -212,6 +248,7 @@ func inside() {
 	run("link", "add", "up0", "mtu", "1450", "type", "veth", "peer", "name", "far0")
 	run("addr", "add", "192.0.2.10/24", "dev", "up0")
 	run("link", "set", "up0", "up")
+	run("addr", "add", "2001:db8:7::10/64", "dev", "up0", "nodad")
 	run("link", "set", "far0", "up")
 	if _, err := ExternalInterface(Options{}); err != nil {
 		r.NoRoute = err.Error()
@@ -265,6 +302,9 @@ func TestHost_IsReadFromTheKernel(t *testing.T) {
 	}
 	if r.Ext.Name != "up0" || r.Ext.MTU != 1450 || r.Ext.Addr != ip("192.0.2.10") || r.Ext.PublicIP != ip("192.0.2.10") || r.Ext.Index == 0 {
 		t.Errorf("external interface %+v", r.Ext)
+	}
+	if r.Ext.Addr6 != ip("2001:db8:7::10") || r.Ext.PublicIPv6 != r.Ext.Addr6 {
+		t.Errorf("its IPv6 addresses %v, %v", r.Ext.Addr6, r.Ext.PublicIPv6)
 	}
 	if r.Reach.Name != "far0" || r.Reach.Addr != ip("10.30.1.1") {
 		t.Errorf("interface to 10.30.1.9 is %+v", r.Reach)
