@@ -132,8 +132,8 @@ func (c Config) checked() (Config, error) {
 	if c.PublicIP.IsValid() && !c.PublicIP.Is4() {
 		return c, fmt.Errorf("public IP %v: an IPv4 address is needed", c.PublicIP)
 	}
-	if a := c.PublicIPv6; a.IsValid() && (!a.Is6() || a.Is4In6() || a.Zone() != "") {
-		return c, fmt.Errorf("public IPv6 %v: an IPv6 address is needed, without a zone", a)
+	if a := c.PublicIPv6; a.IsValid() && (!a.Is6() || a.Is4In6() || a.IsLinkLocalUnicast()) {
+		return c, fmt.Errorf("public IPv6 %v: an IPv6 address is needed, and not a link-local one", a)
 	}
 	if c.Port < PortFromConfig || c.Port > 65535 {
 		return c, fmt.Errorf("port %d: 1 to 65535, 0 for any free one, or -1 for that of the network config", c.Port)

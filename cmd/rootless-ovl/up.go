@@ -200,7 +200,7 @@ func (a *app) nodeConfig(cmd *cobra.Command, f *upFlags) (node.Config, error) {
 		return c, usagef("--network %v has bits set beyond its length: did you mean %v?", f.network, f.network.Masked())
 	case f.publicIP.IsValid() && !f.publicIP.Is4():
 		return c, usagef("--public-ip %v is not an IPv4 address", f.publicIP)
-	case f.publicIPv6.IsValid() && (!f.publicIPv6.Is6() || f.publicIPv6.Is4In6() || f.publicIPv6.Zone() != ""):
+	case f.publicIPv6.IsValid() && (!f.publicIPv6.Is6() || f.publicIPv6.Is4In6() || f.publicIPv6.IsLinkLocalUnicast()):
 		return c, usagef("--public-ipv6 %v is not an IPv6 address that peers could send to", f.publicIPv6)
 	case fs.Changed("port") && (f.port < 0 || f.port > 65535):
 		return c, usagef("--port %d is not a port: use 1 to 65535, or 0 for any free one", f.port)

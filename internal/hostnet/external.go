@@ -22,6 +22,9 @@ type Options struct {
 	// PublicIP and PublicIPv6 are what peers are told (--public-ip, --public-ipv6). Without any of the above the first of the two
 	// that is given chooses the interface too, and then must be an address of this host.
 	PublicIP, PublicIPv6 netip.Addr
+	// InUse are addresses that were chosen before. They stay the choice for as long as their interface is it and they are usable, so that
+	// one which is added beside them changes nothing.
+	InUse []netip.Addr
 }
 
 // Ext is the external interface.
@@ -31,9 +34,9 @@ type Ext struct {
 	MTU      int        // bytes of IP packet
 	Addr     netip.Addr // the IPv4 address of the interface: what the underlay socket binds to
 	PublicIP netip.Addr // the address peers send to: Addr, unless given
-	// Addr6 is the IPv6 address of the same interface, with its zone if it is a link-local one; not valid: it has none.
+	// Addr6 is the IPv6 address of the same interface; not valid: it has none. A link-local one, which flannel would take, is none.
 	Addr6      netip.Addr
-	PublicIPv6 netip.Addr // the IPv6 address peers send to: Addr6 without the zone, unless given
+	PublicIPv6 netip.Addr // the IPv6 address peers send to: Addr6, unless given
 }
 
 // ErrNoInterface says that no external interface could be chosen.
@@ -64,8 +67,14 @@ func (n network) external(o Options) (Ext, error) {
 	switch {
 	case o.PublicIP.IsValid() && !o.PublicIP.Is4():
 		return Ext{}, none("%v is not an IPv4 address: give one (--public-ip), and an IPv6 one besides if there is one (--public-ipv6)", o.PublicIP)
-	case o.PublicIPv6.IsValid() && (!o.PublicIPv6.Is6() || o.PublicIPv6.Is4In6() || o.PublicIPv6.Zone() != ""):
+	case o.PublicIPv6.IsValid() && (!o.PublicIPv6.Is6() || o.PublicIPv6.Is4In6() || o.PublicIPv6.IsLinkLocalUnicast()):
 		return Ext{}, none("%v is not an IPv6 address that peers could send to: give one (--public-ipv6)", o.PublicIPv6)
+	}
+	for i := range n.ifaces {
+		for k := range n.ifaces[i].addrs {
+			a := &n.ifaces[i].addrs[k]
+			a.inUse = slices.Contains(o.InUse, a.ip)
+		}
 	}
 	var (
 		c   choice
@@ -101,9 +110,6 @@ func (n network) external(o Options) (Ext, error) {
 		return Ext{}, none("interface %s has no MTU: choose another (--iface)", e.Name)
 	}
 	e.PublicIP, e.PublicIPv6 = cmp.Or(o.PublicIP, e.Addr), cmp.Or(o.PublicIPv6, e.Addr6)
-	if e.Addr6.IsLinkLocalUnicast() {
-		e.Addr6 = e.Addr6.WithZone(e.Name)
-	}
 	return e, nil
 }
 
@@ -113,12 +119,13 @@ type choice struct {
 	addr, addr6 netip.Addr
 }
 
-// named makes ip the address of its family.
+// named makes ip the address of its family. A link-local one of IPv6 names its interface alone.
 func (c *choice) named(ip netip.Addr) {
-	if ip.Is6() {
-		c.addr6 = ip
-	} else {
+	switch {
+	case ip.Is4():
 		c.addr = ip
+	case !ip.IsLinkLocalUnicast():
+		c.addr6 = ip
 	}
 }
 
@@ -173,7 +180,7 @@ func (n network) byIface(want string) (choice, bool) {
 		return choice{}, false
 	}
 	c := choice{iface: i}
-	c.named(ip.Unmap().WithZone(""))
+	c.named(ip.Unmap())
 	return c, true
 }
 
@@ -265,17 +272,21 @@ func (i iface) address(family int, public, named netip.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
-// best is the addresses of a family that peers could use, the best first: global before link-local, set by hand before dynamic,
-// lasting before temporary. Deprecated ones are not in it, nor those that another host has or may still turn out to have.
+// best is the addresses of a family that peers could use, the best first: global before link-local, in use before others, set by
+// hand before dynamic, lasting before temporary. Deprecated ones are not in it, nor link-local ones of IPv6, nor those that another host
+// has or may still turn out to have.
 func (i iface) best(family int) []netip.Addr {
 	usable := slices.DeleteFunc(slices.Clone(i.addrs), func(a addr) bool {
-		global := a.ip.IsGlobalUnicast() || a.ip.IsLinkLocalUnicast()
+		global := a.ip.IsGlobalUnicast() || a.ip.IsLinkLocalUnicast() && a.ip.Is4()
 		unsure := a.flags&unix.IFA_F_TENTATIVE != 0 && a.flags&unix.IFA_F_OPTIMISTIC == 0
 		return a.ip.BitLen() != family || !global || unsure || a.flags&(unix.IFA_F_DEPRECATED|unix.IFA_F_DADFAILED) != 0
 	})
 	rank := func(a addr) int {
 		r := 0
 		if a.ip.IsLinkLocalUnicast() {
+			r += 8
+		}
+		if !a.inUse {
 			r += 4
 		}
 		if a.flags&unix.IFA_F_PERMANENT == 0 {

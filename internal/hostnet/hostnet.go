@@ -23,7 +23,8 @@ type iface struct {
 
 type addr struct {
 	ip    netip.Addr
-	flags int // IFA_F_*
+	flags int  // IFA_F_*
+	inUse bool // of Options.InUse
 }
 
 // route is one unicast route of any table but the local one.
@@ -48,18 +49,15 @@ func readHost() (network, error) {
 	if err != nil {
 		return network{}, fmt.Errorf("listing interfaces: %w", err)
 	}
+	addrs, err := retry(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, unix.AF_UNSPEC) })
+	if err != nil {
+		return network{}, fmt.Errorf("listing addresses: %w", err)
+	}
 	for _, l := range links {
 		a := l.Attrs()
 		i := iface{name: a.Name, index: a.Index, mtu: a.MTU}
-		addrs, err := retry(func() ([]netlink.Addr, error) { return netlink.AddrList(l, unix.AF_UNSPEC) })
-		if err != nil {
-			if errors.Is(err, unix.ENODEV) || errors.As(err, &netlink.LinkNotFoundError{}) {
-				continue // it has just gone
-			}
-			return network{}, fmt.Errorf("listing addresses of %s: %w", a.Name, err)
-		}
 		for _, x := range addrs {
-			if ip, ok := toAddr(x.IP); ok {
+			if ip, ok := toAddr(x.IP); ok && x.LinkIndex == a.Index {
 				i.addrs = append(i.addrs, addr{ip: ip, flags: x.Flags})
 			}
 		}

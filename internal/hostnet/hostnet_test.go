@@ -79,13 +79,17 @@ func testHost() network {
 
 func TestExternal_ChoosesAsFlannelDoes(t *testing.T) {
 	eth0 := Ext{Name: "eth0", Index: 2, MTU: 1500, Addr: ip("192.0.2.10"), PublicIP: ip("192.0.2.10"), Addr6: ip("2001:db8:1::5"), PublicIPv6: ip("2001:db8:1::5")}
-	eth1 := Ext{Name: "eth1", Index: 3, MTU: 9000, Addr: ip("198.51.100.7"), PublicIP: ip("198.51.100.7"), Addr6: ip("fe80::7%eth1"), PublicIPv6: ip("fe80::7")}
+	eth1 := Ext{Name: "eth1", Index: 3, MTU: 9000, Addr: ip("198.51.100.7"), PublicIP: ip("198.51.100.7")}
 	at := func(e Ext, addr, public string) Ext {
 		e.Addr, e.PublicIP = ip(addr), ip(public)
 		return e
 	}
 	at6 := func(e Ext, addr, public string) Ext {
 		e.Addr6, e.PublicIPv6 = ip(addr), ip(public)
+		return e
+	}
+	noAddr6 := func(e Ext, public string) Ext {
+		e.Addr6, e.PublicIPv6 = netip.Addr{}, ip(public)
 		return e
 	}
 	for _, tt := range []struct {
@@ -114,13 +118,18 @@ func TestExternal_ChoosesAsFlannelDoes(t *testing.T) {
 		{"IPv6 public IP chooses the interface", Options{PublicIPv6: ip("2001:db8:1::3")}, at6(eth0, "2001:db8:1::3", "2001:db8:1::3")},
 		{"IPv6 public IP of another host", Options{PublicIP: ip("192.0.2.10"), PublicIPv6: ip("2001:db8:f::1")}, at6(eth0, "2001:db8:1::5", "2001:db8:f::1")},
 		{"IPv6 public IP beside the public IP", Options{PublicIP: ip("192.0.2.11"), PublicIPv6: ip("2001:db8:1::4")}, at6(at(eth0, "192.0.2.11", "192.0.2.11"), "2001:db8:1::4", "2001:db8:1::4")},
-		{"IPv6 public IP beside a name", Options{Iface: []string{"eth1"}, PublicIPv6: ip("2001:db8:1::3")}, at6(eth1, "fe80::7%eth1", "2001:db8:1::3")},
+		{"IPv6 public IP beside a name", Options{Iface: []string{"eth1"}, PublicIPv6: ip("2001:db8:1::3")}, noAddr6(eth1, "2001:db8:1::3")},
 		{"IPv6 address", Options{Iface: []string{"2001:db8:1::3"}}, at6(eth0, "2001:db8:1::3", "2001:db8:1::3")},
 		{"link-local address with its zone", Options{Iface: []string{"fe80::7%eth1"}}, eth1},
 		{"IPv6 address of an interface without IPv4", Options{Iface: []string{"2001:db8:4::1", "eth1"}}, eth1},
 		{"expression on an IPv6 address", Options{IfaceRegex: []string{`^2001:db8:[14]::3?`}}, at6(eth0, "2001:db8:1::5", "2001:db8:1::5")},
 		{"expression on addresses of both families", Options{IfaceRegex: []string{`^192\.0\.2\.11$|:3$`}}, at6(at(eth0, "192.0.2.11", "192.0.2.11"), "2001:db8:1::3", "2001:db8:1::3")},
 		{"expression on a name beats one on an IPv6 address", Options{IfaceRegex: []string{`^2001:|^eth1`}}, eth1},
+		{"addresses in use stay", Options{InUse: []netip.Addr{ip("192.0.2.11"), ip("2001:db8:1::3")}}, at6(at(eth0, "192.0.2.11", "192.0.2.11"), "2001:db8:1::3", "2001:db8:1::3")},
+		{"a link-local address in use does not", Options{InUse: []netip.Addr{ip("169.254.7.7")}}, eth0},
+		{"nor one that is deprecated", Options{Iface: []string{"eth1"}, InUse: []netip.Addr{ip("198.51.100.5"), ip("2001:db8:1::4")}}, eth1},
+		{"nor one of another interface", Options{InUse: []netip.Addr{ip("198.51.100.6")}}, eth0},
+		{"an expression on addresses prefers one in use", Options{IfaceRegex: []string{`^192\.0\.2\.`}, InUse: []netip.Addr{ip("192.0.2.11")}}, at(eth0, "192.0.2.11", "192.0.2.11")},
 		{"route to an IPv6 address", Options{CanReach: ip("2001:db8:9::1")}, at6(eth0, "2001:db8:1::3", "2001:db8:1::3")},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -153,7 +162,7 @@ func TestExternal_SaysWhatToDo(t *testing.T) {
 		{"IPv6 public IP", testHost(), Options{PublicIP: ip("2001:db8::1")}, []string{"2001:db8::1", "IPv4"}},
 		{"IPv4 as the IPv6 public IP", testHost(), Options{PublicIPv6: ip("192.0.2.10")}, []string{"192.0.2.10", "IPv6"}},
 		{"mapped IPv4 as the IPv6 public IP", testHost(), Options{PublicIPv6: ip("::ffff:192.0.2.10")}, []string{"192.0.2.10", "IPv6"}},
-		{"IPv6 public IP with a zone", testHost(), Options{PublicIPv6: ip("fe80::7%eth0")}, []string{"fe80::7%eth0", "IPv6"}},
+		{"link-local IPv6 public IP", testHost(), Options{PublicIPv6: ip("fe80::7")}, []string{"fe80::7", "IPv6"}},
 		{"IPv6 public IP of nobody", testHost(), Options{PublicIPv6: ip("2001:db8:f::1")}, []string{"2001:db8:f::1", "--iface", "--public-ipv6", "NAT"}},
 		{"IPv6 public IP of an interface without IPv4", testHost(), Options{PublicIPv6: ip("2001:db8:4::1")}, []string{"bare0", "IPv4"}},
 	} {
