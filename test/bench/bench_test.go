@@ -72,12 +72,16 @@ func TestCatalogue_NamesEveryRowOnceWithItsPeers(t *testing.T) {
 			if !slices.Equal(only(e.baselines, e.peers), e.baselines) {
 				t.Errorf("row %q: a baseline of %v is not among the peers %v", r.name, e.baselines, e.peers)
 			}
+			if e.wanted > 0 && len(e.baselines) == 0 {
+				t.Errorf("row %q: a ratio is wanted, and to nothing", r.name)
+			}
 		}
 	}
 	for _, name := range []string{
 		"overlay-tcp-1", "overlay-tcp-1-reverse", "overlay-tcp-4", "overlay-udp-1400", "overlay-udp-64", "overlay-udp-1400-gso",
 		"overlay-udp-64-gso", "overlay-rtt-p50", "overlay-rtt-p99", "egress-tcp-up", "egress-tcp-down", "egress-tcp-4", "nat-conns-16",
 		"nat-conns-1", "cpu-per-gb", "rss-peak", "attach-p50", "same-node-tcp", "rmem-212992",
+		"stock-vxlan-tcp-1", "stock-vxlan-tcp-1-reverse", "stock-vxlan-tcp-4", "stock-vxlan-tcp-4-reverse",
 	} {
 		if !seen[name] {
 			t.Errorf("row %q is gone", name)

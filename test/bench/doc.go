@@ -12,6 +12,8 @@
 //	veth      superpackets cross the wire whole, which flatters everybody, kernel VXLAN most
 //	nic-like  the wire cuts them to 1500 bytes and the receiver runs GRO, as with a real network card
 //
+// A third host, where rootless-ovl is a member among flannel hosts, comes to them when a row asks for it (peer_member.go).
+//
 // An experiment (experiments.go) measures one or more rows on some paths, a path being a peer's two ends. Within a round the
 // paths of an experiment are measured one after the other, in an order that rotates from round to round; a ratio is computed
 // within a round, and its median is reported.

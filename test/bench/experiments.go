@@ -27,7 +27,8 @@ type experiment struct {
 	peers []string // in the report's order
 	// baselines are the peers to compute ratios against.
 	baselines []string
-	once      bool // the underlay makes no difference: measure on one only
+	wanted    float64 // of the first row, rootless-ovl's ratio to the first baseline; 0: nothing is laid down
+	once      bool    // the underlay makes no difference: measure on one only
 	// path picks what to measure between, of a started peer; nil where peers come from open.
 	path func(network) *path
 	// open, where set, makes paths that only this experiment needs. It runs before the first round.
@@ -77,6 +78,10 @@ var catalogue = []experiment{
 		},
 		peers: overlayPeers, baselines: overlayBases, path: overlayPath, measure: measureRTT,
 	},
+	memberExperiment("from a rootless container to one on a flannel host", 1, false),
+	memberExperiment("from a container on a flannel host to a rootless one", 1, true),
+	memberExperiment("from a rootless container to one on a flannel host", 4, false),
+	memberExperiment("from a container on a flannel host to a rootless one", 4, true),
 	{
 		rows:  []row{{"egress-tcp-up", "Gbit/s", "TCP from a container of host 1 to host 2 itself, one stream"}},
 		peers: egressPeers, baselines: []string{peerBare}, path: egressPath,
@@ -159,6 +164,36 @@ func measureTCP(load tcpLoad, row string) func(context.Context, *bench, *lab, *p
 		}
 		return values, nil
 	}
+}
+
+// memberExperiment measures TCP between a container of ours and one on a host whose kernel is set up as flannel does it, beside
+// two such hosts.
+func memberExperiment(about string, streams int, reverse bool) experiment {
+	name := fmt.Sprintf("stock-vxlan-tcp-%d", streams)
+	if reverse {
+		name += "-reverse"
+	}
+	return experiment{
+		rows: []row{
+			{name, "Gbit/s", fmt.Sprintf("TCP %s, streams: %d", about, streams)},
+			{name + "-retransmits", "segments", "TCP segments sent again in that time"},
+		},
+		peers: []string{peerVXLAN, peerOurs}, baselines: []string{peerVXLAN}, wanted: 0.5, open: openMember,
+		measure: measureTCP(tcpLoad{streams: streams, reverse: reverse}, name),
+	}
+}
+
+// openMember's paths have the flannel host in common.
+func openMember(ctx context.Context, b *bench, l *lab) ([]*path, error) {
+	kernel, err := l.peer(ctx, peerVXLAN)
+	if err != nil {
+		return nil, err
+	}
+	member, err := l.peer(ctx, peerMember)
+	if err != nil {
+		return nil, err
+	}
+	return []*path{kernel.overlay, member.overlay}, nil
 }
 
 // The rate search of the UDP rows.

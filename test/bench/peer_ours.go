@@ -44,15 +44,7 @@ type ours struct {
 // startOurs starts both nodes and attaches two containers of host 1 and one of host 2.
 func (l *lab) startOurs(ctx context.Context, spec oursSpec) (network, error) {
 	o := &ours{lab: l, spec: spec}
-	before, err := keepSysctls(sysctlRmemMax)
-	if err != nil {
-		return network{}, err
-	}
-	if err := writeSysctl(sysctlRmemMax, strconv.Itoa(spec.rmemMax)); err != nil {
-		return network{}, err
-	}
-	err = o.startNodes(ctx)
-	if err = errors.Join(err, before.restore()); err != nil {
+	if err := withRmemMax(spec.rmemMax, func() error { return o.startNodes(ctx) }); err != nil {
 		return network{}, err
 	}
 	var ends []end
@@ -89,24 +81,29 @@ func (l *lab) startOurs(ctx context.Context, spec oursSpec) (network, error) {
 	}, nil
 }
 
+// withRmemMax runs fn with that net.core.rmem_max.
+func withRmemMax(bytes int, fn func() error) error {
+	before, err := keepSysctls(sysctlRmemMax)
+	if err != nil {
+		return err
+	}
+	if err := writeSysctl(sysctlRmemMax, strconv.Itoa(bytes)); err != nil {
+		return err
+	}
+	return errors.Join(fn(), before.restore())
+}
+
 func (o *ours) startNodes(ctx context.Context) error {
 	store := fmt.Sprintf("%s:%d", o.lab.h1.addr, o.spec.etcdPort)
 	for i, h := range []*host{o.lab.h1, o.lab.h2} {
-		args := []string{"up", "--iface", uplink, "--port", strconv.Itoa(o.spec.port), "--network", o.spec.network}
+		args := []string{"--port", strconv.Itoa(o.spec.port), "--network", o.spec.network}
 		if i == 0 {
 			args = append(args, "--listen-etcd", store)
 		} else {
 			args = append(args, "--etcd-endpoints", "http://"+store)
 		}
-		node, err := o.lab.launch(h.space, o.spec.name+"-"+h.name, o.lab.command(true, h.home, o.lab.program, o.args(h, args...)...))
-		if err != nil {
-			return err
-		}
-		o.nodes[i] = node
-		if err := o.waitPeers(ctx, h, node, 0); err != nil {
-			return err
-		}
-		if err := node.checkUnprivileged(); err != nil {
+		var err error
+		if o.nodes[i], err = o.startNode(ctx, h, args...); err != nil {
 			return err
 		}
 	}
@@ -116,6 +113,19 @@ func (o *ours) startNodes(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// startNode starts a node of the overlay on a host and waits until it is ready.
+func (o *ours) startNode(ctx context.Context, h *host, args ...string) (*process, error) {
+	args = o.args(h, append([]string{"up", "--iface", uplink}, args...)...)
+	node, err := o.lab.launch(h.space, o.spec.name+"-"+h.name, o.lab.command(true, h.home, o.lab.program, args...))
+	if err != nil {
+		return nil, err
+	}
+	if err := o.waitPeers(ctx, h, node, 0); err != nil {
+		return nil, err
+	}
+	return node, node.checkUnprivileged()
 }
 
 // waitPeers waits until the node is ready and knows that many peers.

@@ -21,6 +21,7 @@ const (
 	peerOurs        = "rootless-ovl"
 	peerOursBuffers = "rootless-ovl-4MiB" // beside rootless-ovl with the stock receive buffer
 	peerOursEtcd    = "rootless-ovl+etcd" // a node that runs the embedded etcd too
+	peerMember      = "rootless-ovl among flannel hosts"
 )
 
 // optional are the peers that come from packages of their own.
@@ -98,6 +99,8 @@ func (l *lab) startPeer(ctx context.Context, name string) (network, error) {
 		return l.startPasta(ctx)
 	case peerOurs:
 		return l.startOurs(ctx, oursMain)
+	case peerMember:
+		return l.startMember(ctx)
 	}
 	return network{}, fmt.Errorf("no such peer")
 }

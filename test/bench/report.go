@@ -27,7 +27,8 @@ type result struct {
 	Min      float64            `json:"min"`
 	Max      float64            `json:"max"`
 	Ratio    map[string]float64 `json:"ratio"`
-	Values   []float64          `json:"values"` // of every round, sorted
+	Wanted   float64            `json:"wanted,omitempty"` // of the ratio against the first baseline
+	Values   []float64          `json:"values"`           // of every round, sorted
 }
 
 // report is the outcome of a run.
@@ -45,6 +46,7 @@ type table struct {
 	underlay string
 	peers    []string
 	bases    []string // the ratios of rootless-ovl to show
+	wants    bool     // there is a line whose first ratio is laid down
 	lines    []line
 }
 
@@ -81,6 +83,7 @@ func (t *table) add(res result) {
 	t.peers = append(t.peers, res.Peer)
 	if res.Peer == peerOurs {
 		t.bases = slices.AppendSeq(t.bases, maps.Keys(res.Ratio))
+		t.wants = t.wants || res.Wanted > 0
 	}
 }
 
@@ -107,6 +110,9 @@ func (t table) cells() (head []string, body [][]string) {
 	for _, base := range t.bases {
 		head = append(head, "of "+base)
 	}
+	if t.wants {
+		head = append(head, "wanted")
+	}
 	for _, l := range t.lines {
 		cells := []string{l.row, l.unit}
 		for _, peer := range t.peers {
@@ -120,6 +126,13 @@ func (t table) cells() (head []string, body [][]string) {
 			cell := "-"
 			if ratio, ok := l.results[peerOurs].Ratio[base]; ok {
 				cell = number(ratio)
+			}
+			cells = append(cells, cell)
+		}
+		if t.wants {
+			cell := "-"
+			if wanted := l.results[peerOurs].Wanted; wanted > 0 {
+				cell = number(wanted)
 			}
 			cells = append(cells, cell)
 		}

@@ -66,6 +66,24 @@ Missing: nebula: not installed: sudo apt-get install -y --no-install-recommends 
 	}
 }
 
+func TestReport_SaysWhatIsWanted(t *testing.T) {
+	b := &bench{options: options{rows: "stock-vxlan-tcp-1", rounds: 2, underlay: underlayNIC}, values: map[key]*series{}, begin: time.Now()}
+	for k, values := range map[key]series{
+		{"stock-vxlan-tcp-1", underlayNIC, peerVXLAN}:            {8, 8},
+		{"stock-vxlan-tcp-1", underlayNIC, peerOurs}:             {5, 7},
+		{"stock-vxlan-tcp-1-retransmits", underlayNIC, peerOurs}: {3, 3},
+	} {
+		b.values[k] = &values
+	}
+	want := `  row                            unit      kernel-vxlan  rootless-ovl      of kernel-vxlan  wanted
+  stock-vxlan-tcp-1              Gbit/s    8.00          6.00 (5.00-7.00)  0.750            0.500
+  stock-vxlan-tcp-1-retransmits  segments  -             3.00              -                -
+`
+	if got := b.report(exampleHeader).text(); !strings.HasSuffix(got, "\n\n"+want) {
+		t.Errorf("got\n%s\nwant at its end\n%s", got, want)
+	}
+}
+
 func TestReport_IsJSONThatProgramsCanRead(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "results", "latest.json")
 	if err := exampleReport().writeJSON(file); err != nil {
