@@ -216,7 +216,7 @@ func bigTable(t testing.TB, n int) *table {
 		peer := ToPeer(PeerConfig{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 168, byte(i >> 8), byte(i)}), 8285), MTU: 1472})
 		c.Routes = append(c.Routes, Route{netip.PrefixFrom(bigTableAddr(i, 0), 24), peer}, Route{netip.PrefixFrom(bigTableAddr6(i, 0), 64), peer})
 	}
-	tab, err := buildTable(c, nil, nil)
+	tab, err := buildTable(c, nil, nil, &underlay{outer4: {}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -343,7 +343,7 @@ func BenchmarkReceive(b *testing.B) {
 				sendTrain(b, p.peer, p.Underlay(), train.bytes, train.size)
 				b.StartTimer()
 				p.w.begin()
-				p.loops[0].rxq.read(p.w, 1)
+				p.loops[0].rxq.read(p.w, outer4, 1)
 				p.w.end()
 			}
 		})

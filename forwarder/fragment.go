@@ -12,34 +12,37 @@ import (
 // maxReassembled is the longest payload that fragments may say they are of; beyond it offsets would wrap.
 const maxReassembled = 65535
 
-// fit handles p, whose wireLen is above h.mtu. It returns true if p itself may be sent now; otherwise p has been replaced
+// fit handles p, whose wireLen is above mtu, that of h. It returns true if p itself may be sent now; otherwise p has been replaced
 // or dropped.
-func (w *worker) fit(p *packet.Packet, h *hop, in *ingress) bool {
+func (w *worker) fit(p *packet.Packet, h *hop, mtu int, in *ingress) bool {
 	ip := p.Bytes()
 	if h.kind == hopPort && in.kind == fromPeer {
 		// It came over the network already; a TAP takes any length, and the container's kernel too.
 		return true
 	}
+	if in.kind == fromGateway && cutAnswer(p) {
+		return true
+	}
 	if ip[0]>>4 == 6 || header.IPv4(ip).Flags()&header.IPv4FlagDontFragment != 0 {
-		w.tooBig(p, in, h.mtu)
+		w.tooBig(p, in, mtu)
 		return false
 	}
-	if p.GSO == packet.GSOTCPv4 && h.mtu > int(p.HdrLen) {
-		p.SegSize = uint16(h.mtu - int(p.HdrLen))
+	if p.GSO == packet.GSOTCPv4 && mtu > int(p.HdrLen) {
+		p.SegSize = uint16(mtu - int(p.HdrLen))
 		return true
 	}
 	if p.GSO != packet.GSONone {
 		// Datagrams of one size each: a fragment of a superpacket is not worth its code.
-		w.tooBig(p, in, h.mtu)
+		w.tooBig(p, in, mtu)
 		return false
 	}
-	w.fragment(p, h)
+	w.fragment(p, h, mtu)
 	return false
 }
 
-// fragment cuts p into fragments of h.mtu bytes (RFC 791 3.2) and enqueues them. Options are copied to the first fragment and
+// fragment cuts p into fragments of mtu bytes (RFC 791 3.2) and enqueues them for h. Options are copied to the first fragment and
 // those with the copied flag are few enough in practice that the others carry none.
-func (w *worker) fragment(p *packet.Packet, h *hop) {
+func (w *worker) fragment(p *packet.Packet, h *hop, mtu int) {
 	if p.NeedsCsum {
 		completeChecksum(p)
 	}
@@ -50,7 +53,7 @@ func (w *worker) fragment(p *packet.Packet, h *hop) {
 		w.drop(DropMalformed)
 		return
 	}
-	step := (h.mtu - hl) &^ 7
+	step := (mtu - hl) &^ 7
 	if step <= 0 {
 		w.drop(DropTooBig)
 		return

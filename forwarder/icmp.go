@@ -190,7 +190,14 @@ func buildICMPv6(b, from, about []byte, t header.ICMPv6Type, c header.ICMPv6Code
 	m[0], m[1] = byte(t), byte(c)
 	binary.BigEndian.PutUint32(m[4:], rest)
 	copy(m[icmpErrorLen:], about[:quote])
+	sumICMPv6(ip)
+	return n
+}
+
+// sumICMPv6 sets the checksum of the ICMPv6 message in ip, which has no extension headers.
+func sumICMPv6(ip []byte) {
+	m := ip[header.IPv6MinimumSize:]
+	m[2], m[3] = 0, 0
 	sum := uint64(packet.PseudoSum(ip, packet.ICMPv6, len(m))) + uint64(checksum.Checksum(m, 0))
 	binary.BigEndian.PutUint16(m[2:], ^packet.Fold(sum))
-	return n
 }

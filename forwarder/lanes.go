@@ -55,24 +55,25 @@ func receiveBuffer(fd int) int {
 }
 
 // sweep reads several lanes and puts their trains in order. It returns how many there are.
-func (q *rxQueue) sweep(ready uint64) int {
+func (q *rxQueue) sweep(f family, fds []int, ready uint64) int {
 	n, gave := 0, 0
-	first := q.last // with one flow, it has the oldest
+	first := q.last[f] // with one flow, it has the oldest
 	for range 2 {
-		for i := range q.fds {
-			lane := (first + i) % len(q.fds)
+		for i := range fds {
+			lane := (first + i) % len(fds)
 			if ready&(1<<lane) == 0 {
 				continue
 			}
 			before := n
 			for {
-				got := q.receive(lane, n)
+				got := q.receive(fds[lane], n)
 				n += got
 				if got < rxMsgs {
 					break
 				}
 			}
 			if n > before {
+				q.last[f] = lane
 				gave++
 			}
 		}

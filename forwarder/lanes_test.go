@@ -20,11 +20,11 @@ const manyLanes = 1 << 30
 func newLanes(t *testing.T, loops int, v *VXLAN) *Router {
 	t.Helper()
 	r := newRouterAsking(t, loops, manyLanes, v)
-	if !r.under.steered {
+	if !r.under.Load()[outer4].steered {
 		t.Skip("this kernel attaches no program to a group of sockets")
 	}
-	if r.under.lanes != maxLanes {
-		t.Fatalf("%d lanes, want %d", r.under.lanes, maxLanes)
+	if r.under.Load()[outer4].lanes != maxLanes {
+		t.Fatalf("%d lanes, want %d", r.under.Load()[outer4].lanes, maxLanes)
 	}
 	return r
 }
@@ -39,14 +39,14 @@ func TestLanes_KernelLaysTCPAcrossThemInStripes(t *testing.T) {
 		t.Run(fmt.Sprintf("%d loops, encapsulation %d", loops, c.vxlan.Encap()), func(t *testing.T) {
 			r := newLanes(t, loops, c.vxlan)
 			c := udpSocket(t)
-			want := make([][][]byte, len(r.under.fds))
+			want := make([][][]byte, len(r.under.Load()[outer4].fds))
 			send := func(b []byte, to string, lane int) {
 				t.Helper()
 				b = framed(r, b)
 				if _, err := c.WriteToUDPAddrPort(b, r.Underlay()); err != nil {
 					t.Fatal(err)
 				}
-				i := steerIndex(netip.MustParseAddr(to), loops)*r.under.lanes + lane
+				i := steerIndex(netip.MustParseAddr(to), loops)*r.under.Load()[outer4].lanes + lane
 				want[i] = append(want[i], b)
 			}
 			for _, ends := range [][2]string{{containerC, containerA}, {containerC, containerB}, {containerC6, containerA6}} {
@@ -147,7 +147,7 @@ func TestLanes_AllocateNothing(t *testing.T) {
 		q.msgs[i].Len = uint32(copy(q.bufs[i][packet.Headroom:], b))
 	}
 	if n := testing.AllocsPerRun(50, func() {
-		if n := q.sweep(1<<maxLanes - 1); n != 0 {
+		if n := q.sweep(outer4, s.under.Load()[outer4].loopFDs(0), 1<<maxLanes-1); n != 0 {
 			t.Errorf("%d trains from nowhere", n)
 		}
 		q.inOrderOfArrival(rxSlots)
@@ -166,7 +166,7 @@ func (s *steered) readAll(t *testing.T) {
 	l := s.loops[0]
 	for {
 		var ready uint64
-		for lane, fd := range l.rxq.fds {
+		for lane, fd := range s.under.Load()[outer4].loopFDs(0) {
 			if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0); err == nil && n == 1 {
 				ready |= 1 << lane
 			}
@@ -175,7 +175,7 @@ func (s *steered) readAll(t *testing.T) {
 			return
 		}
 		l.worker.begin()
-		l.rxq.read(l.worker, ready)
+		l.rxq.read(l.worker, outer4, ready)
 		l.worker.end()
 	}
 }

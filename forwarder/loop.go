@@ -24,10 +24,12 @@ const (
 	batchBytes   = 256 << 10
 	maxEvents    = 64
 
-	// epoll data of what is not a port; ports count from 0, lanes of the underlay down from underlayID.
+	// epoll data of what is not a port; ports count from 0, lanes of the underlay down from underlayID, maxLanes for each family.
 	wakeID     = -1
 	underlayID = -2
 )
+
+var errStopped = errors.New("the router has stopped")
 
 // defaultLoops is one loop for every two cores (or what a CPU quota leaves of them): the other half runs the containers, the
 // gateway and the kernel's share.
@@ -53,8 +55,16 @@ type loop struct {
 	closed bool
 }
 
-func newLoop(r *Router, fds []int, w waiter) (*loop, error) {
-	l := &loop{worker: newWorker(r, fds[0]), rxq: newRxQueue(fds, r.under.vxlan), rx: packet.NewRx(batchPackets, batchBytes), epfd: -1, wakefd: -1, waiter: w}
+// newLoop makes the loop of index i.
+func newLoop(r *Router, i int, w waiter) (*loop, error) {
+	under := r.under.Load()
+	lanes := 0
+	for _, s := range under {
+		if s != nil {
+			lanes = max(lanes, s.lanes)
+		}
+	}
+	l := &loop{worker: newWorker(r, i), rxq: newRxQueue(lanes, r.vxlan), rx: packet.NewRx(batchPackets, batchBytes), epfd: -1, wakefd: -1, waiter: w}
 	l.slots.Store(&[]*Port{})
 	var err error
 	if l.epfd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
@@ -64,19 +74,49 @@ func newLoop(r *Router, fds []int, w waiter) (*loop, error) {
 		l.close()
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
-	err = l.watch(l.wakefd, wakeID)
-	for lane, fd := range fds {
-		err = errors.Join(err, l.watch(fd, underlayID-int32(lane)))
-	}
-	if err != nil {
+	if err = l.watch(l.wakefd, wakeID); err != nil {
 		l.close()
-		return nil, fmt.Errorf("epoll_ctl: %w", err)
+		return nil, err
+	}
+	for _, s := range under {
+		if err := l.watchLanes(s); err != nil {
+			l.close()
+			return nil, err
+		}
 	}
 	return l, nil
 }
 
 func (l *loop) watch(fd int, id int32) error {
-	return unix.EpollCtl(l.epfd, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: id})
+	if err := unix.EpollCtl(l.epfd, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: id}); err != nil {
+		return fmt.Errorf("epoll_ctl: %w", err)
+	}
+	return nil
+}
+
+func (l *loop) unwatch(fd int) { _ = unix.EpollCtl(l.epfd, unix.EPOLL_CTL_DEL, fd, nil) } // fails if that is done
+
+// watchLanes watches the loop's own of s, if there are any. After an error it watches some of them.
+func (l *loop) watchLanes(s *sockets) error {
+	if s == nil {
+		return nil
+	}
+	first := underlayID - int32(familyOf(s.addr.Addr()))*maxLanes
+	for lane, fd := range s.loopFDs(l.worker.loop) {
+		if err := l.watch(fd, first-int32(lane)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *loop) unwatchLanes(s *sockets) {
+	if s == nil {
+		return
+	}
+	for _, fd := range s.loopFDs(l.worker.loop) {
+		l.unwatch(fd)
+	}
 }
 
 func (l *loop) close() {
@@ -98,7 +138,7 @@ func (l *loop) add(p *Port) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
-		return errors.New("the router has stopped")
+		return errStopped
 	}
 	old := *l.slots.Load()
 	id := len(old)
@@ -132,7 +172,7 @@ func (l *loop) remove(p *Port) {
 	}
 	l.slots.Store(&slots)
 	if !l.closed {
-		_ = unix.EpollCtl(l.epfd, unix.EPOLL_CTL_DEL, p.cfg.Device.FD(), nil) // fails if the loop already did
+		l.unwatch(p.cfg.Device.FD())
 	}
 }
 
@@ -150,10 +190,13 @@ func (l *loop) run(stop *atomic.Bool) error {
 				lanes |= 1 << (underlayID - ev.Fd)
 			}
 		}
-		if lanes != 0 {
-			l.worker.begin()
-			l.rxq.read(l.worker, lanes)
-			l.worker.end()
+		for f := outer4; lanes != 0; f++ {
+			if ready := lanes & (1<<maxLanes - 1); ready != 0 {
+				l.worker.begin()
+				l.rxq.read(l.worker, f, ready)
+				l.worker.end()
+			}
+			lanes >>= maxLanes
 		}
 		for _, ev := range events[:n] {
 			if ev.Fd >= 0 {
@@ -179,7 +222,7 @@ func (l *loop) readPort(id int) {
 	}
 	l.rx.Reset()
 	if err := p.cfg.Device.Read(l.rx); err != nil {
-		_ = unix.EpollCtl(l.epfd, unix.EPOLL_CTL_DEL, p.cfg.Device.FD(), nil)
+		l.unwatch(p.cfg.Device.FD())
 		if p.cfg.Gone != nil {
 			go p.cfg.Gone(err)
 		}
@@ -224,5 +267,9 @@ func (r *Router) Close() {
 	for _, l := range r.loops {
 		l.close()
 	}
-	r.under.close()
+	for _, s := range r.under.Load() {
+		if s != nil {
+			s.close()
+		}
+	}
 }

@@ -21,8 +21,9 @@ import (
 const (
 	mssKind = 2
 	mssLen  = 4
-	// minMSS bounds what a SYN is lowered to: the path of an IPv4 host that takes no more than it must (RFC 791).
-	minMSS = 576 - header.IPv4MinimumSize - header.TCPMinimumSize
+	// minMSS and minMSS6 bound what a SYN is lowered to: the path of a host that takes no more than it must (RFC 791, RFC 8200 5).
+	minMSS  = 576 - header.IPv4MinimumSize - header.TCPMinimumSize
+	minMSS6 = minMTU6 - header.IPv6MinimumSize - header.TCPMinimumSize
 )
 
 // clampMSS lowers the MSS option of a SYN to what fits into packets of mtu bytes. Other packets are left as they are.
@@ -41,11 +42,10 @@ func clampMSS(p *packet.Packet, mtu int) {
 	if at == 0 {
 		return
 	}
-	most := mtu - header.TCPMinimumSize - header.IPv4MinimumSize
+	most := max(minMSS, mtu-header.TCPMinimumSize-header.IPv4MinimumSize)
 	if ip[0]>>4 == 6 {
-		most = mtu - header.TCPMinimumSize - header.IPv6MinimumSize
+		most = max(minMSS6, mtu-header.TCPMinimumSize-header.IPv6MinimumSize)
 	}
-	most = max(most, minMSS)
 	old := binary.BigEndian.Uint16(tcp[at:])
 	if int(old) <= most {
 		return

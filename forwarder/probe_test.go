@@ -220,7 +220,7 @@ func TestKernelMTU_IsThatOfTheRoute(t *testing.T) {
 
 func TestUnderlay_SetsDFAndIgnoresThePathMTUOfTheKernel(t *testing.T) {
 	g := newRig(t)
-	for _, fd := range g.under.fds {
+	for _, fd := range g.under.Load()[outer4].fds {
 		if v, err := unix.GetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER); err != nil || v != unix.IP_PMTUDISC_PROBE {
 			t.Errorf("IP_MTU_DISCOVER is %d, %v", v, err)
 		}

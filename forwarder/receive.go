@@ -1,4 +1,5 @@
-// This file is the way in: the datagram trains that peers sent, read from the sockets of one loop and cut into packets again.
+// This file is the way in: the datagram trains that peers sent (UDP_GRO), several in one recvmmsg, read from the sockets of one
+// loop and cut into packets again.
 
 package forwarder
 
@@ -19,17 +20,16 @@ const (
 	rxPkts   = 1024
 )
 
-// rxQueue reads the sockets of one loop. It belongs to the loop.
+// rxQueue reads the sockets of one loop, of one family in a batch. It belongs to the loop.
 type rxQueue struct {
 	// constant after newRxQueue
-	fds   []int // one a lane
 	vxlan *VXLAN
 	begin int // where datagrams begin in bufs, so that their first packet begins at packet.Headroom
 	stats *underlayCounters
 
-	last  int // lane that gave the last train
+	last  [families]int // lane that gave the last train
 	msgs  []unix.Mmsghdr
-	names []unix.RawSockaddrInet4
+	names []sockaddr
 	ctls  [][64]byte
 	iovs  []unix.Iovec
 	bufs  [][]byte
@@ -37,14 +37,15 @@ type rxQueue struct {
 	pkts  []packet.Packet
 }
 
-func newRxQueue(fds []int, v *VXLAN) *rxQueue {
+// newRxQueue has room for what so many lanes hold.
+func newRxQueue(lanes int, v *VXLAN) *rxQueue {
 	n := rxMsgs
-	if len(fds) > 1 {
+	if lanes > 1 {
 		n = rxSlots
 	}
 	q := &rxQueue{
-		fds: fds, vxlan: v, begin: packet.Headroom - v.Encap(), stats: new(underlayCounters), pkts: make([]packet.Packet, 0, rxPkts),
-		msgs: make([]unix.Mmsghdr, n), names: make([]unix.RawSockaddrInet4, n), ctls: make([][64]byte, n), iovs: make([]unix.Iovec, n),
+		vxlan: v, begin: packet.Headroom - v.Encap(), stats: new(underlayCounters), pkts: make([]packet.Packet, 0, rxPkts),
+		msgs: make([]unix.Mmsghdr, n), names: make([]sockaddr, n), ctls: make([][64]byte, n), iovs: make([]unix.Iovec, n),
 		bufs: make([][]byte, n), order: make([]uint8, n),
 	}
 	for i := range q.msgs {
@@ -60,14 +61,24 @@ func newRxQueue(fds []int, v *VXLAN) *rxQueue {
 	return q
 }
 
-// read takes what the lanes have whose bit is set in ready, at most a batch, and forwards it.
-func (q *rxQueue) read(w *worker, ready uint64) {
+// read takes what the lanes have whose bit is set in ready, at most a batch, and forwards it. w is in a batch; what its loop was
+// told of sockets that Rebind has replaced meanwhile says nothing of those that there are now.
+func (q *rxQueue) read(w *worker, f family, ready uint64) {
+	s := w.under[f]
+	if s == nil {
+		return
+	}
+	fds := s.loopFDs(w.loop)
+	ready &= 1<<len(fds) - 1
 	n := 0
 	if bits.OnesCount64(ready) == 1 {
-		n = q.receive(bits.TrailingZeros64(ready), 0)
+		lane := bits.TrailingZeros64(ready)
+		if n = q.receive(fds[lane], 0); n > 0 {
+			q.last[f] = lane
+		}
 		q.inOrderOfArrival(n)
 	} else {
-		n = q.sweep(ready)
+		n = q.sweep(f, fds, ready)
 	}
 	q.pkts = q.pkts[:0]
 	for _, i := range q.order[:n] {
@@ -81,23 +92,22 @@ func (q *rxQueue) inOrderOfArrival(n int) {
 	}
 }
 
-// receive reads a lane once, into the messages from at, and returns how many trains there were.
-func (q *rxQueue) receive(lane, at int) int {
+// receive reads a socket once, into the messages from at, and returns how many trains there were.
+func (q *rxQueue) receive(fd, at int) int {
 	most := min(rxMsgs, len(q.msgs)-at)
 	if most == 0 {
 		return 0
 	}
 	for i := at; i < at+most; i++ {
-		q.msgs[i].Hdr.Namelen = unix.SizeofSockaddrInet4
+		q.msgs[i].Hdr.Namelen = unix.SizeofSockaddrInet6 // room enough for either family
 		q.msgs[i].Hdr.SetControllen(len(q.ctls[i]))
 	}
-	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(q.fds[lane]), uintptr(unsafe.Pointer(&q.msgs[at])), uintptr(most), unix.MSG_DONTWAIT, 0, 0)
+	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&q.msgs[at])), uintptr(most), unix.MSG_DONTWAIT, 0, 0)
 	if errno != 0 {
 		return 0 // nothing there, or an ICMP error of an earlier send, which is forgotten
 	}
 	q.stats.calls.Add(1)
 	q.stats.trains.Add(uint64(n))
-	q.last = lane
 	return int(n)
 }
 
@@ -115,7 +125,7 @@ func (q *rxQueue) forward(w *worker, i int) {
 		w.drop(DropMalformed)
 		return
 	}
-	in := ingress{kind: fromPeer, outer: outerAddr{ip: q.names[i].Addr, port: binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&q.names[i].Port))[:])}}
+	in := ingress{kind: fromPeer, outer: q.names[i].addrPort()}
 	buf := q.bufs[i]
 	if size < n && q.vxlan.isSuperpacket(buf[q.begin:q.begin+n]) {
 		in.segment, size = size, n

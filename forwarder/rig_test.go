@@ -109,7 +109,7 @@ func newRigOn(t testing.TB, r *Router) *rig {
 	g.peerCfg = PeerConfig{Addr: addrPort(g.peer), MTU: peerMTU}
 	g.other = PeerConfig{Addr: addrPort(g.small), MTU: smallMTU}
 	stock := PeerConfig{Addr: addrPort(g.stock), MTU: peerMTU, AnyPort: true}
-	if r.under.vxlan != nil {
+	if r.vxlan != nil {
 		g.peerCfg.VTEP, g.other.VTEP, stock.VTEP = vtepOf(2), vtepOf(3), vtepOf(4)
 		g.peerCfg.OuterChecksums, g.other.OuterChecksums = true, true
 	}
@@ -157,8 +157,7 @@ func (g *rig) fromA(pkts ...*packet.Packet) {
 }
 
 func (g *rig) fromPeer(c *net.UDPConn, pkts ...*packet.Packet) {
-	a := addrPort(c)
-	g.from(ingress{kind: fromPeer, outer: outerAddr{a.Addr().As4(), a.Port()}}, pkts...)
+	g.from(ingress{kind: fromPeer, outer: addrPort(c)}, pkts...)
 }
 
 // arrived makes the Router take the n bytes in its first buffer as from a peer, in segments of size if that is not 0.
@@ -166,8 +165,7 @@ func (g *rig) arrived(from netip.AddrPort, n, size int) {
 	l := g.loops[0]
 	q := l.rxq
 	q.msgs[0].Len = uint32(n)
-	q.names[0] = unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: from.Addr().As4()}
-	binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&q.names[0].Port))[:], from.Port())
+	q.names[0] = sockaddrOf(from)
 	q.msgs[0].Hdr.SetControllen(0)
 	if size > 0 {
 		h := unix.Cmsghdr{Level: unix.IPPROTO_UDP, Type: unix.UDP_GRO}

@@ -30,13 +30,16 @@ type Config struct {
 type Router struct {
 	// constant after New
 	log   *slog.Logger
-	under *underlay
 	loops []*loop
+	vxlan *VXLAN // nil: the udp format
+
+	underlayConfig UnderlayConfig // but for its addresses, which Rebind changes
 
 	pathEvents chan PathEvent
 
 	// atomic
 	table  atomic.Pointer[table]
+	under  atomic.Pointer[underlay]
 	closed atomic.Bool               // the underlay sockets are closed, or about to be
 	probes [probeSlots]atomic.Uint64 // tokens of probes that wait for an answer, by their low bits; 0 is none
 
@@ -75,7 +78,10 @@ type Port struct {
 
 // NewRouter opens the underlay sockets and prepares the loops; Run starts them.
 func NewRouter(c Config) (*Router, error) {
-	r := &Router{log: c.Log, pathEvents: make(chan PathEvent, pathEvents)}
+	if err := c.Underlay.check(); err != nil {
+		return nil, err
+	}
+	r := &Router{log: c.Log, vxlan: c.Underlay.VXLAN, underlayConfig: c.Underlay, pathEvents: make(chan PathEvent, pathEvents)}
 	n := c.Loops
 	if n <= 0 {
 		n = defaultLoops()
@@ -84,10 +90,10 @@ func NewRouter(c Config) (*Router, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.under = under
+	r.under.Store(under)
 	r.table.Store(&table{})
 	for i := range n {
-		l, err := newLoop(r, under.loopFDs(i), newWaiter(n))
+		l, err := newLoop(r, i, newWaiter(n))
 		if err != nil {
 			r.Close()
 			return nil, err
@@ -97,20 +103,31 @@ func NewRouter(c Config) (*Router, error) {
 	return r, nil
 }
 
-// Overhead is the difference between underlay and overlay MTU in bytes, in the format that the Router speaks.
-func (r *Router) Overhead() int { return UDPOverhead + r.under.vxlan.Encap() }
+// Overhead is the difference between underlay and overlay MTU in bytes, in the format that the Router speaks, for a peer at that
+// underlay address.
+func (r *Router) Overhead(peer netip.Addr) int {
+	return familySpecs[familyOf(peer)].headers + r.vxlan.Encap()
+}
 
-// Underlay is the address that the underlay sockets are bound to, with the port that the kernel chose for port 0.
-func (r *Router) Underlay() netip.AddrPort { return r.under.addr }
+// Underlay is the IPv4 address that the underlay sockets are bound to, with the port that the kernel chose for port 0.
+func (r *Router) Underlay() netip.AddrPort { return r.under.Load()[outer4].addr }
+
+// Underlay6 is their IPv6 address, with the same port; invalid where there is none.
+func (r *Router) Underlay6() netip.AddrPort {
+	if s := r.under.Load()[outer6]; s != nil {
+		return s.addr
+	}
+	return netip.AddrPort{}
+}
 
 // ReceiveBuffer is the receive buffer in bytes that the kernel granted each underlay socket.
-func (r *Router) ReceiveBuffer() int { return r.under.recvBuffer }
+func (r *Router) ReceiveBuffer() int { return r.under.Load()[outer4].recvBuffer }
 
 // SetTable replaces the whole route table. Packets in flight finish on the old one.
 func (r *Router) SetTable(c TableConfig) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	t, err := buildTable(c, r.table.Load(), r.under.vxlan)
+	t, err := buildTable(c, r.table.Load(), r.vxlan, r.under.Load())
 	if err != nil {
 		return err
 	}
@@ -161,7 +178,7 @@ func (r *Router) quiesceLocked() {
 type Injector struct{ w *worker }
 
 // NewInjector returns an Injector. Each is for one goroutine at a time.
-func (r *Router) NewInjector() *Injector { return &Injector{newWorker(r, r.under.fds[0])} }
+func (r *Router) NewInjector() *Injector { return &Injector{newWorker(r, 0)} }
 
 // Forward routes packets of the gateway to their containers, here or on peers. Packets are borrowed until it returns.
 func (i *Injector) Forward(pkts []*packet.Packet) {
@@ -179,8 +196,8 @@ func (i *Injector) Forward(pkts []*packet.Packet) {
 // ingress is where a packet came in.
 type ingress struct {
 	kind  ingressKind
-	port  *Port     // fromContainer
-	outer outerAddr // fromPeer
+	port  *Port          // fromContainer
+	outer netip.AddrPort // fromPeer
 
 	// The last packet's addresses and verdict: neighbours of one flow need no look-up of their own.
 	cacheKey [32]byte // source and destination
@@ -206,13 +223,18 @@ const (
 type worker struct {
 	// constant after New
 	router  *Router
+	loop    int // index of the loop whose sockets it uses
 	scratch *packet.Scratch
-	tx      *txQueue
 
 	// atomic; epoch is odd while a batch is in progress
 	epoch atomic.Uint64
 	drops [numDrops]atomic.Uint64
 	icmps atomic.Uint64
+	sent  underlayCounters
+
+	// of the goroutine: the sockets in use, and a queue for each family that has some
+	under *underlay
+	tx    [families]*txQueue
 
 	// of the batch in progress
 	table   *table
@@ -228,19 +250,36 @@ type bucket struct {
 	pkts []*packet.Packet
 }
 
-func newWorker(r *Router, fd int) *worker {
-	w := &worker{router: r, scratch: packet.NewScratch(), own: newOwnPackets()}
-	w.tx = newTxQueue(r.under, fd, w)
+func newWorker(r *Router, loop int) *worker {
+	w := &worker{router: r, loop: loop, scratch: packet.NewScratch(), own: newOwnPackets(), under: new(underlay)}
+	w.adopt(r.under.Load())
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.workers = append(r.workers, w)
 	return w
 }
 
-// begin opens a batch: from here to end, nothing that the table points to goes away.
+// begin opens a batch: from here to end, nothing that the table points to goes away, and no socket is closed.
 func (w *worker) begin() {
 	w.epoch.Add(1)
 	w.table = w.router.table.Load()
+	if u := w.router.under.Load(); u != w.under {
+		w.adopt(u)
+	}
+}
+
+// adopt goes over to other sockets: once in a worker's life, and after each Rebind.
+func (w *worker) adopt(u *underlay) {
+	for f, s := range u {
+		if s == w.under[f] {
+			continue
+		}
+		w.tx[f] = nil
+		if s != nil {
+			w.tx[f] = newTxQueue(s, w)
+		}
+	}
+	w.under = u
 }
 
 // end sends what the batch collected and closes it.
@@ -321,10 +360,11 @@ func (w *worker) forward(p *packet.Packet, in *ingress) {
 		w.timeExceeded(p, in)
 		return
 	}
-	if h.mtu != in.mtu && h.mtu > 0 && in.mtu > 0 {
-		clampMSS(p, min(h.mtu, in.mtu))
+	mtu := mtuFor(v4, h.mtu)
+	if mtu != in.mtu && mtu > 0 && in.mtu > 0 {
+		clampMSS(p, min(mtu, in.mtu))
 	}
-	if h.mtu > 0 && wireLen(p) > h.mtu && !w.fit(p, h, in) {
+	if mtu > 0 && wireLen(p) > mtu && !w.fit(p, h, mtu, in) {
 		return
 	}
 	w.enqueue(h, p)
@@ -337,13 +377,13 @@ func (w *worker) checkSource(src netip.Addr, in *ingress) Drop {
 		if !slices.Contains(in.port.cfg.Addrs, src) {
 			return DropSpoofedContainer
 		}
-		in.mtu = in.port.cfg.MTU
+		in.mtu = mtuFor(src.Is4(), in.port.cfg.MTU)
 	case fromPeer:
 		h := w.table.lookup(src)
 		if h == nil || h.kind != hopPeer || !h.peer.sent(in.outer) {
 			return DropSpoofedPeer
 		}
-		in.peer, in.mtu = h.peer, h.mtu
+		in.peer, in.mtu = h.peer, mtuFor(src.Is4(), h.mtu)
 	}
 	return dropNone
 }
@@ -385,8 +425,13 @@ func (w *worker) flush() {
 			}
 			b.hop.port.cfg.Device.Send(w.scratch, b.pkts)
 		case hopPeer:
+			q := w.tx[b.hop.peer.family]
+			if q == nil { // a table from before a Rebind
+				w.drops[DropUnderlayRefused].Add(uint64(len(b.pkts)))
+				break
+			}
 			for _, p := range b.pkts {
-				w.tx.sendTo(b.hop.peer, p)
+				q.sendTo(b.hop.peer, p)
 			}
 		default:
 			b.hop.sender.Send(w.scratch, b.pkts)
@@ -396,7 +441,11 @@ func (w *worker) flush() {
 		b.pkts, b.hop = b.pkts[:0], nil
 	}
 	w.used = 0
-	w.tx.flush()
+	for _, q := range w.tx {
+		if q != nil {
+			q.flush()
+		}
+	}
 }
 
 // addrs are the source and destination of an IP packet that passed check.

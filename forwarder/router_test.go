@@ -105,7 +105,7 @@ func TestForward_RefusesSpoofedSources(t *testing.T) {
 	stock := from(func(g *rig) *net.UDPConn { return g.stock })
 	stranger := from(func(g *rig) *net.UDPConn { return udpSocket(g.t) })
 	otherHost := func(g *rig, p *packet.Packet) {
-		g.from(ingress{kind: fromPeer, outer: outerAddr{[4]byte{127, 0, 0, 2}, addrPort(g.stock).Port()}}, p)
+		g.from(ingress{kind: fromPeer, outer: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), addrPort(g.stock).Port())}, p)
 	}
 	const c, s = "spoofed-by-container", "spoofed-by-peer"
 	for name, k := range map[string]struct {

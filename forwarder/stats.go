@@ -23,9 +23,11 @@ type UnderlayStats struct {
 	RecvTrains  uint64 `json:"recv_trains"`
 	RecvPackets uint64 `json:"recv_packets"`
 	RecvBytes   uint64 `json:"recv_bytes"`
-	// ReceiveBuffer in bytes is what the kernel granted each socket, of which every loop has as many as there are Lanes.
+	// ReceiveBuffer in bytes is what the kernel granted each socket, of which every loop has as many as there are Lanes, for
+	// each of the Families: 2 with an IPv6 address, which the counts above are of as well.
 	ReceiveBuffer int `json:"receive_buffer"`
 	Lanes         int `json:"lanes"`
+	Families      int `json:"families"`
 	// GSO and GRO: the kernel cuts and joins trains (UDP_SEGMENT, UDP_GRO).
 	GSO bool `json:"gso"`
 	GRO bool `json:"gro"`
@@ -49,23 +51,30 @@ type Stats struct {
 	ICMPErrors uint64
 	// Drops in packets, by reason; every reason is there.
 	Drops map[string]uint64
-	// Peers by underlay address.
+	// Peers by underlay address; a dual-stack node is one of each family.
 	Peers map[netip.AddrPort]PeerStats
 }
 
 // Stats returns the counters.
 func (r *Router) Stats() Stats {
 	s := Stats{Drops: make(map[string]uint64), Peers: make(map[netip.AddrPort]PeerStats)}
-	s.Underlay.ReceiveBuffer, s.Underlay.Lanes, s.Underlay.GSO, s.Underlay.GRO = r.under.recvBuffer, r.under.lanes, r.under.gso, r.under.gro
+	under := r.under.Load()
+	s.Underlay.ReceiveBuffer, s.Underlay.Lanes, s.Underlay.GSO, s.Underlay.GRO = under[outer4].recvBuffer, under[outer4].lanes, true, true
+	for _, f := range under {
+		if f != nil {
+			s.Underlay.GSO, s.Underlay.GRO = s.Underlay.GSO && f.gso, s.Underlay.GRO && f.gro
+			s.Underlay.Families++
+		}
+	}
 	s.Underlay.Loops, s.Underlay.Steered = len(r.loops), r.Steers()
 	r.mu.Lock()
 	workers := r.workers
 	r.mu.Unlock()
 	for _, w := range workers {
-		s.Underlay.SendCalls += w.tx.stats.calls.Load()
-		s.Underlay.SentTrains += w.tx.stats.trains.Load()
-		s.Underlay.SentPackets += w.tx.stats.packets.Load()
-		s.Underlay.SentBytes += w.tx.stats.bytes.Load()
+		s.Underlay.SendCalls += w.sent.calls.Load()
+		s.Underlay.SentTrains += w.sent.trains.Load()
+		s.Underlay.SentPackets += w.sent.packets.Load()
+		s.Underlay.SentBytes += w.sent.bytes.Load()
 		s.ICMPErrors += w.icmps.Load()
 		for d := dropNone + 1; d < numDrops; d++ {
 			s.Drops[dropNames[d]] += w.drops[d].Load()

@@ -107,7 +107,14 @@ func steer(fd, loops, lanes, encap int) bool {
 }
 
 // Steers tells whether packets are steered: there are several loops, and the kernel took the program.
-func (r *Router) Steers() bool { return r.under.steered && len(r.loops) > 1 }
+func (r *Router) Steers() bool {
+	for _, s := range r.under.Load() {
+		if s != nil && !s.steered {
+			return false
+		}
+	}
+	return len(r.loops) > 1
+}
 
 // loopForLocked chooses the loop of a port whose container has these addresses.
 func (r *Router) loopForLocked(addrs []netip.Addr) *loop {

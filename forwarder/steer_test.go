@@ -70,7 +70,7 @@ func TestSteer_KernelAgreesWithTheChoiceOfLoops(t *testing.T) {
 // wantOnSockets checks that each socket of the Router has just the datagrams that are wanted on it, in order.
 func wantOnSockets(t *testing.T, r *Router, want [][][]byte) {
 	t.Helper()
-	for i, fd := range r.under.fds {
+	for i, fd := range r.under.Load()[outer4].fds {
 		for _, w := range want[i] {
 			if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 20000); err != nil {
 				t.Fatal(err)
@@ -188,7 +188,7 @@ func TestSteer_PortsTakeTurnsWhereTheKernelRefuses(t *testing.T) {
 		}
 	})
 	r := newRouter(t, 3)
-	r.under.steered = false
+	r.under.Load()[outer4].steered = false
 	seen := make(map[*loop]int)
 	for i := range 6 {
 		p, err := r.AddPort(PortConfig{Name: "c", Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 1, 0, byte(3 * i)})}, Device: nettest.NewDevice(t)})

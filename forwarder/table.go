@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/gaissmai/bart"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 
 	"github.com/rootless-ovl/rootless-ovl/internal/packet"
 )
@@ -48,7 +49,7 @@ const (
 
 // PeerConfig says how a peer is reached. Comparable: a peer keeps its counters for as long as its configuration stays.
 type PeerConfig struct {
-	// Addr is the peer's underlay address and port (IPv4).
+	// Addr is the peer's underlay address and port: IPv4, or IPv6 where the Router has an IPv6 address.
 	Addr netip.AddrPort
 	// MTU is the largest packet that the peer and the path to it take, in bytes. It may change without the counters' being lost.
 	MTU int
@@ -110,13 +111,26 @@ type hop struct {
 	port   *Port
 	peer   *peer
 	sender packet.Sender
-	mtu    int // bytes; 0 is no limit of the hop's own
+	mtu    int // bytes, see mtuFor; 0 is no limit of the hop's own
+}
+
+// minMTU6 is what every path of IPv6 carries (RFC 8200 5): no host has to send less.
+const minMTU6 = header.IPv6MinimumMTU
+
+// mtuFor is what a hop of that MTU is taken to carry of a family. Where it does not carry minMTU6, nobody is told to send less than
+// that of IPv6, and what is longer gets lost in the underlay: counted, if it is this host that cannot send it (DropUnderlayTooBig).
+func mtuFor(v4 bool, mtu int) int {
+	if !v4 && 0 < mtu && mtu < minMTU6 {
+		return minMTU6
+	}
+	return mtu
 }
 
 // peer is a remote node. Its counters outlive tables.
 type peer struct {
 	cfg     PeerConfig // its key
-	addr    outerAddr
+	family  family
+	name    sockaddr
 	headers [vxlanEncap]byte // in front of every packet to it, for a Router that speaks VXLAN
 
 	watched                                        atomic.Bool // Router.PathEvents is to tell of the next packet
@@ -124,14 +138,8 @@ type peer struct {
 }
 
 // sent tells whether a datagram from outer is the peer's.
-func (p *peer) sent(outer outerAddr) bool {
-	return outer == p.addr || (p.cfg.AnyPort && outer.ip == p.addr.ip)
-}
-
-// outerAddr is an underlay address as the socket calls give it.
-type outerAddr struct {
-	ip   [4]byte
-	port uint16
+func (p *peer) sent(outer netip.AddrPort) bool {
+	return outer == p.cfg.Addr || (p.cfg.AnyPort && outer.Addr() == p.cfg.Addr.Addr())
 }
 
 // table is what SetTable publishes.
@@ -142,8 +150,9 @@ type table struct {
 	peers    map[PeerConfig]*peer // by key
 }
 
-// buildTable compiles c for a Router that speaks v; peers that old has already are taken over with their counters.
-func buildTable(c TableConfig, old *table, v *VXLAN) (*table, error) {
+// buildTable compiles c for a Router that speaks v and has the sockets u; peers that old has already are taken over with their
+// counters.
+func buildTable(c TableConfig, old *table, v *VXLAN, u *underlay) (*table, error) {
 	t := &table{gateway: c.Gateway, gateway6: c.Gateway6, peers: make(map[PeerConfig]*peer)}
 	hops := make(map[Hop]*hop)
 	for _, r := range c.Routes {
@@ -158,8 +167,8 @@ func buildTable(c TableConfig, old *table, v *VXLAN) (*table, error) {
 			}
 			if h.kind == hopPeer {
 				pc := r.Hop.peer
-				if !pc.Addr.Addr().Is4() || pc.Addr.Port() == 0 {
-					return nil, fmt.Errorf("route to %v: peer address %v is not an IPv4 address with a port", r.Prefix, pc.Addr)
+				if err := checkPeerAddr(pc.Addr, u); err != nil {
+					return nil, fmt.Errorf("route to %v: %w", r.Prefix, err)
 				}
 				if v != nil && !unicastMAC(pc.VTEP) {
 					return nil, fmt.Errorf("route to %v: the peer's MAC address %x is not a unicast one", r.Prefix, pc.VTEP)
@@ -171,7 +180,7 @@ func buildTable(c TableConfig, old *table, v *VXLAN) (*table, error) {
 					h.peer = t.peers[pc.key()]
 				}
 				if h.peer == nil {
-					h.peer = &peer{cfg: pc.key(), addr: outerAddr{pc.Addr.Addr().As4(), pc.Addr.Port()}, headers: v.headers(pc.VTEP)}
+					h.peer = &peer{cfg: pc.key(), family: familyOf(pc.Addr.Addr()), name: sockaddrOf(pc.Addr), headers: v.headers(pc.VTEP)}
 					h.peer.watched.Store(true)
 				}
 				t.peers[pc.key()] = h.peer
@@ -182,6 +191,18 @@ func buildTable(c TableConfig, old *table, v *VXLAN) (*table, error) {
 		t.routes.Insert(r.Prefix.Masked(), h)
 	}
 	return t, nil
+}
+
+// checkPeerAddr refuses an address that u could not send to.
+func checkPeerAddr(peer netip.AddrPort, u *underlay) error {
+	a := peer.Addr()
+	switch {
+	case !a.IsValid() || a.Is4In6() || a.Zone() != "" || peer.Port() == 0:
+		return fmt.Errorf("peer address %v is not an IP address with a port", peer)
+	case u[familyOf(a)] == nil:
+		return fmt.Errorf("peer address %v is IPv6, and this node has no IPv6 address in the underlay", peer)
+	}
+	return nil
 }
 
 // lookup returns the next hop of a, or nil.

@@ -1,18 +1,10 @@
-// This file is the underlay: the UDP sockets between nodes, with as few system calls as the kernel allows. Many packets of
-// one size for one peer go out in one datagram train (UDP_SEGMENT), many trains in one sendmmsg; trains come in whole
-// (UDP_GRO), several in one recvmmsg.
+// This file is the way out to the underlay, with as few system calls as the kernel allows: many packets of one size for one peer
+// go out in one datagram train (UDP_SEGMENT), many trains in one sendmmsg.
 
 package forwarder
 
 import (
-	"context"
-	"encoding/binary"
 	"errors"
-	"fmt"
-	"log/slog"
-	"net"
-	"net/netip"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -20,22 +12,9 @@ import (
 	"github.com/rootless-ovl/rootless-ovl/internal/packet"
 )
 
-// UnderlayConfig is where the underlay sockets are bound.
-type UnderlayConfig struct {
-	// Addr is the address of the external interface and the port; port 0 lets the kernel choose.
-	Addr netip.AddrPort
-	// ReceiveBuffer in bytes is asked for; the kernel grants a socket at most net.core.rmem_max, and lanes make up for it.
-	// 0 asks for 4 MiB, below which the path loses bursts.
-	ReceiveBuffer int
-	// VXLAN is what is spoken with peers; nil: the udp format.
-	VXLAN *VXLAN
-}
-
 const (
-	defaultBuffer = 4 << 20
-
 	// MaxTrain is the payload in bytes of the largest UDP datagram, of which a train is cut: 65535 less the IPv4 and UDP
-	// headers.
+	// headers. IPv6 would take 20 more, of which nothing is made.
 	MaxTrain = 65535 - outerIPv4Len - outerUDPLen
 	// trainSegs is UDP_MAX_SEGMENTS since Linux 6.9; before, it was 64. Which one holds is probed.
 	trainSegs, oldTrainSegs = 128, 64
@@ -49,160 +28,19 @@ const (
 	sendWait = 100 // milliseconds to wait for room in the socket's send buffer before a batch is dropped
 )
 
-// underlay is the set of sockets on one port.
-type underlay struct {
-	// constant after listenUnderlay
-	fds        []int // loop by loop, lane by lane
-	lanes      int   // sockets a loop
-	addr       netip.AddrPort
-	vxlan      *VXLAN // nil: the udp format
-	recvBuffer int
-	gso        bool // UDP_SEGMENT
-	gro        bool // UDP_GRO
-	steered    bool // the kernel chooses the socket by the inner destination
-}
-
-// listenUnderlay opens the sockets of so many loops on one port. Offloads that the kernel lacks are left out.
-func listenUnderlay(c UnderlayConfig, loops int, log *slog.Logger) (*underlay, error) {
-	if !c.Addr.Addr().Is4() {
-		return nil, fmt.Errorf("underlay address %v is not IPv4: the udp format carries IPv4 only", c.Addr.Addr())
-	}
-	if err := c.VXLAN.check(); err != nil {
-		return nil, err
-	}
-	if c.ReceiveBuffer == 0 {
-		c.ReceiveBuffer = defaultBuffer
-	}
-	u := &underlay{addr: c.Addr, vxlan: c.VXLAN, lanes: lanesFor(c.ReceiveBuffer, loops)}
-	if err := u.listen(c, loops); err != nil {
-		u.close()
-		if errors.Is(err, unix.EADDRINUSE) && c.VXLAN != nil {
-			return nil, fmt.Errorf("UDP port %d on %v is taken: by another program (`ss -lunp` names it), or by this host's kernel for a VXLAN device, as flannel makes one, for a host has either flannel or this node (root deletes it: `ip link delete flannel.1`). Free the port, or give this node one of its own with --port, to which flannel hosts cannot send", c.Addr.Port(), c.Addr.Addr())
-		}
-		if errors.Is(err, unix.EADDRINUSE) {
-			return nil, fmt.Errorf("UDP port %d on %v is taken by another program (`ss -lunp` names it): stop it, or give this node a port of its own with --port", c.Addr.Port(), c.Addr.Addr())
-		}
-		if errors.Is(err, unix.EADDRNOTAVAIL) {
-			return nil, fmt.Errorf("%v is not an address of this host: choose the interface with --iface", c.Addr.Addr())
-		}
-		if errors.Is(err, unix.EACCES) {
-			return nil, fmt.Errorf("UDP port %d needs privilege: choose one above net.ipv4.ip_unprivileged_port_start with --port", c.Addr.Port())
-		}
-		return nil, fmt.Errorf("open the underlay socket on %v: %w", c.Addr, err)
-	}
-	u.recvBuffer = receiveBuffer(u.fds[0])
-	if all := u.recvBuffer * u.lanes; 2*all < c.ReceiveBuffer {
-		log.Warn("the kernel grants the underlay less receive buffer than asked for; fast bursts may be lost until an administrator raises net.core.rmem_max",
-			"granted", all, "asked", c.ReceiveBuffer, "sockets", u.lanes)
-	}
-	return u, nil
-}
-
-// listen opens the sockets, all lanes of a loop after one another. A kernel that does not steer leaves one lane.
-func (u *underlay) listen(c UnderlayConfig, loops int) error {
-	shared := loops*u.lanes > 1
-	if shared && c.Addr.Port() != 0 {
-		if err := probeFree(c.Addr); err != nil {
-			return err
-		}
-	}
-	for i := 0; i < loops*u.lanes; i++ {
-		fd, err := u.open(c, shared)
-		if err != nil {
-			return err
-		}
-		u.fds = append(u.fds, fd)
-		if i == 0 && shared {
-			if u.steered = steer(fd, loops, u.lanes, u.vxlan.Encap()); !u.steered {
-				u.lanes = 1
-			}
-		}
-	}
-	return nil
-}
-
-// loopFDs are the sockets of loop i, one a lane.
-func (u *underlay) loopFDs(i int) []int { return u.fds[i*u.lanes : (i+1)*u.lanes] }
-
-// open opens one socket; shared with others of its port.
-func (u *underlay) open(c UnderlayConfig, shared bool) (int, error) {
-	lc := net.ListenConfig{Control: func(_, _ string, rc syscall.RawConn) error {
-		if !shared {
-			return nil
-		}
-		var err error
-		if cerr := rc.Control(func(fd uintptr) {
-			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
-		}); cerr != nil {
-			return cerr
-		}
-		return err
-	}}
-	pc, err := lc.ListenPacket(context.Background(), "udp4", u.addr.String())
-	if err != nil {
-		return -1, err
-	}
-	defer func() { _ = pc.Close() }()
-	conn, ok := pc.(*net.UDPConn)
-	if !ok {
-		return -1, fmt.Errorf("%T is not a UDP socket", pc)
-	}
-	file, err := conn.File() // a duplicate outside the runtime's poller
-	if err != nil {
-		return -1, err
-	}
-	defer func() { _ = file.Close() }()
-	fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return -1, err
-	}
-	if err := unix.SetNonblock(fd, true); err != nil {
-		_ = unix.Close(fd)
-		return -1, err
-	}
-	for _, o := range []int{unix.SO_RCVBUF, unix.SO_SNDBUF} {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, o, c.ReceiveBuffer) // what was granted is read back and reported
-	}
-	// DF on every datagram, and no ear for what an ICMP error says of the path: node/pathmtu.go finds out what passes.
-	_ = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE)
-	_, err = unix.GetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT)
-	u.gso = err == nil
-	u.gro = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) == nil
-	if la, ok := conn.LocalAddr().(*net.UDPAddr); ok {
-		u.addr = netip.AddrPortFrom(c.Addr.Addr(), uint16(la.Port))
-	}
-	return fd, nil
-}
-
-// probeFree fails if somebody else holds the port, even with SO_REUSEPORT: sharing it would lose packets in silence.
-func probeFree(a netip.AddrPort) error {
-	c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(a))
-	if err != nil {
-		return err
-	}
-	return c.Close()
-}
-
-func (u *underlay) close() {
-	for _, fd := range u.fds {
-		_ = unix.Close(fd)
-	}
-	u.fds = nil
-}
-
-// txQueue collects a batch's datagrams and sends them. It belongs to one worker.
+// txQueue collects a batch's datagrams of one family and sends them. It belongs to one worker.
 type txQueue struct {
 	// constant after newTxQueue
 	fd    int
 	w     *worker
-	stats *underlayCounters
-	encap int // bytes in front of each packet, in what is queued
+	stats *underlayCounters // the worker's
+	encap int               // bytes in front of each packet, in what is queued
 
 	maxSegs int // segments in one train; 1 where the kernel has no UDP_SEGMENT
 	n       int // trains queued
 	trains  [txMsgs]train
 	msgs    [txMsgs]unix.Mmsghdr
-	names   [txMsgs]unix.RawSockaddrInet4
+	names   [txMsgs]sockaddr
 	ctls    [txMsgs]segmentCtl
 	iovs    []unix.Iovec
 	niov    int
@@ -229,21 +67,21 @@ type segmentCtl struct {
 	_    [6]byte
 }
 
-func newTxQueue(u *underlay, fd int, w *worker) *txQueue {
-	encap := u.vxlan.Encap()
+// newTxQueue sends from the first lane of the worker's loop.
+func newTxQueue(s *sockets, w *worker) *txQueue {
+	encap := w.router.vxlan.Encap()
 	q := &txQueue{
-		fd: fd, w: w, stats: new(underlayCounters), encap: encap, maxSegs: 1,
+		fd: s.loopFDs(w.loop)[0], w: w, stats: &w.sent, encap: encap, maxSegs: 1,
 		iovs: make([]unix.Iovec, txIovs), hdrs: make([]byte, txHdrLen+txIovs/2*encap),
 	}
-	if u.gso {
+	if s.gso {
 		q.maxSegs = trainSegs
 	}
 	for i := range q.msgs {
 		q.ctls[i].hdr = unix.Cmsghdr{Level: unix.IPPROTO_UDP, Type: unix.UDP_SEGMENT}
 		q.ctls[i].hdr.SetLen(unix.CmsgLen(2))
-		q.names[i].Family = unix.AF_INET
 		q.msgs[i].Hdr.Name = (*byte)(unsafe.Pointer(&q.names[i]))
-		q.msgs[i].Hdr.Namelen = unix.SizeofSockaddrInet4
+		q.msgs[i].Hdr.Namelen = s.family().nameLen
 	}
 	return q
 }
@@ -326,7 +164,7 @@ func (q *txQueue) flush() {
 		return
 	}
 	for i := range q.trains[:q.n] {
-		q.address(i, q.trains[i].to)
+		q.names[i] = q.trains[i].to.name
 		h := &q.msgs[i].Hdr
 		t := &q.trains[i]
 		h.Iov = &q.iovs[t.iov]
@@ -364,11 +202,6 @@ func (q *txQueue) flush() {
 		i++
 	}
 	q.n, q.niov, q.nhdr = 0, 0, 0
-}
-
-func (q *txQueue) address(i int, to *peer) {
-	q.names[i].Addr = to.addr.ip
-	binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&q.names[i].Port))[:], to.addr.port)
 }
 
 func (q *txQueue) count(t *train) {

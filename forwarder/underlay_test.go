@@ -157,7 +157,7 @@ func TestUnderlay_SendsMoreThanItsQueueHolds(t *testing.T) {
 func queued(g *rig, n int) *txQueue {
 	w := g.loops[0].worker
 	w.begin()
-	q := w.tx
+	q := w.tx[outer4]
 	to := w.table.lookup(netip.MustParseAddr(containerC)).peer
 	for i := range n {
 		ip := udp(containerA, containerC, 172)
@@ -191,7 +191,7 @@ func TestUnderlay_FallsBackWhereTheKernelCannotCut(t *testing.T) {
 				t.Fatalf("%d trains", q.n)
 			}
 			for i := range q.trains[:q.n] { // what flush does before the kernel refuses
-				q.address(i, q.trains[i].to)
+				q.names[i] = q.trains[i].to.name
 			}
 			q.refused(0, c.errno)
 			q.n, q.niov, q.nhdr = 0, 0, 0
@@ -220,7 +220,7 @@ func TestUnderlay_SendsOneByOneWhenTheKernelRefuses(t *testing.T) {
 	g := newRig(t)
 	needGSO(t, g)
 	// A real refusal: no UDP_SEGMENT without a checksum (EINVAL).
-	if err := unix.SetsockoptInt(g.under.fds[0], unix.SOL_SOCKET, unix.SO_NO_CHECK, 1); err != nil {
+	if err := unix.SetsockoptInt(g.under.Load()[outer4].fds[0], unix.SOL_SOCKET, unix.SO_NO_CHECK, 1); err != nil {
 		t.Fatal(err)
 	}
 	var pkts []*packet.Packet
@@ -237,7 +237,7 @@ func TestUnderlay_SendsOneByOneWhenTheKernelRefuses(t *testing.T) {
 
 func TestUnderlay_SendsWithoutUDPSegment(t *testing.T) {
 	g := newRig(t)
-	g.loops[0].worker.tx.maxSegs = 1
+	g.loops[0].worker.tx[outer4].maxSegs = 1
 	var pkts []*packet.Packet
 	for range 130 {
 		pkts = append(pkts, pkt(udp(containerA, containerC, 100)))
@@ -289,11 +289,11 @@ func (g *rig) receive(trains uint64) {
 	g.t.Helper()
 	l := g.loops[0]
 	for want := l.rxq.stats.trains.Load() + trains; l.rxq.stats.trains.Load() < want; {
-		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(l.rxq.fds[0]), Events: unix.POLLIN}}, 20_000); n == 0 && err == nil {
+		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(g.under.Load()[outer4].fds[0]), Events: unix.POLLIN}}, 20_000); n == 0 && err == nil {
 			g.t.Fatalf("%d trains are missing", want-l.rxq.stats.trains.Load())
 		}
 		l.worker.begin()
-		l.rxq.read(l.worker, 1)
+		l.rxq.read(l.worker, outer4, 1)
 		l.worker.end()
 	}
 }
@@ -447,7 +447,7 @@ func TestUnderlay_CountsEachDatagramOfABadTrain(t *testing.T) {
 func TestUnderlay_KeepsItsChecksumsOn(t *testing.T) {
 	// Packets from the underlay are called verified because the outer UDP checksum covers them.
 	g := newRig(t)
-	for _, fd := range g.under.fds {
+	for _, fd := range g.under.Load()[outer4].fds {
 		if off, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_NO_CHECK); err != nil || off != 0 {
 			t.Errorf("SO_NO_CHECK is %d (%v)", off, err)
 		}
@@ -477,7 +477,7 @@ func TestSegmentSize_ReadsControlMessages(t *testing.T) {
 		"length 3": {append(hostile, size...), 0}, "length 60": {long, 0}, "cut short": {size[:10], 0},
 		"two bytes": {msg(unix.IPPROTO_UDP, unix.UDP_GRO, 1, 2), 0},
 	} {
-		q := newRxQueue([]int{-1}, nil)
+		q := newRxQueue(1, nil)
 		copy(q.ctls[0][:], c.ctl)
 		q.msgs[0].Hdr.SetControllen(len(c.ctl))
 		if got := q.segmentSize(0); got != c.want {

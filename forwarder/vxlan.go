@@ -1,15 +1,18 @@
 // This file is the encapsulation of flannel's vxlan backend, as the kernel's VXLAN device writes and reads it.
 //
-//	+------------+-----+----------------------------+--------------------------------------+-----------------+
-//	| outer IPv4 | UDP | VXLAN 8                    | inner Ethernet 14                    | one IPv4 packet |
-//	| 20         | 8   | 08 | 0 0 0 | VNI (3) | 0   | to VTEP 6 | from VTEP 6 | type 08 00 |                 |
-//	+------------+-----+----------------------------+--------------------------------------+-----------------+
+//	+-----------------+-----+----------------------------+--------------------------------------+---------------+
+//	| outer IPv4/IPv6 | UDP | VXLAN 8                    | inner Ethernet 14                    | one IP packet |
+//	| 20 / 40         | 8   | 08 | 0 0 0 | VNI (3) | 0   | to VTEP 6 | from VTEP 6 | type 08 00 |               |
+//	+-----------------+-----+----------------------------+--------------------------------------+---------------+
+//
+// The type is 86 dd for IPv6. In flannel's dual-stack networks, which have a VXLAN device for each family, packets of IPv4 travel
+// over IPv4 and those of IPv6 over IPv6, with the same VNI and port; our VTEP has one MAC address for both.
 //
 // Sources: RFC 7348 5, linux/drivers/net/vxlan/vxlan_core.c (vxlan_rcv, which drops frames with any reserved bit), flannel
 // pkg/backend/vxlan (which VTEP has which MAC address: no ARP ever crosses).
 //
-// Whose checksum covers a packet differs from the udp format. A kernel may leave the outer UDP checksum out, and what it sends over
-// a virtual cable may still owe the inner one (CHECKSUM_PARTIAL): the field then holds the sum of the pseudo header alone.
+// Whose checksum covers a packet differs from the udp format. A kernel may leave the outer UDP checksum out (not over IPv6), and
+// what it sends over a virtual cable may still owe the inner one (CHECKSUM_PARTIAL): the field then holds the sum of the pseudo header alone.
 // So packets of such peers are summed here: one that is right, or owes its sum, is Verified; another is left to
 // the container's kernel, which drops and counts it. Our own nodes always have the outer checksum.
 
@@ -30,8 +33,10 @@ const (
 	vxlanHdrLen = 1 + 3 + 3 + 1
 	innerEthLen = 6 + 6 + 2
 	vxlanEncap  = vxlanHdrLen + innerEthLen
-	// VXLANOverhead is the difference between underlay and overlay MTU.
+	// VXLANOverhead is the difference between underlay and overlay MTU, for a peer with an IPv4 address.
 	VXLANOverhead = UDPOverhead + vxlanEncap
+	// VXLANOverhead6 is that for a peer with an IPv6 address, and in a dual-stack network for both families.
+	VXLANOverhead6 = UDPOverhead6 + vxlanEncap
 )
 
 // Where things are behind the UDP header.

@@ -27,7 +27,7 @@ func testVXLAN() *VXLAN { return &VXLAN{VNI: 1, MAC: vtepOf(1)} }
 
 // framed is ip as a peer sends it to r.
 func framed(r *Router, ip []byte) []byte {
-	v := r.under.vxlan
+	v := r.vxlan
 	if v == nil {
 		return ip
 	}
@@ -465,7 +465,7 @@ func TestVXLAN_ProbesAreFrames(t *testing.T) {
 			t.Errorf("the kernel's MTU is %d, want %d", got, want)
 		}
 	}
-	if g.Overhead() != 50 || newRig(t).Overhead() != 28 {
+	if g.Overhead(g.peerCfg.Addr.Addr()) != 50 || newRig(t).Overhead(g.peerCfg.Addr.Addr()) != 28 {
 		t.Error("another overhead")
 	}
 }

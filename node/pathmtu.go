@@ -60,7 +60,7 @@ type probePath interface {
 	PathEvents() <-chan forwarder.PathEvent
 	WatchPeer(forwarder.PeerConfig)
 	KernelMTU(netip.AddrPort) int
-	Overhead() int
+	Overhead(peer netip.Addr) int
 }
 
 // pathTarget is a peer as the prober must know it.
@@ -314,7 +314,7 @@ func (s *search) hint() int {
 func (s *search) search(ctx context.Context, hint int) {
 	p, most := s.path, s.path.target.config.MTU
 	s.searches.Add(1)
-	first := sizesOf(most, minPeerMTU, baseMTU-s.via.Overhead(), hint, s.mtuNow(), most)
+	first := sizesOf(most, minPeerMTU, baseMTU-s.via.Overhead(s.path.target.config.Addr.Addr()), hint, s.mtuNow(), most)
 	best := 0
 	for silent := 0; best == 0 && silent < maxTries; silent++ {
 		best = s.round(ctx, first)
@@ -326,7 +326,7 @@ func (s *search) search(ctx context.Context, hint int) {
 		hint = s.hint()
 		sizes := append(slices.Clone(first), hint)
 		for _, mtu := range commonMTUs {
-			sizes = append(sizes, mtu-s.via.Overhead())
+			sizes = append(sizes, mtu-s.via.Overhead(s.path.target.config.Addr.Addr()))
 		}
 		best, high = s.try(ctx, best, sizesOf(most, sizes...))
 	}

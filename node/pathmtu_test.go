@@ -65,7 +65,7 @@ func (w *wire) KernelMTU(netip.AddrPort) int {
 	return w.kernel
 }
 
-func (w *wire) Overhead() int { return forwarder.UDPOverhead }
+func (w *wire) Overhead(netip.Addr) int { return forwarder.UDPOverhead }
 
 func (w *wire) change(f func(*wire)) {
 	w.mu.Lock()
