@@ -16,7 +16,7 @@ const maxReassembled = 65535
 // or dropped.
 func (w *worker) fit(p *packet.Packet, h *hop, mtu int, in *ingress) bool {
 	ip := p.Bytes()
-	if h.kind == hopPort && in.kind == fromPeer {
+	if (h.kind == hopPort || h.kind == hopOwnAt) && in.kind == fromPeer {
 		// It came over the network already; a TAP takes any length, and the container's kernel too.
 		return true
 	}

@@ -100,12 +100,15 @@ func (w *worker) icmpError(p *packet.Packet, in *ingress, t4 header.ICMPv4Type, 
 	if !v4 {
 		from = w.table.gateway6
 	}
+	if in.kind == fromContainer && v4 && in.port.cfg.Errors.IsValid() {
+		from = in.port.cfg.Errors
+	}
 	if !from.IsValid() || in.kind == fromGateway || !deservesError(ip) {
 		return
 	}
 	src, _ := addrs(ip)
 	h := w.table.lookup(src)
-	if h == nil || (h.kind != hopPort && h.kind != hopPeer) {
+	if h == nil || (h.kind != hopPort && h.kind != hopOwnAt && h.kind != hopPeer) {
 		return
 	}
 	if !w.own.take() || len(w.own.icmp) == cap(w.own.icmp) {

@@ -118,7 +118,7 @@ func TestClose_LetsInjectorsCallOn(t *testing.T) {
 	if now := g.Stats().Underlay.SentPackets; now != sent {
 		t.Errorf("%d packets sent by a router that has stopped", now-sent)
 	}
-	if _, err := g.AddPort(PortConfig{Name: "late", Device: nettest.NewDevice(t), Addrs: []netip.Addr{netip.MustParseAddr("10.1.0.8")}}); err == nil {
+	if _, err := g.AddPort(PortConfig{Name: "late", Device: nettest.NewDevice(t), Sources: []netip.Prefix{alone(netip.MustParseAddr("10.1.0.8"))}}); err == nil {
 		t.Error("a port was added to a router that has stopped")
 	}
 	g.RemovePort(g.portA)
@@ -132,7 +132,7 @@ func TestRun_SpreadsPortsOverLoops(t *testing.T) {
 	for i := range 9 {
 		a := netip.AddrFrom4([4]byte{10, 1, 0, byte(10 + i)})
 		d := nettest.NewDevice(t)
-		p, err := r.AddPort(PortConfig{Name: a.String(), Addrs: []netip.Addr{a}, Device: d})
+		p, err := r.AddPort(PortConfig{Name: a.String(), Sources: []netip.Prefix{alone(a)}, Device: d})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -232,7 +232,7 @@ func TestRemovePort_QuiescesUnderLoad(t *testing.T) {
 	loop(func() { r.Stats() })
 	for range 150 {
 		d := &closable{Device: nettest.NewDevice(t), t: t}
-		p, err := r.AddPort(PortConfig{Name: "a", Addrs: []netip.Addr{addr}, Device: d})
+		p, err := r.AddPort(PortConfig{Name: "a", Sources: []netip.Prefix{alone(addr)}, Device: d})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -272,7 +272,7 @@ func TestRun_SaysOnceThatADeviceIsGone(t *testing.T) {
 	g := newRig(t)
 	gone := make(chan error, 10)
 	d := nettest.NewDevice(t)
-	p, err := g.AddPort(PortConfig{Name: "x", Addrs: []netip.Addr{netip.MustParseAddr("10.1.0.8")}, Device: d, Gone: func(err error) { gone <- err }})
+	p, err := g.AddPort(PortConfig{Name: "x", Sources: []netip.Prefix{alone(netip.MustParseAddr("10.1.0.8"))}, Device: d, Gone: func(err error) { gone <- err }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -299,7 +299,7 @@ func TestAddPort_TakesOverTheSlotOfARemovedOne(t *testing.T) {
 	a := netip.MustParseAddr("10.1.0.8")
 	for range 50 {
 		d := nettest.NewDevice(t)
-		p, err := g.AddPort(PortConfig{Name: "x", Addrs: []netip.Addr{a}, Device: d})
+		p, err := g.AddPort(PortConfig{Name: "x", Sources: []netip.Prefix{alone(a)}, Device: d})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -320,7 +320,7 @@ func TestAddPort_LeavesNothingOfAFailure(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	_, err = g.AddPort(PortConfig{Name: "web", Addrs: []netip.Addr{netip.MustParseAddr("10.1.0.8")}, Device: fileDevice{nettest.NewDevice(t), int(f.Fd())}})
+	_, err = g.AddPort(PortConfig{Name: "web", Sources: []netip.Prefix{alone(netip.MustParseAddr("10.1.0.8"))}, Device: fileDevice{nettest.NewDevice(t), int(f.Fd())}})
 	if !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "web") {
 		t.Errorf("error %v", err)
 	}

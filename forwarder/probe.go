@@ -97,11 +97,18 @@ func (r *Router) tellPath(e PathEvent) bool {
 // to send it in fragments.
 func (r *Router) probeAnswered(ip []byte) bool {
 	token, ok := answerToken(ip)
-	// Only what was asked is news, and once: a container behind a peer may send such replies, but cannot crowd out the real ones.
-	if token != 0 && r.probes[token%probeSlots].CompareAndSwap(token, 0) {
-		r.tellPath(PathEvent{Answered: token})
-	}
+	r.answered(token)
 	return ok
+}
+
+// answered tells of the answer with that token, if it is one that was asked for. Only that is news, and once: a container behind a
+// peer may send such replies, but cannot crowd out the real ones.
+func (r *Router) answered(token uint64) bool {
+	if token == 0 || !r.probes[token%probeSlots].CompareAndSwap(token, 0) {
+		return false
+	}
+	r.tellPath(PathEvent{Answered: token})
+	return true
 }
 
 // answerToken reads the token of an answer to a probe, whole or its first fragment.

@@ -82,6 +82,9 @@ func newRouterAsking(t testing.TB, loops, receiveBuffer int, v *VXLAN) *Router {
 	return r
 }
 
+// alone is the prefix of one address.
+func alone(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
 func newRig(t testing.TB) *rig {
 	t.Helper()
 	return newRigOn(t, newRouter(t, 1))
@@ -97,7 +100,7 @@ func newRigOn(t testing.TB, r *Router) *rig {
 	port := func(name string, d *nettest.Device, addrs ...string) *Port {
 		c := PortConfig{Name: name, MTU: 1500, Device: d}
 		for _, a := range addrs {
-			c.Addrs = append(c.Addrs, netip.MustParseAddr(a))
+			c.Sources = append(c.Sources, alone(netip.MustParseAddr(a)))
 		}
 		p, err := g.AddPort(c)
 		if err != nil {

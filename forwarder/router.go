@@ -61,10 +61,13 @@ type Device interface {
 
 // PortConfig describes an attachment to the Router.
 type PortConfig struct {
-	Name   string
-	Addrs  []netip.Addr // the only sources that the container may use
-	MTU    int          // bytes
-	Device Device
+	Name    string
+	Sources []netip.Prefix // the only sources that the container may use; packets are steered to the loop of the first
+	MTU     int            // bytes
+	Device  Device
+	// Errors is the source of ICMP errors of IPv4 to the container; invalid: TableConfig.Gateway. A namespace would take its own
+	// address for a forged source.
+	Errors netip.Addr
 	// Gone is called once, from a goroutine of its own, when Device.Read says that the device is gone.
 	Gone func(error)
 }
@@ -137,12 +140,12 @@ func (r *Router) SetTable(c TableConfig) error {
 
 // AddPort begins to read from a device. Packets reach it once a table routes to ToPort of the result.
 func (r *Router) AddPort(c PortConfig) (*Port, error) {
-	if c.Device == nil || len(c.Addrs) == 0 {
+	if c.Device == nil || len(c.Sources) == 0 {
 		return nil, errors.New("a port needs a device and an address")
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p := &Port{cfg: c, loop: r.loopForLocked(c.Addrs)}
+	p := &Port{cfg: c, loop: r.loopForLocked(c.Sources[0].Addr())}
 	if err := p.loop.add(p); err != nil {
 		return nil, fmt.Errorf("poll the device of %s: %w", c.Name, err)
 	}
@@ -338,6 +341,10 @@ func (w *worker) forward(p *packet.Packet, in *ingress) {
 		}
 		w.enqueue(h, p) // delivered, not forwarded: no TTL, no MTU
 		return
+	case hopOwnAt:
+		if w.takesProbe(p, h, in) {
+			return
+		}
 	case hopEgress:
 		if in.kind != fromContainer {
 			w.drop(DropTransit)
@@ -374,7 +381,7 @@ func (w *worker) forward(p *packet.Packet, in *ingress) {
 func (w *worker) checkSource(src netip.Addr, in *ingress) Drop {
 	switch in.kind {
 	case fromContainer:
-		if !slices.Contains(in.port.cfg.Addrs, src) {
+		if !in.port.owns(src) {
 			return DropSpoofedContainer
 		}
 		in.mtu = mtuFor(src.Is4(), in.port.cfg.MTU)
@@ -386,6 +393,16 @@ func (w *worker) checkSource(src netip.Addr, in *ingress) Drop {
 		in.peer, in.mtu = h.peer, mtuFor(src.Is4(), h.mtu)
 	}
 	return dropNone
+}
+
+// owns tells whether the container may send from src.
+func (p *Port) owns(src netip.Addr) bool {
+	for _, own := range p.cfg.Sources {
+		if own.Contains(src) {
+			return true
+		}
+	}
+	return false
 }
 
 // wireLen is the length in bytes of the longest packet that p becomes on the wire.
@@ -418,7 +435,7 @@ func (w *worker) flush() {
 	for i := range w.buckets[:w.used] {
 		b := &w.buckets[i]
 		switch b.hop.kind {
-		case hopPort:
+		case hopPort, hopOwnAt:
 			if b.hop.port.gone.Load() {
 				w.drops[DropPortGone].Add(uint64(len(b.pkts)))
 				break

@@ -219,6 +219,7 @@ func TestSetTable_RefusesNonsense(t *testing.T) {
 		"no port":        {Route{v4, ToPort(nil)}, "no next hop"},
 		"no gateway":     {Route{v4, ToGateway(nil)}, "no next hop"},
 		"no egress":      {Route{v4, ToEgress(nil)}, "no next hop"},
+		"no own":         {Route{v4, ToOwnAt(&Port{}, nil)}, "no next hop"},
 		"peer's IPv6":    {Route{v4, ToPeer(PeerConfig{Addr: netip.MustParseAddrPort("[::1]:8285")})}, "10.9.0.0/16"},
 		"peer's port 0":  {Route{v4, ToPeer(PeerConfig{Addr: netip.MustParseAddrPort("127.0.0.1:0")})}, "10.9.0.0/16"},
 		"peer's nothing": {Route{v4, ToPeer(PeerConfig{})}, "10.9.0.0/16"},
@@ -287,13 +288,13 @@ func TestStats_NamesEveryReason(t *testing.T) {
 
 func TestAddPort_NeedsADeviceAndAnAddress(t *testing.T) {
 	g := newRig(t)
-	if _, err := g.AddPort(PortConfig{Name: "x", Addrs: []netip.Addr{netip.MustParseAddr(containerA)}}); err == nil {
+	if _, err := g.AddPort(PortConfig{Name: "x", Sources: []netip.Prefix{alone(netip.MustParseAddr(containerA))}}); err == nil {
 		t.Error("a port without a device")
 	}
 	if _, err := g.AddPort(PortConfig{Name: "x", Device: g.a}); err == nil {
 		t.Error("a port without an address")
 	}
-	if _, err := g.AddPort(PortConfig{Name: "again", Device: g.a, Addrs: []netip.Addr{netip.MustParseAddr("10.1.0.77")}}); err == nil || !strings.Contains(err.Error(), "again") {
+	if _, err := g.AddPort(PortConfig{Name: "again", Device: g.a, Sources: []netip.Prefix{alone(netip.MustParseAddr("10.1.0.77"))}}); err == nil || !strings.Contains(err.Error(), "again") {
 		t.Errorf("a device polled twice: %v", err)
 	}
 }

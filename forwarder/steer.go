@@ -116,10 +116,11 @@ func (r *Router) Steers() bool {
 	return len(r.loops) > 1
 }
 
-// loopForLocked chooses the loop of a port whose container has these addresses.
-func (r *Router) loopForLocked(addrs []netip.Addr) *loop {
+// loopForLocked chooses the loop of a port whose container has this address, or whose containers have those from it on: of several, most
+// packets then come to other loops, and are delivered all the same.
+func (r *Router) loopForLocked(addr netip.Addr) *loop {
 	if r.Steers() {
-		return r.loops[steerIndex(addrs[0], len(r.loops))]
+		return r.loops[steerIndex(addr, len(r.loops))]
 	}
 	r.next++
 	return r.loops[(r.next-1)%len(r.loops)]

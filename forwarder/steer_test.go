@@ -113,7 +113,7 @@ func newSteeredOn(t *testing.T, r *Router, addrs ...string) *steered {
 	for _, a := range addrs {
 		addr := netip.MustParseAddr(a)
 		d := nettest.NewDevice(t)
-		p, err := s.AddPort(PortConfig{Name: a, MTU: peerMTU, Addrs: []netip.Addr{addr}, Device: d})
+		p, err := s.AddPort(PortConfig{Name: a, MTU: peerMTU, Sources: []netip.Prefix{alone(addr)}, Device: d})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -191,7 +191,7 @@ func TestSteer_PortsTakeTurnsWhereTheKernelRefuses(t *testing.T) {
 	r.under.Load()[outer4].steered = false
 	seen := make(map[*loop]int)
 	for i := range 6 {
-		p, err := r.AddPort(PortConfig{Name: "c", Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 1, 0, byte(3 * i)})}, Device: nettest.NewDevice(t)})
+		p, err := r.AddPort(PortConfig{Name: "c", Sources: []netip.Prefix{alone(netip.AddrFrom4([4]byte{10, 1, 0, byte(3 * i)}))}, Device: nettest.NewDevice(t)})
 		if err != nil {
 			t.Fatal(err)
 		}

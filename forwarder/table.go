@@ -27,7 +27,7 @@ type Route struct {
 	Hop    Hop
 }
 
-// Hop is a next hop: one of ToPort, ToPeer, ToGateway, ToEgress, UnreachableHost, UnreachableNet. Comparable.
+// Hop is a next hop: one of ToPort, ToOwnAt, ToPeer, ToGateway, ToEgress, UnreachableHost, UnreachableNet. Comparable.
 type Hop struct {
 	kind   hopKind
 	port   *Port
@@ -40,6 +40,7 @@ type hopKind uint8
 const (
 	hopNone hopKind = iota
 	hopPort
+	hopOwnAt
 	hopPeer
 	hopGateway
 	hopEgress
@@ -80,6 +81,8 @@ func (h Hop) valid() bool {
 		return false
 	case hopPort:
 		return h.port != nil
+	case hopOwnAt:
+		return h.port != nil && h.sender != nil
 	case hopGateway, hopEgress:
 		return h.sender != nil
 	}
@@ -112,6 +115,8 @@ type hop struct {
 	peer   *peer
 	sender packet.Sender
 	mtu    int // bytes, see mtuFor; 0 is no limit of the hop's own
+
+	gateway *hop // of hopOwnAt: where peers' probes go
 }
 
 // minMTU6 is what every path of IPv6 carries (RFC 8200 5): no host has to send less.
@@ -162,7 +167,11 @@ func buildTable(c TableConfig, old *table, v *VXLAN, u *underlay) (*table, error
 		h := hops[r.Hop]
 		if h == nil {
 			h = &hop{kind: r.Hop.kind, port: r.Hop.port, sender: r.Hop.sender}
-			if h.kind == hopPort {
+			switch h.kind {
+			case hopOwnAt:
+				h.gateway = &hop{kind: hopGateway, sender: h.sender}
+				fallthrough
+			case hopPort:
 				h.mtu = r.Hop.port.cfg.MTU
 			}
 			if h.kind == hopPeer {

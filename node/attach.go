@@ -216,11 +216,11 @@ func (n *Node) enter(a *attachment, l link, exit exitWatch, mtu int) error {
 	broken := make(chan struct{})
 	addr := a.saved.Addr.Addr()
 	port, err := n.path.AddPort(forwarder.PortConfig{
-		Name:   a.saved.Name,
-		Addrs:  []netip.Addr{addr},
-		MTU:    mtu,
-		Device: l,
-		Gone:   func(error) { close(broken) },
+		Name:    a.saved.Name,
+		Sources: []netip.Prefix{netip.PrefixFrom(addr, addr.BitLen())},
+		MTU:     mtu,
+		Device:  l,
+		Gone:    func(error) { close(broken) },
 	})
 	if err != nil {
 		return err
