@@ -44,10 +44,16 @@ type Status struct {
 	Gateway   string    `json:"gateway"`   // the subnet's gateway address
 	Backend   string    `json:"backend"`   // the encapsulation
 	MTU       int       `json:"mtu"`       // overlay MTU, bytes
-	Ephemeral bool      `json:"ephemeral"` // the lease is given back on stop
-	RunDir    string    `json:"runtime_dir"`
-	StateDir  string    `json:"state_dir"`
-	SubnetEnv string    `json:"subnet_file"`
+	// Of a dual-stack overlay, otherwise empty.
+	PublicIPv6 string `json:"public_ipv6,omitempty"`
+	Subnet6    string `json:"subnet6,omitempty"`
+	Network6   string `json:"network6,omitempty"`
+	Gateway6   string `json:"gateway6,omitempty"`
+
+	Ephemeral bool   `json:"ephemeral"` // the lease is given back on stop
+	RunDir    string `json:"runtime_dir"`
+	StateDir  string `json:"state_dir"`
+	SubnetEnv string `json:"subnet_file"`
 
 	Store StoreStatus `json:"store"`
 
@@ -75,9 +81,11 @@ type Attachment struct {
 	PID          int               `json:"pid,omitempty"`   // the process whose namespace it is; 0 when attached by path
 	Netns        string            `json:"netns,omitempty"` // the namespace's path; empty when attached by PID
 	IfName       string            `json:"ifname"`
-	Addr         string            `json:"addr"` // CIDR: the address with the subnet's length
+	Addr         string            `json:"addr"`            // CIDR: the address with the subnet's length
+	Addr6        string            `json:"addr6,omitempty"` // likewise in a dual-stack overlay
 	MAC          string            `json:"mac"`
 	Gateway      string            `json:"gateway"`
+	Gateway6     string            `json:"gateway6,omitempty"`
 	MTU          int               `json:"mtu"`
 	DefaultRoute bool              `json:"default_route"`
 	Since        time.Time         `json:"since"`
@@ -97,11 +105,16 @@ type AttachRequest struct {
 
 // Peer is another node as the store describes it.
 type Peer struct {
-	Subnet   string            `json:"subnet"`
-	PublicIP string            `json:"public_ip"`
-	Port     int               `json:"port"`     // where datagrams for it are sent
-	MTU      int               `json:"mtu"`      // the smaller of its overlay MTU, as announced, and ours
-	PathMTU  int               `json:"path_mtu"` // what the path to it carries: at most MTU
+	Subnet   string `json:"subnet"`
+	PublicIP string `json:"public_ip"`
+	Port     int    `json:"port"`     // where datagrams for it are sent
+	MTU      int    `json:"mtu"`      // the smaller of its overlay MTU, as announced, and ours
+	PathMTU  int    `json:"path_mtu"` // what the path to it carries: at most MTU
+	// Of a dual-stack overlay, as far as IPv6 packets are sent to it: its subnet, where they go, what that path carries.
+	Subnet6    string `json:"subnet6,omitempty"`
+	PublicIPv6 string `json:"public_ipv6,omitempty"`
+	PathMTU6   int    `json:"path_mtu6,omitempty"`
+
 	NodeID   string            `json:"node_id,omitempty"`
 	Stock    bool              `json:"stock"` // a flannel node, not one of ours
 	Backend  string            `json:"backend"`

@@ -66,7 +66,7 @@ func TestRoutes_OfAllocLeadToNoPeer(t *testing.T) {
 			t.Errorf("the rest of the network is not unreachable: %+v", r)
 		}
 	}
-	if targets := pathTargets(peers); len(targets) != 0 {
+	if targets := pathTargets(peers, me.subnets()); len(targets) != 0 {
 		t.Errorf("probes to %+v", targets)
 	}
 }

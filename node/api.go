@@ -62,6 +62,15 @@ func (n *Node) Status(context.Context) (api.Status, error) {
 		s.Subnet = n.pool.subnet.String()
 		s.Gateway = gatewayAddr(n.pool.subnet).String()
 	}
+	if carriesIPv6(n.netConfig) {
+		s.Network6 = n.netConfig.IPv6Network.String()
+		if n.external.public6.IsValid() {
+			s.PublicIPv6 = n.external.public6.String()
+		}
+		if n.subnet6.IsValid() {
+			s.Subnet6, s.Gateway6 = n.subnet6.String(), gatewayAddr(n.subnet6).String()
+		}
+	}
 	err := n.storeErr
 	if n.registry != nil {
 		h := n.registry.Health()
@@ -111,6 +120,9 @@ func (n *Node) describeLocked(a *attachment) api.Attachment {
 		DefaultRoute: !s.NoDefault,
 		Since:        s.Since,
 	}
+	if s.Addr6.IsValid() {
+		d.Addr6, d.Gateway6 = s.Addr6.String(), gatewayAddr(s.Addr6).String()
+	}
 	if a.link != nil {
 		d.Counters = numbers(a.link.Stats())
 	}
@@ -135,7 +147,10 @@ func (n *Node) Peers(context.Context) ([]api.Peer, error) {
 			PathMTU: cmp.Or(p.pathMTU, p.mtu),
 			Stock:   p.stock,
 			Backend: p.backend(),
-			Problem: cmp.Or(p.problem, p.doubt),
+			Problem: p.trouble(),
+		}
+		if p.v6.addr.IsValid() {
+			d.Subnet6, d.PublicIPv6, d.PathMTU6 = p.v6.subnet.String(), p.v6.addr.Addr().String(), cmp.Or(p.v6.pathMTU, p.mtu)
 		}
 		if p.lease.Attrs.PublicIP.IsValid() {
 			d.PublicIP = p.lease.Attrs.PublicIP.String()
@@ -143,8 +158,13 @@ func (n *Node) Peers(context.Context) ([]api.Peer, error) {
 		if e := p.lease.Attrs.RootlessOvl; e != nil {
 			d.NodeID = e.NodeID
 		}
-		if s, ok := stats.Peers[p.addr]; ok {
-			d.Counters = numbers(s)
+		for _, w := range p.ways() {
+			if d.Counters == nil {
+				d.Counters = make(map[string]uint64)
+			}
+			for name, count := range numbers(stats.Peers[w.addr]) {
+				d.Counters[name] += count
+			}
 		}
 		list = append(list, d)
 	}

@@ -54,7 +54,7 @@ const (
 	leaving
 )
 
-// attachment is one network namespace on the overlay. saved is constant; the rest is guarded by Node.mu.
+// attachment is one network namespace on the overlay. saved is constant once it is live; the rest is guarded by Node.mu.
 type attachment struct {
 	saved savedAttachment
 
@@ -149,6 +149,13 @@ func (n *Node) reserve(r api.AttachRequest, ns namespace) (*attachment, error) {
 		return nil, err
 	}
 	s.Addr = netip.PrefixFrom(addr, n.pool.subnet.Bits())
+	if me := n.selfLocked(); me.subnet6.IsValid() {
+		var ok bool
+		if s.Addr6, ok = addr6Of(s.Addr, me.subnet6); !ok {
+			n.pool.free(addr)
+			return nil, fmt.Errorf("%w in %v, the IPv6 subnet: it is smaller than the IPv4 one; give nodes larger ones (IPv6SubnetLen in the network config)", ErrNoAddrsLeft, me.subnet6)
+		}
+	}
 	mac := macOf(addr)
 	if r.MAC != "" {
 		if mac, err = api.ParseMAC(r.MAC); err != nil {
@@ -197,6 +204,19 @@ func (n *Node) connect(ctx context.Context, a *attachment, ns namespace) (err er
 		return err
 	}
 	l, err := n.createTAP(ns, tapConfig, a.saved)
+	if errors.Is(err, nsutil.ErrNoIPv6) {
+		n.log.Warn("the container has IPv6 switched off (sysctl net.ipv6.conf.all.disable_ipv6): it gets IPv4 only", "name", a.saved.Name, "where", a.saved.where())
+		n.mu.Lock()
+		a.saved.Addr6 = netip.Prefix{}
+		err = n.saveAttachmentsLocked()
+		n.mu.Unlock()
+		if err == nil {
+			tapConfig, err = n.tapConfig(a.saved)
+		}
+		if err == nil {
+			l, err = n.createTAP(ns, tapConfig, a.saved)
+		}
+	}
 	if err != nil {
 		exit.Close()
 		return err
@@ -214,10 +234,9 @@ func (n *Node) connect(ctx context.Context, a *attachment, ns namespace) (err er
 // enter gives l to the router, makes a live and begins to watch for its end. On an error l is not in the router.
 func (n *Node) enter(a *attachment, l link, exit exitWatch, mtu int) error {
 	broken := make(chan struct{})
-	addr := a.saved.Addr.Addr()
 	port, err := n.path.AddPort(forwarder.PortConfig{
 		Name:    a.saved.Name,
-		Sources: []netip.Prefix{netip.PrefixFrom(addr, addr.BitLen())},
+		Sources: a.saved.hosts(),
 		MTU:     mtu,
 		Device:  l,
 		Gone:    func(error) { close(broken) },
@@ -274,7 +293,9 @@ func (n *Node) leave(a *attachment, why string) (bool, error) {
 	a.link = nil
 	n.mu.Unlock()
 	err := errors.Join(removed.Delete(), a.exit.Close())
-	n.gateway.Release(a.saved.Addr.Addr())
+	for _, addr := range a.saved.addrs() {
+		n.gateway.Release(addr)
+	}
 
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -347,12 +368,23 @@ func (n *Node) tapConfig(s savedAttachment) (nsutil.TAPConfig, error) {
 		return nsutil.TAPConfig{}, err
 	}
 	n.mu.Lock()
-	network, mtu, encap := n.netConfig.Network, n.mtu, n.vxlan.Encap()
+	network, network6, mtu, encap := n.netConfig.Network, n.netConfig.IPv6Network, n.mtu, n.vxlan.Encap()
 	n.mu.Unlock()
-	gateway := gatewayAddr(s.Addr)
-	routes := []nsutil.Route{{Dst: network, Gateway: gateway}}
-	if !s.NoDefault {
-		routes = append(routes, nsutil.Route{Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Gateway: gateway})
+	var addrs []netip.Prefix
+	var routes []nsutil.Route
+	for _, f := range []struct {
+		addr, network netip.Prefix
+		all           netip.Addr
+	}{{s.Addr, network, netip.IPv4Unspecified()}, {s.Addr6, network6, netip.IPv6Unspecified()}} {
+		if !f.addr.IsValid() {
+			continue
+		}
+		addrs = append(addrs, f.addr)
+		gateway := gatewayAddr(f.addr)
+		routes = append(routes, nsutil.Route{Dst: f.network, Gateway: gateway})
+		if !s.NoDefault {
+			routes = append(routes, nsutil.Route{Dst: netip.PrefixFrom(f.all, 0), Gateway: gateway})
+		}
 	}
 	return nsutil.TAPConfig{
 		IfName:     s.IfName,
@@ -360,7 +392,7 @@ func (n *Node) tapConfig(s savedAttachment) (nsutil.TAPConfig, error) {
 		MTU:        mtu,
 		TxQueueLen: txQueueLen,
 		Queues:     1,
-		Addrs:      []netip.Prefix{s.Addr},
+		Addrs:      addrs,
 		Routes:     routes,
 		GSOMaxSize: gsoMaxSize(mtu, encap),
 		Persist:    true,
@@ -395,7 +427,7 @@ func (n *Node) adopt() error {
 
 func (n *Node) adoptOne(s savedAttachment) (err error) {
 	r := api.AttachRequest{PID: s.PID, Netns: s.Netns, Name: s.Name, IfName: s.IfName, MAC: s.MAC}
-	if err := r.Validate(); err != nil || s.Name == "" || !s.Addr.Addr().Is4() {
+	if err := r.Validate(); err != nil || s.Name == "" || !s.Addr.Addr().Is4() || s.Addr6.IsValid() && !s.Addr6.Addr().Is6() {
 		return errors.Join(errors.New("its entry in the state file is not valid"), err)
 	}
 	if s.PID != 0 {
@@ -469,6 +501,22 @@ func (n *Node) saveAttachmentsLocked() error {
 	}
 	slices.SortFunc(saved.Attachments, func(a, b savedAttachment) int { return strings.Compare(a.Name, b.Name) })
 	return writeState(filepath.Join(n.cfg.StateDir, attachmentsFile), saved)
+}
+
+// addrs are the container's addresses.
+func (s *savedAttachment) addrs() []netip.Addr {
+	if s.Addr6.IsValid() {
+		return []netip.Addr{s.Addr.Addr(), s.Addr6.Addr()}
+	}
+	return []netip.Addr{s.Addr.Addr()}
+}
+
+// hosts are the same as prefixes.
+func (s *savedAttachment) hosts() (hosts []netip.Prefix) {
+	for _, a := range s.addrs() {
+		hosts = append(hosts, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return hosts
 }
 
 // where is how a person would name the attached namespace.

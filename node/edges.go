@@ -146,7 +146,7 @@ func newTAPLink(t *nsutil.TAP, s savedAttachment) (link, error) {
 	if err != nil {
 		return nil, err
 	}
-	d, err := tap.New(tap.Config{File: t.Files[0], MAC: mac, Addrs: []netip.Addr{s.Addr.Addr()}})
+	d, err := tap.New(tap.Config{File: t.Files[0], MAC: mac, Addrs: s.addrs()})
 	if err != nil {
 		return nil, err
 	}
@@ -166,8 +166,8 @@ func (l tapLink) Delete() error {
 }
 
 // openUnderlay binds the underlay sockets.
-func openUnderlay(log *slog.Logger, addr netip.AddrPort, vxlan *forwarder.VXLAN) (*forwarder.Router, error) {
-	return forwarder.NewRouter(forwarder.Config{Log: log, Underlay: forwarder.UnderlayConfig{Addr: addr, VXLAN: vxlan}})
+func openUnderlay(log *slog.Logger, addr netip.AddrPort, addr6 netip.Addr, vxlan *forwarder.VXLAN) (*forwarder.Router, error) {
+	return forwarder.NewRouter(forwarder.Config{Log: log, Underlay: forwarder.UnderlayConfig{Addr: addr, Addr6: addr6, VXLAN: vxlan}})
 }
 
 var (

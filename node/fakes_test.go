@@ -43,6 +43,7 @@ type container struct {
 	exited    chan struct{}
 	links     map[string]*fakeLink // TAPs in the namespace by interface name
 	createErr error
+	noIPv6    bool
 }
 
 func newWorld() *world {
@@ -131,6 +132,9 @@ func (f fakeNamespace) create(c nsutil.TAPConfig, _ savedAttachment) (link, erro
 	defer f.c.world.mu.Unlock()
 	if f.c.createErr != nil {
 		return nil, f.c.createErr
+	}
+	if f.c.noIPv6 && slices.ContainsFunc(c.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		return nil, fmt.Errorf("process %d: %w", f.c.pid, nsutil.ErrNoIPv6)
 	}
 	for name, l := range f.c.links {
 		switch {

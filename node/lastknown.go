@@ -38,6 +38,10 @@ func (l *savedLast) clean() {
 	if !l.Subnet.Addr().Is4() {
 		l.Subnet = netip.Prefix{}
 	}
+	l.Subnet6 = l.Subnet6.Masked()
+	if !l.Subnet6.Addr().Is6() {
+		l.Subnet6 = netip.Prefix{}
+	}
 	if l.Port < 0 || l.Port > 65535 {
 		l.Port = 0
 	}
@@ -51,7 +55,7 @@ func (l savedLast) usable(c Config, now time.Time) (lease.NetworkConfig, bool) {
 		return lease.NetworkConfig{}, false
 	}
 	cfg, err := lease.ParseConfig([]byte(l.Config))
-	return cfg, err == nil && inside(cfg.Network, l.Subnet)
+	return cfg, err == nil && inside(cfg.Network, l.Subnet) && cfg.EnableIPv6 == l.Subnet6.IsValid() && (!cfg.EnableIPv6 || inside(cfg.IPv6Network, l.Subnet6))
 }
 
 // restore are the leases of the last run, those that cannot be read left out.
@@ -60,7 +64,7 @@ func (l savedLast) restore() []lease.Lease {
 	for _, s := range l.Leases {
 		attrs, err := lease.ParseAttrs(s.Attrs)
 		if err == nil && s.Subnet.IsValid() {
-			leases = append(leases, lease.Lease{Subnet: s.Subnet.Masked(), Attrs: attrs})
+			leases = append(leases, lease.Lease{Subnet: s.Subnet.Masked(), Subnet6: s.Subnet6.Masked(), Attrs: attrs})
 		}
 	}
 	return leases
@@ -71,13 +75,13 @@ func (n *Node) saveLastLocked() error {
 	if n.held != nil && (n.registry == nil || n.registry.Health().Connected) {
 		n.savedAt = time.Now()
 	}
-	last := savedLast{V: 1, SavedAt: n.savedAt, Subnet: n.pool.subnet, Port: n.port, Config: string(n.netConfig.Raw)}
+	last := savedLast{V: 1, SavedAt: n.savedAt, Subnet: n.pool.subnet, Subnet6: n.subnet6, Port: n.port, Config: string(n.netConfig.Raw)}
 	for _, l := range n.leases {
 		attrs, err := json.Marshal(l.Attrs)
 		if err != nil {
 			return err
 		}
-		last.Leases = append(last.Leases, savedLease{Subnet: l.Subnet, Attrs: attrs})
+		last.Leases = append(last.Leases, savedLease{Subnet: l.Subnet, Subnet6: l.Subnet6, Attrs: attrs})
 	}
 	return writeState(filepath.Join(n.cfg.StateDir, lastFile), last)
 }

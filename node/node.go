@@ -64,6 +64,7 @@ type Node struct {
 	netConfig   lease.NetworkConfig
 	held        *lease.Held  // nil while no lease is held
 	pool        *pool        // pool.subnet is our subnet
+	subnet6     netip.Prefix // our IPv6 one; zero unless the network's leases have one
 	own         []netip.Addr // the gateway's addresses
 	leases      []lease.Lease
 	peers       []peer
@@ -206,7 +207,7 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	n.mu.Lock()
 	n.netConfig, n.router, n.path = cfg, router, router
 	n.port = int(router.Underlay().Port())
-	n.mtu = min(n.underlayMTU(cfg, ext)-overhead(cfg), maxMTU)
+	n.mtu = n.overlayMTUOf(cfg, ext)
 	n.mu.Unlock()
 
 	var held *lease.Held
@@ -217,30 +218,30 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 			n.giveBack(held)
 		}
 	}()
-	subnet := last.Subnet
+	own := subnets{last.Subnet, last.Subnet6}
 	if fromLast {
 		n.setLeases(last.restore())
-		n.log.Warn("the store is away: forwarding on the last known leases", "subnet", subnet, "known_at", last.SavedAt)
+		n.log.Warn("the store is away: forwarding on the last known leases", "subnet", own.v4, "known_at", last.SavedAt)
 	} else {
-		if held, err = n.acquire(ctx, store.registry, n.previousSubnet(last)); err != nil || held == nil {
+		if held, err = n.acquire(ctx, store.registry, n.previousSubnets(last)); err != nil || held == nil {
 			return err
 		}
-		subnet = held.Lease().Subnet
+		own = subnetsOf(held.Lease())
 	}
 
-	gw, err := n.newGateway(subnet, injector, store.addrs(ctx))
+	gw, err := n.newGateway(own, injector, store.addrs(ctx))
 	if err != nil {
 		return err
 	}
 	run("the gateway", gw.Run)
 	n.mu.Lock()
 	n.stack, n.gateway = gw, gw
-	n.pool.subnet = subnet
+	n.pool.subnet, n.subnet6 = own.v4, own.v6
 	n.mu.Unlock()
 	if err := n.adopt(); err != nil {
 		return err
 	}
-	if err := n.leased(held, subnet); err != nil {
+	if err := n.leased(held, own); err != nil {
 		return err
 	}
 	handedOver = true
@@ -248,7 +249,11 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	run("", n.saveWhenDirty)
 
 	n.notify(daemon.SdNotifyReady)
-	n.log.Info("ready", "subnet", subnet, "network", cfg.Network, "port", n.port, "mtu", n.mtu, "node_id", n.id)
+	args := []any{"subnet", own.v4, "network", cfg.Network, "port", n.port, "mtu", n.mtu, "node_id", n.id}
+	if own.v6.IsValid() {
+		args = append(args, "subnet6", own.v6)
+	}
+	n.log.Info("ready", args...)
 	return nil
 }
 
@@ -264,7 +269,7 @@ func (n *Node) prepare(ctx context.Context, store *openedStore, ext external, la
 		if cfg, from, err = n.networkConfig(ctx, store, last); err != nil || ctx.Err() != nil {
 			return cfg, false, nil, err
 		}
-		if err := n.checkNetwork(cfg); err != nil {
+		if err := n.checkNetwork(cfg, ext); err != nil {
 			return cfg, false, nil, err
 		}
 		if router, err = n.openRouter(cfg, ext, last); err != nil {
@@ -296,9 +301,13 @@ func (n *Node) openRouter(cfg lease.NetworkConfig, ext external, last savedLast)
 	n.vxlan = vxlan
 	n.mu.Unlock()
 	port, bind := n.cfg.Port, ext.bind
+	var bind6 netip.Addr
+	if carriesIPv6(cfg) {
+		bind6 = ext.bind6
+	}
 	switch {
 	case allocates(cfg):
-		port, bind = max(port, PortAny), allocUnderlay
+		port, bind, bind6 = max(port, PortAny), allocUnderlay, netip.Addr{}
 	case port == PortFromConfig:
 		stock, err := cfg.StockPort()
 		if err != nil {
@@ -307,28 +316,36 @@ func (n *Node) openRouter(cfg lease.NetworkConfig, ext external, last savedLast)
 		port = stock
 	}
 	if port == PortAny && last.Port != 0 { // peers and firewalls know it; if it is taken now, any other does
-		if r, err := openUnderlay(n.log, netip.AddrPortFrom(bind, uint16(last.Port)), vxlan); err == nil {
+		if r, err := openUnderlay(n.log, netip.AddrPortFrom(bind, uint16(last.Port)), bind6, vxlan); err == nil {
 			return r, nil
 		}
 	}
-	return openUnderlay(n.log, netip.AddrPortFrom(bind, uint16(port)), vxlan)
+	return openUnderlay(n.log, netip.AddrPortFrom(bind, uint16(port)), bind6, vxlan)
 }
 
-// overhead is the bytes of an underlay packet that are not overlay.
+// overhead is the bytes of an underlay packet that are not overlay. What travels over IPv6 has the larger one, and a container's
+// interface has one MTU for both families.
 func overhead(cfg lease.NetworkConfig) int {
-	switch cfg.BackendType {
-	case backendAlloc:
+	switch {
+	case cfg.BackendType == backendAlloc:
 		return 0 // nothing is encapsulated
-	case backendVXLAN:
+	case cfg.BackendType == backendVXLAN && cfg.EnableIPv6:
+		return forwarder.VXLANOverhead6
+	case cfg.BackendType == backendVXLAN:
 		return forwarder.VXLANOverhead
 	}
 	return forwarder.UDPOverhead
 }
 
+// overlayMTUOf is the MTU in bytes of containers' interfaces.
+func (n *Node) overlayMTUOf(cfg lease.NetworkConfig, ext external) int {
+	return min(n.underlayMTU(cfg, ext)-overhead(cfg), maxMTU)
+}
+
 // newGateway makes the stack behind the gateway address.
-func (n *Node) newGateway(subnet netip.Prefix, injector *forwarder.Injector, denied []netip.AddrPort) (*stack.Gateway, error) {
+func (n *Node) newGateway(own subnets, injector *forwarder.Injector, denied []netip.AddrPort) (*stack.Gateway, error) {
 	gw, err := stack.New(stack.Config{
-		Addresses:    gatewayAddrs(subnet, nil),
+		Addresses:    gatewayAddrs(n.carried(own), nil),
 		MTU:          n.overlayMTU(),
 		Exit:         func(pkts []*packet.Packet) { injector.Forward(pkts) },
 		Log:          n.log,
@@ -359,26 +376,24 @@ func (n *Node) republish() {
 
 // publishLocked replaces the router's table by one made of what is known now.
 func (n *Node) publishLocked() error {
-	var source netip.Addr
-	if n.pool.subnet.IsValid() {
-		source = gatewayAddr(n.pool.subnet)
-	}
-	n.prober.follow(source, pathTargets(n.peers))
 	src := routeSources{me: n.selfLocked(), peers: n.peers, gateway: n.gateway}
+	n.prober.follow(pathTargets(n.peers, src.me.subnets()))
 	for _, a := range n.attachments {
 		if a.phase == live {
-			src.attachments = append(src.attachments, attachedPort{a.saved.Addr, a.port})
+			src.attachments = append(src.attachments, attachedPort{a.saved.Addr, a.saved.Addr6, a.port})
 		}
 	}
 	slices.SortFunc(src.attachments, func(a, b attachedPort) int { return a.addr.Addr().Compare(b.addr.Addr()) })
-	if own := gatewayAddrs(src.me.subnet, src.attachments); !slices.Equal(own, n.own) {
+	if own := gatewayAddrs(src.me.subnets(), src.attachments); !slices.Equal(own, n.own) {
 		if err := n.gateway.SetAddresses(own); err != nil {
 			return err
 		}
 		n.own = own
 	}
-	for i, p := range n.peers {
-		n.peers[i].pathMTU = n.prober.mtu(p.addr, p.mtu)
+	for i := range n.peers {
+		p := &n.peers[i]
+		p.pathMTU = n.prober.mtu(p.addr, p.mtu)
+		p.v6.pathMTU = n.prober.mtu(p.v6.addr, p.mtu)
 	}
 	return n.path.SetTable(routes(src))
 }
@@ -388,7 +403,7 @@ func (n *Node) selfLocked() self {
 	if err != nil {
 		stock = lease.DefaultUDPPort // openRouter has refused such a config
 	}
-	return self{
+	me := self{
 		nodeID:    n.id,
 		subnet:    n.pool.subnet,
 		network:   n.netConfig.Network,
@@ -399,6 +414,11 @@ func (n *Node) selfLocked() self {
 		alloc:     allocates(n.netConfig),
 		subnetLen: n.netConfig.SubnetLen,
 	}
+	if carriesIPv6(n.netConfig) {
+		me.subnet6, me.network6, me.subnetLen6 = n.subnet6, n.netConfig.IPv6Network, n.netConfig.IPv6SubnetLen
+		me.public6 = netip.AddrPortFrom(n.external.public6, uint16(n.port))
+	}
+	return me
 }
 
 func (n *Node) notify(state string) {

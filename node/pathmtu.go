@@ -66,7 +66,9 @@ type probePath interface {
 // pathTarget is a peer as the prober must know it.
 type pathTarget struct {
 	config  forwarder.PeerConfig // its MTU is that of the two nodes, the most that is tried
+	source  netip.Addr           // our own overlay address
 	answers [2]netip.Addr        // its own overlay addresses, where it answers probes; the second may be missing
+	least   int                  // the smallest MTU in bytes that the family allows
 }
 
 // pathCounts are shown by status.
@@ -88,11 +90,10 @@ type prober struct {
 	sent, answered, searches, vain atomic.Uint64
 
 	// guarded by mu
-	mu     sync.Mutex
-	via    probePath                    // nil before run
-	source netip.Addr                   // our own overlay address
-	paths  map[netip.AddrPort]*peerPath // by underlay address
-	asked  map[uint64]*peerPath         // by token, the probes that may still be answered
+	mu    sync.Mutex
+	via   probePath                    // nil before run
+	paths map[netip.AddrPort]*peerPath // by underlay address
+	asked map[uint64]*peerPath         // by token, the probes that may still be answered
 }
 
 // peerPath is the way to one peer.
@@ -121,10 +122,9 @@ func newProber(log *slog.Logger, found func()) *prober {
 }
 
 // follow replaces the set of peers. What is known of a path stays while the peer does.
-func (p *prober) follow(source netip.Addr, targets []pathTarget) {
+func (p *prober) follow(targets []pathTarget) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.source = source
 	old := p.paths
 	p.paths = make(map[netip.AddrPort]*peerPath, len(targets))
 	for _, t := range targets {
@@ -271,7 +271,7 @@ func (s *search) look(ctx context.Context) {
 // confirms tells whether the size in use is answered, at the second try if need be.
 func (s *search) confirms(ctx context.Context) bool {
 	mtu := s.mtuNow()
-	sizes := sizesOf(mtu, minPeerMTU, mtu)
+	sizes := s.sizesOf(mtu, mtu)
 	for range 2 {
 		if s.round(ctx, sizes) == mtu {
 			return true
@@ -307,14 +307,17 @@ func (s *search) hint() int {
 	if mtu == 0 {
 		return 0
 	}
-	return min(max(mtu, minPeerMTU), s.path.target.config.MTU)
+	return min(max(mtu, s.path.target.least), s.path.target.config.MTU)
 }
+
+// overhead is the bytes of an underlay packet to the peer that are not overlay.
+func (s *search) overhead() int { return s.via.Overhead(s.path.target.config.Addr.Addr()) }
 
 // search finds the path MTU anew.
 func (s *search) search(ctx context.Context, hint int) {
 	p, most := s.path, s.path.target.config.MTU
 	s.searches.Add(1)
-	first := sizesOf(most, minPeerMTU, baseMTU-s.via.Overhead(s.path.target.config.Addr.Addr()), hint, s.mtuNow(), most)
+	first := s.sizesOf(most, baseMTU-s.overhead(), hint, s.mtuNow(), most)
 	best := 0
 	for silent := 0; best == 0 && silent < maxTries; silent++ {
 		best = s.round(ctx, first)
@@ -326,9 +329,9 @@ func (s *search) search(ctx context.Context, hint int) {
 		hint = s.hint()
 		sizes := append(slices.Clone(first), hint)
 		for _, mtu := range commonMTUs {
-			sizes = append(sizes, mtu-s.via.Overhead(s.path.target.config.Addr.Addr()))
+			sizes = append(sizes, mtu-s.overhead())
 		}
-		best, high = s.try(ctx, best, sizesOf(most, sizes...))
+		best, high = s.try(ctx, best, s.sizesOf(most, sizes...))
 	}
 	if s.over(ctx) {
 		return
@@ -345,7 +348,7 @@ func (s *search) search(ctx context.Context, hint int) {
 			between = append(between, best+(high-best)*i/parts)
 		}
 		was, above := best, high
-		if best, high = s.try(ctx, was, sizesOf(above-1, between...)); best > 0 {
+		if best, high = s.try(ctx, was, s.sizesOf(above-1, between...)); best > 0 {
 			if high == 0 {
 				high = above
 			}
@@ -389,11 +392,12 @@ func (s *search) away(hint int) {
 	}
 }
 
-// sizesOf are the distinct sizes, in order, that are neither too small to be believed nor above most.
-func sizesOf(most int, sizes ...int) []int {
-	sizes = slices.Clone(sizes)
+// sizesOf are the distinct sizes, in order, that are neither too small for the family nor above most, and the smallest of them.
+func (s *search) sizesOf(most int, sizes ...int) []int {
+	least := min(s.path.target.least, most)
+	sizes = append([]int{least}, sizes...)
 	slices.Sort(sizes)
-	return slices.DeleteFunc(slices.Compact(sizes), func(n int) bool { return n > most || n < min(minPeerMTU, most) })
+	return slices.DeleteFunc(slices.Compact(sizes), func(n int) bool { return n > most || n < least })
 }
 
 // try probes sizes, of which best has been answered before, until each is answered or has been lost maxTries times while a smaller one was
@@ -486,16 +490,11 @@ func (s *search) round(ctx context.Context, sizes []int) (largest int) {
 func (s *search) send(dst netip.Addr, size int) (uint64, error) {
 	token := rand.Uint64()
 	s.mu.Lock()
-	src := s.source
-	if src.IsValid() {
-		s.asked[token] = s.path
-	}
+	s.asked[token] = s.path
 	s.mu.Unlock()
-	if !src.IsValid() {
-		return 0, errNoSubnetHeld
-	}
 	s.sizes[token] = probed{size, dst}
-	err := s.via.SendProbe(forwarder.Probe{Peer: s.path.target.config.Addr, VTEP: s.path.target.config.VTEP, Src: src, Dst: dst, Token: token, Size: size})
+	t := &s.path.target
+	err := s.via.SendProbe(forwarder.Probe{Peer: t.config.Addr, VTEP: t.config.VTEP, Src: t.source, Dst: dst, Token: token, Size: size})
 	s.sent.Add(1)
 	return token, err
 }

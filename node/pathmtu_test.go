@@ -112,7 +112,7 @@ func onWire(t *testing.T, mtu int, w *wire, body func(p *prober)) {
 			w.trip = time.Millisecond
 		}
 		p := newProber(slog.New(slog.DiscardHandler), func() {})
-		p.follow(netip.MustParseAddr("10.5.1.1"), []pathTarget{wireTarget(mtu)})
+		p.follow([]pathTarget{wireTarget(mtu)})
 		ctx, cancel := context.WithCancel(t.Context())
 		var run sync.WaitGroup
 		run.Go(func() {
@@ -129,7 +129,9 @@ func onWire(t *testing.T, mtu int, w *wire, body func(p *prober)) {
 func wireTarget(mtu int) pathTarget {
 	return pathTarget{
 		config:  forwarder.PeerConfig{Addr: wirePeer, MTU: mtu},
+		source:  netip.MustParseAddr("10.5.1.1"),
 		answers: [2]netip.Addr{netip.MustParseAddr("10.5.2.0"), netip.MustParseAddr("10.5.2.1")},
+		least:   minPeerMTU,
 	}
 }
 
@@ -314,20 +316,19 @@ func TestProber_IsNotFooledByLoss(t *testing.T) {
 func TestProber_StartsAnewWhenThePeerChanges(t *testing.T) {
 	w := &wire{carries: 8972}
 	onWire(t, 1472, w, func(p *prober) {
-		source := netip.MustParseAddr("10.5.1.1")
 		w.send(5 * time.Second)
-		p.follow(source, []pathTarget{wireTarget(1472)})
+		p.follow([]pathTarget{wireTarget(1472)})
 		w.probes()
 		w.send(5 * time.Second)
 		if n := len(w.probes()); n != 0 {
 			t.Errorf("%d probes because the same peer came again", n)
 		}
-		p.follow(source, []pathTarget{wireTarget(8972)})
+		p.follow([]pathTarget{wireTarget(8972)})
 		wantMTU(t, p, "announced", 8972, 8972)
 		w.change(func(w *wire) { w.carries = 4068 })
 		w.send(3 * time.Second)
 		wantMTU(t, p, "probed again", 4068, 4068)
-		p.follow(source, nil)
+		p.follow(nil)
 		if got := p.mtu(wirePeer, 1234); got != 1234 {
 			t.Errorf("a peer that is not there has the MTU %d", got)
 		}
@@ -416,7 +417,7 @@ func TestProber_SurvivesAnUnderlayThatRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m.events = make(chan forwarder.PathEvent, 2000)
 		p := newProber(slog.New(slog.DiscardHandler), func() {})
-		p.follow(netip.MustParseAddr("10.5.1.1"), []pathTarget{wireTarget(1472)})
+		p.follow([]pathTarget{wireTarget(1472)})
 		ctx, cancel := context.WithCancel(t.Context())
 		var run sync.WaitGroup
 		run.Go(func() { _ = p.run(ctx, m) })

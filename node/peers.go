@@ -19,30 +19,42 @@ const minPeerMTU = 576
 
 // self is what tells our own lease from those of the peers, and what peers' values are measured against.
 type self struct {
-	nodeID    string
-	subnet    netip.Prefix // zero while no lease is held
-	network   netip.Prefix
-	public    netip.AddrPort   // our public IP and underlay port
-	mtu       int              // our overlay MTU, bytes
-	vxlan     *forwarder.VXLAN // of the network; nil in a udp one
-	stockPort int              // where stock flannel nodes listen: the port of the network config
-	subnetLen int              // prefix length of a node's subnet, of the network config
-	alloc     bool             // the network's backend is alloc
+	nodeID     string
+	subnet     netip.Prefix // zero while no lease is held
+	subnet6    netip.Prefix // likewise, and without IPv6 in the overlay
+	network    netip.Prefix
+	network6   netip.Prefix     // zero without IPv6 in the overlay
+	public     netip.AddrPort   // our public IP and underlay port
+	public6    netip.AddrPort   // likewise over IPv6; zero without it
+	mtu        int              // our overlay MTU, bytes
+	vxlan      *forwarder.VXLAN // of the network; nil in a udp one
+	stockPort  int              // where stock flannel nodes listen: the port of the network config
+	subnetLen  int              // prefix length of a node's subnet, of the network config
+	subnetLen6 int
+	alloc      bool // the network's backend is alloc
 }
 
 // peer is another node as one lease describes it.
 type peer struct {
 	lease   lease.Lease
-	addr    netip.AddrPort // where datagrams for it go
-	mtu     int            // of the two nodes, the smaller overlay MTU, bytes
-	pathMTU int            // what the path carries of that; 0: not asked yet
-	stock   bool           // a flannel node
-	alloc   bool           // in a network whose backend is alloc
-	partial bool           // takes partial checksums
-	steers  bool           // steers trains to its loops by the inner destination
+	mtu     int  // of the two nodes, the smaller overlay MTU, bytes
+	stock   bool // a flannel node
+	alloc   bool // in a network whose backend is alloc
+	partial bool // takes partial checksums
+	steers  bool // steers trains to its loops by the inner destination
+
+	way     // for IPv4; its problem is the peer's
+	v6  way // for IPv6; zero without IPv6 in the overlay
+}
+
+// way is how packets of one family get to a peer.
+type way struct {
+	subnet  netip.Prefix   // the peer's
+	addr    netip.AddrPort // where datagrams go; zero with a problem
+	pathMTU int            // what the path carries of the peer's MTU; 0: not asked yet
 	vtep    [6]byte        // its MAC address in a vxlan network
-	problem string         // why nothing is sent to it; empty when it is
-	doubt   string         // why what is sent to it may get lost all the same; empty when all is well
+	problem string         // why nothing is sent there; empty when it is
+	doubt   string         // why what is sent may get lost all the same; empty when all is well
 }
 
 // backend is flannel's word for what the peer speaks, by its own lease.
@@ -72,12 +84,30 @@ func (p peer) kind() string {
 	return "rootless-ovl"
 }
 
-// config is the peer as the router knows it. A stock node's port may be translated on the way, and a kernel's VXLAN device chooses
-// one for each flow; ours is published as it is. A kernel may leave out the outer checksum of VXLAN, we never do.
-func (p peer) config() forwarder.PeerConfig {
+// ways are those on which something is sent to the peer.
+func (p peer) ways() (usable []way) {
+	for _, w := range []way{p.way, p.v6} {
+		if w.addr.IsValid() {
+			usable = append(usable, w)
+		}
+	}
+	return usable
+}
+
+// trouble is what is wrong with the peer, for people.
+func (p peer) trouble() string {
+	if p.v6.problem != "" && p.problem == "" {
+		return "no IPv6: " + p.v6.problem
+	}
+	return cmp.Or(p.problem, p.doubt, p.v6.doubt)
+}
+
+// config is a way to the peer as the router knows it. A stock node's port may be translated on the way, and a kernel's VXLAN device
+// chooses one for each flow; ours is published as it is. A kernel may leave out the outer checksum of VXLAN, we never do.
+func (p peer) config(w way) forwarder.PeerConfig {
 	return forwarder.PeerConfig{
-		Addr: p.addr, MTU: cmp.Or(p.pathMTU, p.mtu), AnyPort: p.stock, PartialChecksums: p.partial, Steers: p.steers,
-		VTEP: p.vtep, OuterChecksums: !p.stock && p.vtep != [6]byte{},
+		Addr: w.addr, MTU: cmp.Or(w.pathMTU, p.mtu), AnyPort: p.stock, PartialChecksums: p.partial, Steers: p.steers,
+		VTEP: w.vtep, OuterChecksums: !p.stock && w.vtep != [6]byte{},
 	}
 }
 
@@ -104,33 +134,36 @@ func peersOf(leases []lease.Lease, me self) []peer {
 				p.mtu = min(p.mtu, ext.MTU)
 			}
 		}
-		p.problem = problemOf(l, port, me)
-		if me.vxlan != nil && p.problem == "" {
-			p.vtep, p.problem, p.doubt = vtepOf(l.Attrs, me.vxlan)
-		}
-		if p.problem == "" {
-			p.addr = netip.AddrPortFrom(l.Attrs.PublicIP, uint16(port))
-		}
+		p.way = wayTo(l, port, me)
 		if t := p.backend(); t != backendUDP && me.vxlan == nil && p.problem == "" {
 			p.doubt = fmt.Sprintf("its lease is of the backend %.32q, and this network's is udp: packets are sent to %v all the same, but it may not listen there", t, p.addr)
 		}
+		if me.network6.IsValid() && p.problem == "" {
+			p.v6 = way6To(l, port, p.mtu, me)
+		}
 		peers = append(peers, p)
 	}
-	settleOverlaps(peers, me.subnetLen)
+	settleOverlaps(peers, func(p *peer) *way { return &p.way }, me.subnetLen)
+	settleOverlaps(peers, func(p *peer) *way { return &p.v6 }, me.subnetLen6)
+	for i, p := range peers {
+		if p.problem != "" {
+			peers[i].v6 = way{}
+		}
+	}
 	return peers
 }
 
-// settleOverlaps gives every address to one peer at most, and the others a problem: first come those whose subnet is of the
-// length that the network gives out, then the older ones.
-func settleOverlaps(peers []peer, subnetLen int) {
+// settleOverlaps gives every address of a family to one peer at most, and the others a problem: first come those whose subnet is of
+// the length that the network gives out, then the older ones.
+func settleOverlaps(peers []peer, of func(*peer) *way, subnetLen int) {
 	var order []*peer
 	for i := range peers {
-		if peers[i].problem == "" {
+		if of(&peers[i]).addr.IsValid() {
 			order = append(order, &peers[i])
 		}
 	}
 	slices.SortStableFunc(order, func(a, b *peer) int {
-		if fits := a.lease.Subnet.Bits() == subnetLen; fits != (b.lease.Subnet.Bits() == subnetLen) {
+		if fits := of(a).subnet.Bits() == subnetLen; fits != (of(b).subnet.Bits() == subnetLen) {
 			if fits {
 				return -1
 			}
@@ -138,52 +171,88 @@ func settleOverlaps(peers []peer, subnetLen int) {
 		}
 		return cmp.Compare(a.lease.ModRevision, b.lease.ModRevision)
 	})
-	var settled bart.Table[*peer]
+	var settled bart.Table[*way]
 	for _, p := range order {
-		subnet := p.lease.Subnet.Masked()
-		if settled.OverlapsPrefix(subnet) {
-			p.problem = fmt.Sprintf("its subnet overlaps that of another peer, %v", overlapping(&settled, subnet))
-			p.addr, p.doubt = netip.AddrPort{}, ""
+		w := of(p)
+		if settled.OverlapsPrefix(w.subnet) {
+			*w = way{subnet: w.subnet, problem: fmt.Sprintf("its subnet overlaps that of another peer, %v", overlapping(&settled, w.subnet))}
 			continue
 		}
-		settled.Insert(subnet, p)
+		settled.Insert(w.subnet, w)
 	}
 }
 
 // overlapping names one of the peers whose subnet overlaps.
-func overlapping(settled *bart.Table[*peer], subnet netip.Prefix) string {
-	for _, p := range settled.Supernets(subnet) {
-		return p.name()
+func overlapping(settled *bart.Table[*way], subnet netip.Prefix) string {
+	for _, w := range settled.Supernets(subnet) {
+		return w.String()
 	}
-	for _, p := range settled.Subnets(subnet) {
-		return p.name()
+	for _, w := range settled.Subnets(subnet) {
+		return w.String()
 	}
 	return "" // it overlaps
 }
 
-func (p peer) name() string { return fmt.Sprintf("%v at %v", p.lease.Subnet, p.addr) }
+func (w *way) String() string { return fmt.Sprintf("%v at %v", w.subnet, w.addr) }
 
-func problemOf(l lease.Lease, port int, me self) string {
-	public := l.Attrs.PublicIP
+// wayTo is the way for IPv4 packets to the holder of l, which receives on port.
+func wayTo(l lease.Lease, port int, me self) way {
+	public, subnet := l.Attrs.PublicIP, l.Subnet.Masked()
+	w := way{subnet: subnet}
 	switch {
 	case me.alloc:
-		return noForwarding
-	case !l.Subnet.IsValid() || !l.Subnet.Addr().Is4():
-		return "its lease names no IPv4 subnet"
-	case !inside(me.network, l.Subnet):
-		return fmt.Sprintf("its subnet is outside the network %v", me.network)
-	case me.subnet.IsValid() && me.subnet.Overlaps(l.Subnet):
-		return fmt.Sprintf("its subnet overlaps ours, %v", me.subnet)
+		w.problem = noForwarding
+	case !subnet.IsValid() || !subnet.Addr().Is4():
+		w.problem = "its lease names no IPv4 subnet"
+	case !inside(me.network, subnet):
+		w.problem = fmt.Sprintf("its subnet is outside the network %v", me.network)
+	case me.subnet.IsValid() && me.subnet.Overlaps(subnet):
+		w.problem = fmt.Sprintf("its subnet overlaps ours, %v", me.subnet)
 	case !public.IsValid():
-		return "its lease names no public IP"
+		w.problem = "its lease names no public IP"
 	case !reachable(public, me.public.Addr()):
-		return fmt.Sprintf("its public IP %v cannot be sent to", public)
+		w.problem = fmt.Sprintf("its public IP %v cannot be sent to", public)
 	case port < 1 || port > 65535:
-		return fmt.Sprintf("its port %d is none", port)
+		w.problem = fmt.Sprintf("its port %d is none", port)
 	case netip.AddrPortFrom(public, uint16(port)) == me.public:
-		return fmt.Sprintf("its address %v is our own", me.public)
+		w.problem = fmt.Sprintf("its address %v is our own", me.public)
+	case me.vxlan != nil:
+		if w.problem = notVXLAN(l.Attrs); w.problem == "" {
+			w.vtep, w.problem, w.doubt = vtepOf(l.Attrs.BackendData, me.vxlan)
+		}
 	}
-	return ""
+	if w.problem == "" {
+		w.addr = netip.AddrPortFrom(public, uint16(port))
+	}
+	return w
+}
+
+// way6To is the way for IPv6 packets to the holder of l, whose overlay MTU is mtu bytes and whose IPv4 way has no problem.
+func way6To(l lease.Lease, port, mtu int, me self) way {
+	public, subnet := l.Attrs.PublicIPv6, l.Subnet6.Masked()
+	w := way{subnet: subnet}
+	switch {
+	case !subnet.IsValid():
+		w.problem = "its lease names no IPv6 subnet"
+	case !inside(me.network6, subnet):
+		w.problem = fmt.Sprintf("its subnet %v is outside the network %v", subnet, me.network6)
+	case me.subnet6.IsValid() && me.subnet6.Overlaps(subnet):
+		w.problem = fmt.Sprintf("its subnet %v overlaps ours, %v", subnet, me.subnet6)
+	case !public.IsValid():
+		w.problem = "its lease names no PublicIPv6"
+	case !reachable6(public, me.public6.Addr()):
+		w.problem = fmt.Sprintf("its PublicIPv6 %v cannot be sent to", public)
+	case netip.AddrPortFrom(public, uint16(port)) == me.public6:
+		w.problem = fmt.Sprintf("its address %v is our own", me.public6)
+	case mtu < minMTUv6:
+		w.problem = fmt.Sprintf("its overlay MTU %d is below the %d of IPv6", mtu, minMTUv6)
+	default:
+		w.vtep, w.problem, w.doubt = vtepOf(l.Attrs.BackendV6Data, me.vxlan)
+	}
+	if w.problem == "" {
+		w.addr = netip.AddrPortFrom(public, uint16(port))
+	}
+	return w
 }
 
 var (
@@ -205,24 +274,35 @@ func reachable(public, own netip.Addr) bool {
 	return true
 }
 
+// reachable6 is reachable for IPv6. A link-local address says nothing without its interface.
+func reachable6(public, own netip.Addr) bool {
+	return !public.IsMulticast() && !public.IsUnspecified() && !public.IsLinkLocalUnicast() && (!public.IsLoopback() || own.IsLoopback())
+}
+
 // inside tells whether all of p lies within outer.
 func inside(outer, p netip.Prefix) bool {
 	return p.Bits() >= outer.Bits() && outer.Contains(p.Addr())
 }
 
-// pathTargets are the peers as the prober must know them.
-func pathTargets(peers []peer) []pathTarget {
+// pathTargets are the ways to the peers as the prober must know them. Our own subnets are where the probes come from.
+func pathTargets(peers []peer, own subnets) []pathTarget {
 	var targets []pathTarget
 	for _, p := range peers {
-		if p.problem != "" {
-			continue
+		for _, w := range p.ways() {
+			from, least := own.v4, minPeerMTU
+			if w.subnet.Addr().Is6() {
+				from, least = own.v6, minMTUv6
+			}
+			if !from.IsValid() {
+				continue
+			}
+			t := pathTarget{config: p.config(w), source: gatewayAddr(from), answers: [2]netip.Addr{gatewayAddr(w.subnet)}, least: least}
+			t.config.MTU = p.mtu
+			if p.stock { // flannel's own device has .0, and .1 is there with a bridge
+				t.answers = [2]netip.Addr{networkAddr(w.subnet), t.answers[0]}
+			}
+			targets = append(targets, t)
 		}
-		t := pathTarget{config: p.config(), answers: [2]netip.Addr{gatewayAddr(p.lease.Subnet.Masked())}}
-		t.config.MTU = p.mtu
-		if p.stock { // flannel's own device has .0, and .1 is there with a bridge
-			t.answers = [2]netip.Addr{networkAddr(p.lease.Subnet.Masked()), t.answers[0]}
-		}
-		targets = append(targets, t)
 	}
 	return targets
 }

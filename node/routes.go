@@ -19,21 +19,30 @@ type routeSources struct {
 
 // attachedPort is a live attachment as the route table sees it.
 type attachedPort struct {
-	addr netip.Prefix // its address with the length of the subnet it was attached in
-	port *forwarder.Port
+	addr  netip.Prefix // its address with the length of the subnet it was attached in
+	addr6 netip.Prefix // likewise; zero without IPv6
+	port  *forwarder.Port
+}
+
+// addrs are its addresses with the lengths of their subnets.
+func (a attachedPort) addrs() []netip.Prefix {
+	if a.addr6.IsValid() {
+		return []netip.Prefix{a.addr, a.addr6}
+	}
+	return []netip.Prefix{a.addr}
 }
 
 // routes returns the full table; the longest prefix wins, so its order does not matter:
 //
 //	an attachment's address        its port
-//	.1 and .0 of our subnet        the gateway, for containers here and on peers
+//	.1 and .0 of our subnet        the gateway, for containers here and on peers; ::1 and :: in the IPv6 one
 //	the rest of our subnet         unreachable: no such host
 //	a peer's subnet                that peer
 //	the rest of the network        unreachable: nobody leases it
 //	everything else                out of the overlay through the gateway, for containers here alone
 //
 // An attachment of an earlier subnet of ours keeps its route, and its gateway's, until it is detached: only peers no
-// longer find it.
+// longer find it. Without IPv6 in the overlay there is no route for it.
 func routes(src routeSources) forwarder.TableConfig {
 	var table forwarder.TableConfig
 	to := func(p netip.Prefix, h forwarder.Hop) {
@@ -43,27 +52,37 @@ func routes(src routeSources) forwarder.TableConfig {
 
 	to(netip.PrefixFrom(netip.IPv4Unspecified(), 0), forwarder.ToEgress(src.gateway))
 	to(src.me.network, forwarder.UnreachableNet)
+	if src.me.network6.IsValid() {
+		to(netip.PrefixFrom(netip.IPv6Unspecified(), 0), forwarder.ToEgress(src.gateway))
+		to(src.me.network6, forwarder.UnreachableNet)
+	}
 	for _, p := range src.peers {
-		if p.problem == "" {
-			to(p.lease.Subnet, forwarder.ToPeer(p.config()))
+		for _, w := range p.ways() {
+			to(w.subnet, forwarder.ToPeer(p.config(w)))
 		}
 	}
 	if src.me.subnet.IsValid() {
 		table.Gateway = gatewayAddr(src.me.subnet)
 		to(src.me.subnet, forwarder.UnreachableHost)
 	}
-	for _, a := range gatewayAddrs(src.me.subnet, src.attachments) {
+	if src.me.subnet6.IsValid() {
+		table.Gateway6 = gatewayAddr(src.me.subnet6)
+		to(src.me.subnet6, forwarder.UnreachableHost)
+	}
+	for _, a := range gatewayAddrs(src.me.subnets(), src.attachments) {
 		host(a, forwarder.ToGateway(src.gateway))
 	}
 	for _, a := range src.attachments {
-		host(a.addr.Addr(), forwarder.ToPort(a.port))
+		for _, p := range a.addrs() {
+			host(p.Addr(), forwarder.ToPort(a.port))
+		}
 	}
 	return table
 }
 
-// gatewayAddrs are the gateway's addresses: .1 and .0 of our subnet, then those of earlier subnets that attachments still
-// have their address from.
-func gatewayAddrs(subnet netip.Prefix, attachments []attachedPort) []netip.Addr {
+// gatewayAddrs are the gateway's addresses: .1 and .0 of our subnet and the like of the IPv6 one, then those of earlier subnets that
+// attachments still have their address from.
+func gatewayAddrs(own subnets, attachments []attachedPort) []netip.Addr {
 	var addrs []netip.Addr
 	seen := make(map[netip.Prefix]bool)
 	add := func(p netip.Prefix) {
@@ -72,9 +91,12 @@ func gatewayAddrs(subnet netip.Prefix, attachments []attachedPort) []netip.Addr 
 			addrs = append(addrs, gatewayAddr(p), networkAddr(p))
 		}
 	}
-	add(subnet)
+	add(own.v4)
+	add(own.v6)
 	for _, a := range attachments {
-		add(a.addr)
+		for _, p := range a.addrs() {
+			add(p)
+		}
 	}
 	return addrs
 }

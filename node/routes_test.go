@@ -81,8 +81,8 @@ func TestRoutes_LeadEveryAddressToItsHop(t *testing.T) {
 			steering,
 		}, me),
 		attachments: []attachedPort{
-			{netip.MustParsePrefix("10.5.72.9/24"), web},
-			{netip.MustParsePrefix("10.5.90.4/24"), old},
+			{addr: netip.MustParsePrefix("10.5.72.9/24"), port: web},
+			{addr: netip.MustParsePrefix("10.5.90.4/24"), port: old},
 		},
 		gateway: gw,
 	})
@@ -133,7 +133,7 @@ func TestRoutes_AttachmentOfAnEarlierSubnetBeatsItsNewOwner(t *testing.T) {
 	table := routes(routeSources{
 		me:          me,
 		peers:       peersOf([]lease.Lease{ovlLease("10.5.90.0/24", "192.0.2.3", "bb", 18285, 1472)}, me),
-		attachments: []attachedPort{{netip.MustParsePrefix("10.5.90.4/24"), port}},
+		attachments: []attachedPort{{addr: netip.MustParsePrefix("10.5.90.4/24"), port: port}},
 		gateway:     gw,
 	})
 	if got := lookup(t, table, "10.5.90.4"); got != forwarder.ToPort(port) {

@@ -201,7 +201,8 @@ type savedAttachment struct {
 	Netns     string       `json:"netns,omitempty"`      // path; set for --netns attachments
 	Inode     uint64       `json:"inode"`                // of the network namespace
 	IfName    string       `json:"ifname"`
-	Addr      netip.Prefix `json:"addr"` // address with the subnet's length
+	Addr      netip.Prefix `json:"addr"`           // address with the subnet's length
+	Addr6     netip.Prefix `json:"addr6,omitzero"` // likewise in a dual-stack network
 	MAC       string       `json:"mac"`
 	NoDefault bool         `json:"no_default_route,omitempty"`
 	Since     time.Time    `json:"since"`
@@ -212,6 +213,7 @@ type savedLast struct {
 	V       int          `json:"v"`
 	SavedAt time.Time    `json:"saved_at"` // when our lease was last known to be held
 	Subnet  netip.Prefix `json:"subnet"`
+	Subnet6 netip.Prefix `json:"subnet6,omitzero"`
 	Port    int          `json:"port"`             // UDP port the underlay was bound to
 	Config  string       `json:"config,omitempty"` // as in the store, byte for byte
 	Leases  []savedLease `json:"leases,omitempty"`
@@ -219,6 +221,7 @@ type savedLast struct {
 
 // savedLease is one lease of the overlay; Attrs is the value in the store.
 type savedLease struct {
-	Subnet netip.Prefix    `json:"subnet"`
-	Attrs  json.RawMessage `json:"attrs"`
+	Subnet  netip.Prefix    `json:"subnet"`
+	Subnet6 netip.Prefix    `json:"subnet6,omitzero"`
+	Attrs   json.RawMessage `json:"attrs"`
 }

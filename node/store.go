@@ -298,7 +298,7 @@ func checkBackend(cfg lease.NetworkConfig) error {
 }
 
 // checkNetwork says whether the network that the store describes can be joined.
-func (n *Node) checkNetwork(cfg lease.NetworkConfig) error {
+func (n *Node) checkNetwork(cfg lease.NetworkConfig, ext external) error {
 	if err := checkBackend(cfg); err != nil {
 		return fmt.Errorf("key %s/config of the store: %w (`rootless-ovl config set` replaces it)", n.cfg.EtcdPrefix, err)
 	}
@@ -312,10 +312,16 @@ func (n *Node) checkNetwork(cfg lease.NetworkConfig) error {
 	if allocates(cfg) {
 		n.log.Info("the network's backend is alloc: a subnet is leased, and nothing is sent to other nodes")
 	}
-	if cfg.EnableIPv6 {
-		n.log.Warn("the network config enables IPv6, which this version does not carry: containers and subnet.env get IPv4 only")
+	if cfg.EnableIPv6 && !carriesIPv6(cfg) {
+		n.log.Warn("the network config enables IPv6, which the udp format does not carry: containers get IPv4 only")
 	}
-	return n.checkOverlap(cfg.Network)
+	if err := checkDualStack(cfg, ext, n.overlayMTUOf(cfg, ext)); err != nil {
+		return err
+	}
+	if err := n.checkOverlap(cfg.Network); err != nil || !carriesIPv6(cfg) {
+		return err
+	}
+	return n.checkOverlap(cfg.IPv6Network)
 }
 
 // checkOverlap refuses a network that holds addresses which this host reaches elsewhere: containers could not.
@@ -336,23 +342,23 @@ func (n *Node) checkOverlap(network netip.Prefix) error {
 	return fmt.Errorf("network %v overlaps this host's %s, which containers could then not reach: choose another (--network for a new one, `rootless-ovl config set` for one that is in the store), or accept it with --allow-overlap", network, what)
 }
 
-// previousSubnet is what we would like to have again.
-func (n *Node) previousSubnet(last savedLast) netip.Prefix {
+// previousSubnets are what we would like to have again.
+func (n *Node) previousSubnets(last savedLast) subnets {
 	if last.Subnet.IsValid() {
-		return last.Subnet
+		return subnets{last.Subnet, last.Subnet6}
 	}
 	env, err := lease.ReadSubnetEnv(n.cfg.SubnetFile)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
 			n.log.Warn("previous subnet not read", "err", err)
 		}
-		return netip.Prefix{}
+		return subnets{}
 	}
-	return env.Subnet
+	return subnets{env.Subnet, env.IPv6Subnet}
 }
 
 // request is what we ask the store for.
-func (n *Node) request(previous netip.Prefix) lease.Request {
+func (n *Node) request(previous subnets) lease.Request {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	me := n.selfLocked()
@@ -364,11 +370,15 @@ func (n *Node) request(previous netip.Prefix) lease.Request {
 		PublicIP:    n.external.public,
 		RootlessOvl: &lease.Extension{V: lease.ExtensionVersion, NodeID: n.id, Port: n.port, MTU: n.mtu, Caps: caps},
 	}
-	publishVXLAN(&attrs, n.vxlan)
+	if carriesIPv6(n.netConfig) {
+		attrs.PublicIPv6 = n.external.public6
+	}
+	publishVXLAN(&attrs, n.vxlan, n.netConfig.EnableIPv6)
 	return lease.Request{
 		NodeID:      n.id,
 		Attrs:       attrs,
-		Previous:    previous,
+		Previous:    previous.v4,
+		Previous6:   previous.v6,
 		TTL:         n.cfg.LeaseTTL,
 		Ephemeral:   n.cfg.Ephemeral,
 		RenewMargin: n.cfg.RenewMargin,
@@ -378,7 +388,7 @@ func (n *Node) request(previous netip.Prefix) lease.Request {
 
 // acquire gets the lease at start: it waits for the store, and fails on everything that waiting does not mend. With ctx
 // it returns nil, nil.
-func (n *Node) acquire(ctx context.Context, r *lease.Registry, previous netip.Prefix) (*lease.Held, error) {
+func (n *Node) acquire(ctx context.Context, r *lease.Registry, previous subnets) (*lease.Held, error) {
 	var pause retry
 	for ctx.Err() == nil {
 		held, err := r.Acquire(ctx, n.netConfig, n.request(previous))
@@ -401,7 +411,7 @@ func (n *Node) acquireAgain(ctx context.Context, r *lease.Registry) *lease.Held 
 	said := ""
 	for ctx.Err() == nil {
 		n.mu.Lock()
-		cfg, previous := n.netConfig, n.pool.subnet
+		cfg, previous := n.netConfig, subnets{n.pool.subnet, n.subnet6}
 		n.mu.Unlock()
 		held, err := r.Acquire(ctx, cfg, n.request(previous))
 		if err == nil {
@@ -439,7 +449,7 @@ func (n *Node) hold(ctx context.Context, r *lease.Registry, held *lease.Held) er
 			if held = n.acquireAgain(ctx, r); held == nil {
 				break
 			}
-			if err := n.leased(held, held.Lease().Subnet); err != nil {
+			if err := n.leased(held, subnetsOf(held.Lease())); err != nil {
 				return err
 			}
 		}
@@ -500,18 +510,21 @@ func (n *Node) configStands(ctx context.Context, r *lease.Registry) error {
 	return nil
 }
 
-// leased makes subnet ours - addresses, routes, files - and takes attachments from then on. held is nil where only the last
+// leased makes subnets ours - addresses, routes, files - and takes attachments from then on. held is nil where only the last
 // run knows of it.
-func (n *Node) leased(held *lease.Held, subnet netip.Prefix) error {
+func (n *Node) leased(held *lease.Held, own subnets) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	old := n.pool.subnet
-	n.held, n.pool.subnet = held, subnet
+	old, subnet := n.pool.subnet, own.v4
+	n.held, n.pool.subnet, n.subnet6 = held, subnet, own.v6
 	n.peers = peersOf(n.leases, n.selfLocked())
 	if err := n.publishLocked(); err != nil {
 		return err
 	}
-	env := lease.SubnetEnv{Network: n.netConfig.Network, Subnet: subnet, MTU: n.mtu, IPMasq: !n.cfg.NoIPMasq}
+	env := lease.SubnetEnv{
+		Network: n.netConfig.Network, Subnet: subnet, IPv6Network: n.netConfig.IPv6Network, IPv6Subnet: own.v6,
+		MTU: n.mtu, IPMasq: !n.cfg.NoIPMasq,
+	}
 	if err := lease.WriteSubnetEnv(n.cfg.SubnetFile, env); err != nil {
 		return err
 	}
@@ -563,9 +576,16 @@ func (n *Node) tellPeersLocked(old []peer, first bool) {
 	type key struct {
 		subnet         netip.Prefix
 		addr           netip.AddrPort
+		addr6          netip.AddrPort
 		problem, doubt string
 	}
-	keyOf := func(p peer) key { return key{p.lease.Subnet, p.addr, p.problem, p.doubt} }
+	keyOf := func(p peer) key {
+		k := key{p.lease.Subnet, p.addr, p.v6.addr, p.problem, ""}
+		if k.problem == "" {
+			k.doubt = p.trouble()
+		}
+		return k
+	}
 	before, after := make(map[key]peer), make(map[key]bool)
 	for _, p := range old {
 		before[keyOf(p)] = p
@@ -575,13 +595,13 @@ func (n *Node) tellPeersLocked(old []peer, first bool) {
 		after[k] = true
 		same, known := before[k]
 		switch {
-		case known && same.vtep != p.vtep:
+		case known && (same.vtep != p.vtep || same.v6.vtep != p.v6.vtep):
 			n.log.Info("peer has another VTEP MAC address", "subnet", k.subnet, "addr", k.addr, "mac", macText(p.vtep), "before", macText(same.vtep))
 		case known:
 		case p.problem != "":
 			n.log.Warn("peer cannot be used", "subnet", k.subnet, "public_ip", p.publicIP(), "problem", p.problem)
-		case p.doubt != "":
-			n.log.Warn("peer may not be reachable", "subnet", k.subnet, "addr", k.addr, "problem", p.doubt)
+		case k.doubt != "":
+			n.log.Warn("peer may not be reachable", "subnet", k.subnet, "addr", k.addr, "problem", k.doubt)
 		case !first:
 			n.log.Info("peer", "subnet", k.subnet, "addr", k.addr, "mtu", p.mtu, "kind", p.kind())
 		}

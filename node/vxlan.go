@@ -5,6 +5,7 @@ package node
 
 import (
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -42,8 +43,6 @@ func checkVXLAN(cfg lease.NetworkConfig) error {
 		return err
 	case c.DirectRouting:
 		return errors.New("network config: DirectRouting has hosts of one LAN send packets to each other without encapsulation, which needs routes on the hosts and so root: leave it out of the Backend")
-	case cfg.EnableIPv6:
-		return errors.New("network config: EnableIPv6 is not spoken by this version in a vxlan network, and flannel hosts of a dual-stack one pass over nodes that have IPv4 alone: leave it out")
 	}
 	return nil
 }
@@ -85,25 +84,35 @@ func (n *Node) underlayMTU(cfg lease.NetworkConfig, ext external) int {
 	return mtu
 }
 
-// publishVXLAN puts into a what a vxlan node publishes; nothing for the udp format.
-func publishVXLAN(a *lease.Attrs, v *forwarder.VXLAN) {
+// publishVXLAN puts into a what a vxlan node publishes; nothing for the udp format. flannel's IPv6 device has a MAC address of its
+// own; ours is one for both families, which no peer can tell from two.
+func publishVXLAN(a *lease.Attrs, v *forwarder.VXLAN, dualStack bool) {
 	if v == nil {
 		return
 	}
 	a.BackendType = backendVXLAN
 	a.BackendData = lease.VXLANData{VNI: v.VNI, VtepMAC: v.MAC}.JSON()
+	if dualStack {
+		a.BackendV6Data = a.BackendData
+	}
 }
 
-// vtepOf reads the MAC address of a peer in our vxlan network, or says why nothing is sent to it; doubt is as in peer.
-func vtepOf(a lease.Attrs, v *forwarder.VXLAN) (mac [6]byte, problem, doubt string) {
-	if a.BackendType != backendVXLAN { // in the store's words: flannel asks for nothing else, either
-		theirs := a.BackendType
-		if theirs == "" {
-			theirs = backendUDP
-		}
-		return mac, fmt.Sprintf("its lease is of the backend %.32q, and this network's is vxlan", theirs), ""
+// notVXLAN says why a lease is none of a vxlan network; nothing if it is one.
+func notVXLAN(a lease.Attrs) string {
+	if a.BackendType == backendVXLAN { // in the store's words: flannel asks for nothing else, either
+		return ""
 	}
-	d, err := lease.ParseVXLANData(a.BackendData)
+	theirs := a.BackendType
+	if theirs == "" {
+		theirs = backendUDP
+	}
+	return fmt.Sprintf("its lease is of the backend %.32q, and this network's is vxlan", theirs)
+}
+
+// vtepOf reads the MAC address of a peer in our vxlan network from what its lease has for a family, or says why nothing is sent to it;
+// doubt is as in peer.
+func vtepOf(data json.RawMessage, v *forwarder.VXLAN) (mac [6]byte, problem, doubt string) {
+	d, err := lease.ParseVXLANData(data)
 	switch {
 	case err != nil:
 		return mac, err.Error(), ""

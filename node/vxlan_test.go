@@ -90,7 +90,7 @@ func TestPeersOf_ReadsTheLeasesOfAVXLANNetwork(t *testing.T) {
 				}
 				return
 			}
-			if p.problem != "" || (p.doubt != "") != (tc.doubt != "") || !strings.Contains(p.doubt, tc.doubt) || p.config() != tc.want {
+			if p.problem != "" || (p.doubt != "") != (tc.doubt != "") || !strings.Contains(p.doubt, tc.doubt) || p.config(p.way) != tc.want {
 				t.Errorf("%+v, want %+v", p, tc.want)
 			}
 		})

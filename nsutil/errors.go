@@ -27,6 +27,7 @@ var (
 	ErrInvalid       = errors.New("invalid argument")
 	ErrNoUserns      = errors.New("user namespaces cannot be made here")
 	ErrTimeout       = errors.New("timed out in the namespace")
+	ErrNoIPv6        = errors.New("no IPv6 in the network namespace")
 )
 
 // plainError is an error whose text is complete in itself; what it wraps is for errors.Is only.

@@ -99,7 +99,7 @@ func checkIfName(name string) error {
 }
 
 // CreateTAP makes a TAP in the namespace, up and with its addresses and routes, and brings the namespace's lo up. On an
-// error nothing is left behind. ErrIfNameTaken and ErrRouteTaken are the namespace's, ErrTunDevice the host's.
+// error nothing is left behind. ErrIfNameTaken, ErrRouteTaken and ErrNoIPv6 are the namespace's, ErrTunDevice the host's.
 func (n *Namespace) CreateTAP(c TAPConfig) (*TAP, error) {
 	if err := c.check(); err != nil {
 		return nil, err
@@ -179,7 +179,7 @@ func (n *Namespace) setUp(t *TAP, rt *rtnl, c TAPConfig) error {
 	for _, p := range c.Addrs {
 		if err := rt.addAddr(link.index, p); err != nil {
 			if p.Addr().Is6() && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT)) {
-				return fmt.Errorf("%s: address %v on %s: IPv6 is switched off in the namespace, or the MTU is below 1280: %w", n.name, p, c.IfName, err)
+				return fail(ErrNoIPv6, err, "%s: address %v on %s: IPv6 is switched off in the namespace, or the MTU is below 1280 (%v)", n.name, p, c.IfName, err)
 			}
 			return fmt.Errorf("%s: address %v on %s: %w", n.name, p, c.IfName, err)
 		}

@@ -54,7 +54,7 @@ The process or namespace must be yours; it keeps its address until it ends or is
 			err = a.print(att, func(w io.Writer) { fmt.Fprintln(w, att.Addr) })
 			if a.output.value == outputText {
 				// Apart from the address, so that $(rootless-ovl attach ...) is the address.
-				fmt.Fprintf(a.stderr, "attached %s: %s on %s, gateway %s\n", att.Name, att.Addr, att.IfName, att.Gateway)
+				fmt.Fprintf(a.stderr, "attached %s: %s on %s, gateway %s\n", att.Name, both(att.Addr, att.Addr6), att.IfName, both(att.Gateway, att.Gateway6))
 			}
 			return err
 		},

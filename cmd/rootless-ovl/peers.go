@@ -34,7 +34,7 @@ When the store is away this is what was last known.`,
 			return a.print(list, func(w io.Writer) {
 				row(w, "SUBNET", "PUBLIC IP", "PORT", "MTU", "PATH MTU", "BACKEND", "KIND", "NODE ID", "PROBLEM")
 				for _, p := range list {
-					row(w, p.Subnet, p.PublicIP, number(p.Port), number(p.MTU), number(p.PathMTU), p.Backend, kind(p), p.NodeID, p.Problem)
+					row(w, both(p.Subnet, p.Subnet6), both(p.PublicIP, p.PublicIPv6), number(p.Port), number(p.MTU), number(p.PathMTU), p.Backend, kind(p), p.NodeID, p.Problem)
 				}
 			})
 		},

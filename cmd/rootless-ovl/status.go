@@ -39,7 +39,7 @@ For people counters that are 0 are left out; JSON has them all.`,
 }
 
 func (a *app) statusText(w io.Writer, s api.Status) {
-	lease, backend, underlay := s.Subnet, s.Backend, s.PublicIP
+	lease, backend, underlay := both(s.Subnet, s.Subnet6), s.Backend, both(s.PublicIP, s.PublicIPv6)
 	if lease != "" && s.Ephemeral {
 		lease += " (ephemeral: given back on stop)"
 	}
@@ -47,15 +47,15 @@ func (a *app) statusText(w io.Writer, s api.Status) {
 		backend = fmt.Sprintf("%s, MTU %d", s.Backend, s.MTU)
 	}
 	if s.Port != 0 {
-		underlay = fmt.Sprintf("%s port %d", s.PublicIP, s.Port)
+		underlay += fmt.Sprintf(" port %d", s.Port)
 	}
 	if s.Interface != "" {
 		underlay += " on " + s.Interface
 	}
 	row(w, "State", s.State)
-	row(w, "Network", s.Network)
+	row(w, "Network", both(s.Network, s.Network6))
 	row(w, "Subnet", lease)
-	row(w, "Gateway", s.Gateway)
+	row(w, "Gateway", both(s.Gateway, s.Gateway6))
 	row(w, "Backend", backend)
 	row(w, "Underlay", underlay)
 	row(w, "Store", a.storeText(s.Store))
@@ -71,6 +71,14 @@ func (a *app) statusText(w io.Writer, s api.Status) {
 			}
 		}
 	}
+}
+
+// both is what is shown of an IPv4 and an IPv6 value, of which the latter is empty unless the overlay is dual-stack.
+func both(v4, v6 string) string {
+	if v6 == "" {
+		return v4
+	}
+	return v4 + ", " + v6
 }
 
 func (a *app) storeText(s api.StoreStatus) string {
