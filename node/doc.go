@@ -14,6 +14,6 @@
 // Locking: one mutex (Node.mu) guards the attachments, addresses and the current snapshot. The slow part of an attach
 // (opening a TAP in a namespace) runs outside it, with the name, namespace and address reserved under it.
 //
-// Limits: IPv4 overlay, flannel's udp and vxlan formats (or alloc, which has none). A subnet of /24 holds 253 attachments (.0, .1
+// Limits: IPv4 overlay or, in a vxlan network, both families; flannel's udp and vxlan formats (or alloc, which has none). A subnet of /24 holds 253 attachments (.0, .1
 // and broadcast are not given out).
 package node
