@@ -225,11 +225,11 @@ func TestJSONNames_AreStable(t *testing.T) {
 		v    any
 		want string
 	}{
-		{Status{}, "version state since pid node_id public_ip interface port subnet network gateway backend mtu ephemeral runtime_dir state_dir subnet_file store attachments peers counters"},
+		{Status{}, "version state since pid node_id public_ip interface port subnet network gateway backend mtu public_ipv6 subnet6 network6 gateway6 ephemeral runtime_dir state_dir subnet_file store attachments peers counters"},
 		{StoreStatus{}, "endpoints prefix embedded connected since error"},
-		{Attachment{}, "name pid netns ifname addr mac gateway mtu default_route since counters"},
+		{Attachment{}, "name pid netns ifname addr addr6 mac gateway gateway6 mtu default_route since counters"},
 		{AttachRequest{}, "pid netns name addr ifname mac no_default_route"},
-		{Peer{}, "subnet public_ip port mtu path_mtu node_id stock backend problem counters"},
+		{Peer{}, "subnet public_ip port mtu path_mtu subnet6 public_ipv6 path_mtu6 node_id stock backend problem counters"},
 		{Error{}, "error code"},
 	}
 	for _, tt := range tests {

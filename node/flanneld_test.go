@@ -83,7 +83,7 @@ func TestConfig_TakesARenewMarginShorterThanTheLease(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := n.request(netip.Prefix{}).RenewMargin; got != time.Hour {
+	if got := n.request(subnets{}).RenewMargin; got != time.Hour {
 		t.Errorf("asks for %v", got)
 	}
 	c.Ephemeral = true

@@ -400,7 +400,7 @@ func TestProber_EndsWithItsContextInTheMiddleOfSearches(t *testing.T) {
 			targets = append(targets, target)
 			w.events <- forwarder.PathEvent{Peer: target.config.Addr}
 		}
-		p.follow(netip.MustParseAddr("10.5.1.1"), targets)
+		p.follow(targets)
 		ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
 		defer cancel()
 		if err := p.run(ctx, w); err != nil {
@@ -478,11 +478,11 @@ func TestPathTargets_AreWherePeersAnswer(t *testing.T) {
 		ovlLease("10.5.2.0/24", "192.0.2.3", "bb", 18285, 1400),
 		stockLease("10.5.1.0/24", "192.0.2.2"),
 		stockLease("10.5.5.0/24", ""),
-	}, me))
+	}, me), me.subnets())
 	addr := netip.MustParseAddr
 	want := []pathTarget{
-		{forwarder.PeerConfig{Addr: netip.MustParseAddrPort("192.0.2.3:18285"), MTU: 1400}, [2]netip.Addr{addr("10.5.2.1")}},
-		{forwarder.PeerConfig{Addr: netip.MustParseAddrPort("192.0.2.2:8285"), MTU: 1472, AnyPort: true}, [2]netip.Addr{addr("10.5.1.0"), addr("10.5.1.1")}},
+		{forwarder.PeerConfig{Addr: netip.MustParseAddrPort("192.0.2.3:18285"), MTU: 1400}, addr("10.5.72.1"), [2]netip.Addr{addr("10.5.2.1")}, 576},
+		{forwarder.PeerConfig{Addr: netip.MustParseAddrPort("192.0.2.2:8285"), MTU: 1472, AnyPort: true}, addr("10.5.72.1"), [2]netip.Addr{addr("10.5.1.0"), addr("10.5.1.1")}, 576},
 	}
 	if !slices.Equal(targets, want) {
 		t.Errorf("got  %+v\nwant %+v", targets, want)

@@ -322,7 +322,7 @@ func TestRun_RefusesWithOneClearError(t *testing.T) {
 		{name: "impossible config", config: `{"Network":"10.5.0.0/30"}`, says: []string{"too small"}},
 		{name: "wireguard", config: `{"Network":"10.5.0.0/16","Backend":{"Type":"wireguard"}}`, says: []string{"wireguard", "udp", "vxlan"}},
 		{name: "vxlan without encapsulation", config: `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`, says: []string{"DirectRouting", "root", "leave it out"}},
-		{name: "dual-stack vxlan", config: `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48","Backend":{"Type":"vxlan"}}`, says: []string{"EnableIPv6", "vxlan"}},
+		{name: "dual-stack vxlan", config: `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48","Backend":{"Type":"vxlan"}}`, says: []string{"EnableIPv6", "IPv6 address", "--iface"}},
 		{name: "impossible VNI", config: `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":99999999}}`, says: []string{"VNI", "16777215", "rootless-ovl config set"}},
 		{name: "broken VTEP address", config: `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`, prepare: func(t *testing.T, c *Config) {
 			if err := errors.Join(os.MkdirAll(c.StateDir, 0o700), os.WriteFile(filepath.Join(c.StateDir, vtepMACFile), []byte("?"), 0o600)); err != nil {

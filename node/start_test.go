@@ -188,7 +188,7 @@ func TestRequest_TellsPeersThatTheNodeSteers(t *testing.T) {
 			t.Fatal(err)
 		}
 		n := &Node{pool: newPool(), router: r}
-		caps := n.request(netip.Prefix{}).Attrs.RootlessOvl.Caps
+		caps := n.request(subnets{}).Attrs.RootlessOvl.Caps
 		if got := slices.Contains(caps, lease.CapSteers); got != r.Steers() || got && loops == 1 {
 			t.Errorf("%d loops, steers %v: %v in the lease", loops, r.Steers(), caps)
 		}
