@@ -111,6 +111,9 @@ func (l *lab) newSpace(name string) (*space, error) {
 	return s, err
 }
 
+// wirePort is the bridge's port to a host.
+func wirePort(host string) string { return "port-" + host }
+
 func (l *lab) newHost(ctx context.Context, name, addr string) (*host, error) {
 	s, err := l.newSpace(name)
 	if err != nil {
@@ -123,7 +126,7 @@ func (l *lab) newHost(ctx context.Context, name, addr string) (*host, error) {
 	if err := os.Chown(h.home, l.uid, l.uid); err != nil {
 		return nil, err
 	}
-	port := "port-" + name
+	port := wirePort(name)
 	if err := l.wire.ip(ctx,
 		fmt.Sprintf("link add %s type veth peer name %s netns %s", port, uplink, s.path()),
 		fmt.Sprintf("link set %s master br0 up", port)); err != nil {
