@@ -39,7 +39,13 @@ type rig struct {
 
 func udpSocket(t testing.TB) *net.UDPConn {
 	t.Helper()
-	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	return udpSocketOn(t, outer4)
+}
+
+func udpSocketOn(t testing.TB, f family) *net.UDPConn {
+	t.Helper()
+	loopback := [families]net.IP{outer4: net.IPv4(127, 0, 0, 1), outer6: net.IPv6loopback}
+	c, err := net.ListenUDP(familySpecs[f].network, &net.UDPAddr{IP: loopback[f]})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,10 +77,14 @@ func granted(t testing.TB) int {
 
 func newRouterAsking(t testing.TB, loops, receiveBuffer int, v *VXLAN) *Router {
 	t.Helper()
-	r, err := NewRouter(Config{
-		Log: slog.New(slog.DiscardHandler), Loops: loops,
-		Underlay: UnderlayConfig{Addr: netip.MustParseAddrPort("127.0.0.1:0"), ReceiveBuffer: receiveBuffer, VXLAN: v},
-	})
+	return newRouterOn(t, loops, UnderlayConfig{ReceiveBuffer: receiveBuffer, VXLAN: v})
+}
+
+// newRouterOn is a Router on IPv4's loopback address, and on whatever c says.
+func newRouterOn(t testing.TB, loops int, c UnderlayConfig) *Router {
+	t.Helper()
+	c.Addr = netip.MustParseAddrPort("127.0.0.1:0")
+	r, err := NewRouter(Config{Log: slog.New(slog.DiscardHandler), Loops: loops, Underlay: c})
 	if err != nil {
 		t.Fatal(err)
 	}

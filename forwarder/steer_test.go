@@ -62,15 +62,15 @@ func TestSteer_KernelAgreesWithTheChoiceOfLoops(t *testing.T) {
 			send(framed(r, bytes.Repeat([]byte{0x45}, steerAt4+1)), 0)
 			send(framed(r, bytes.Repeat([]byte{0x60}, steerAt6+1)), 0)
 			send(nil, 0)
-			wantOnSockets(t, r, want)
+			wantOnSockets(t, r, outer4, want)
 		})
 	}
 }
 
 // wantOnSockets checks that each socket of the Router has just the datagrams that are wanted on it, in order.
-func wantOnSockets(t *testing.T, r *Router, want [][][]byte) {
+func wantOnSockets(t *testing.T, r *Router, f family, want [][][]byte) {
 	t.Helper()
-	for i, fd := range r.under.Load()[outer4].fds {
+	for i, fd := range r.under.Load()[f].fds {
 		for _, w := range want[i] {
 			if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 20000); err != nil {
 				t.Fatal(err)

@@ -287,13 +287,18 @@ func TestDropOf_NamesTheReason(t *testing.T) {
 // receive makes the Router read the next trains of its socket, on the goroutine of the test.
 func (g *rig) receive(trains uint64) {
 	g.t.Helper()
+	g.receiveOn(outer4, trains)
+}
+
+func (g *rig) receiveOn(f family, trains uint64) {
+	g.t.Helper()
 	l := g.loops[0]
 	for want := l.rxq.stats.trains.Load() + trains; l.rxq.stats.trains.Load() < want; {
-		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(g.under.Load()[outer4].fds[0]), Events: unix.POLLIN}}, 20_000); n == 0 && err == nil {
+		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(g.under.Load()[f].fds[0]), Events: unix.POLLIN}}, 20_000); n == 0 && err == nil {
 			g.t.Fatalf("%d trains are missing", want-l.rxq.stats.trains.Load())
 		}
 		l.worker.begin()
-		l.rxq.read(l.worker, outer4, 1)
+		l.rxq.read(l.worker, f, 1)
 		l.worker.end()
 	}
 }

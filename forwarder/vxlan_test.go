@@ -56,8 +56,21 @@ func newVXLANRig(t testing.TB) *rig {
 const goldenVXLAN = "0800000000000100" + "02000a4d0200" + "02000a4d0100" + "0800" +
 	"4500002cea164000400139210a4d01000a4d0200" + "0800f7f70007000100000000000000000000000000000000"
 
+// goldenVXLAN6 is a ping from fd77:1:: to fd77:2::, over IPv6. Origin: as goldenVXLAN, from a device made with
+// `ip link add flannel-v6.1 address 02:00:0a:4d:01:00 type vxlan id 1 local fd00:99::1 dstport 8472 nolearning`.
+const goldenVXLAN6 = "0800000000000100" + "02000a4d0200" + "02000a4d0100" + "86dd" +
+	"600022d000183a40" + "fd770001000000000000000000000000" + "fd770002000000000000000000000000" +
+	"800010bc73b300018118046b0000000077c6030000000000"
+
 func TestVXLAN_WritesAndReadsWhatTheKernelDoes(t *testing.T) {
-	golden, err := hex.DecodeString(goldenVXLAN)
+	for name, frame := range map[string]string{"IPv4": goldenVXLAN, "IPv6": goldenVXLAN6} {
+		t.Run(name, func(t *testing.T) { testGoldenVXLAN(t, frame) })
+	}
+}
+
+func testGoldenVXLAN(t *testing.T, frame string) {
+	t.Helper()
+	golden, err := hex.DecodeString(frame)
 	if err != nil {
 		t.Fatal(err)
 	}
