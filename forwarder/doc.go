@@ -15,7 +15,7 @@
 //	sockets.go   the sockets of both families of the underlay; rebind.go follows the host to other addresses
 //	udp.go       the encapsulation: flannel's udp format, or vxlan.go: that of its vxlan backend
 //
-// Ownership: a worker (one per poll loop, one per Injector) owns its scratch, its transmit queue and its buckets. Packets are
+// Ownership: a worker (one per poll loop, one per Injector) owns its scratch, its transmit queues and its buckets. Packets are
 // borrowed from the reader until the batch is flushed. Nothing on the path takes a lock or allocates.
 //
 // Concurrency: tables are swapped whole (SetTable) and never changed, and so are the sockets (Rebind). RemovePort waits until every

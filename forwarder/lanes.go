@@ -21,7 +21,7 @@ import (
 
 const (
 	maxLanes    = 16
-	maxSockets  = 64 // of all loops: where there are many, a burst meets more of them anyway
+	maxSockets  = 64 // of all loops in a family: where there are many, a burst meets more of them anyway
 	stripeShift = 18 // a stripe is 256 KB of a flow's sequence space: less than a lane holds
 )
 

@@ -1,4 +1,4 @@
-// This file is the poll loop: one goroutine that owns an underlay socket and a share of the TAPs, and carries every packet it
+// This file is the poll loop: one goroutine that owns an underlay socket of each family and a share of the TAPs, and carries every packet it
 // reads to the end. One loop for both directions, because the ACK that a write to a TAP provokes is then in its ring when the
 // loop comes round, without a wake-up.
 

@@ -350,7 +350,7 @@ func TestRebind_InTheMidstOfEverything(t *testing.T) {
 		})
 		r.keep(func() { _ = r.SetTable(r.table) }) // refused while there is no IPv6
 		r.keep(func() {
-			p, err := r.AddPort(PortConfig{Name: "x", Addrs: []netip.Addr{netip.MustParseAddr("10.1.0.8")}, Device: nettest.NewDevice(t)})
+			p, err := r.AddPort(PortConfig{Name: "x", Sources: []netip.Prefix{netip.MustParsePrefix("10.1.0.8/32")}, Device: nettest.NewDevice(t)})
 			if err == nil {
 				r.RemovePort(p)
 			}
