@@ -3,7 +3,8 @@
 // capability on the host and no cgo.
 //
 // Place in the journey: node asks for a Namespace by process or path, has a TAP made in it, and gives the TAP's
-// descriptors to internal/tap. From then on no packet passes through this package.
+// descriptors to internal/tap. From then on no packet passes through this package. Where a namespace has a whole subnet behind it, node
+// has its firewall let that through (transit.go).
 //
 // How a namespace is entered without root. A process that made a user namespace (or whose child did) holds every
 // capability over it, but Go cannot join one: setns(CLONE_NEWUSER) is refused to a process with several threads, and a
@@ -21,5 +22,5 @@
 // Limits: Linux 5.3 or later; a fork child that has not answered within five seconds is killed; at most 64 queues a TAP.
 //
 // Sources: user_namespaces(7), network_namespaces(7), ioctl_ns(2), tun(4), Documentation/networking/tuntap.rst,
-// rtnetlink(7), pidfd_open(2), capabilities(7).
+// rtnetlink(7), netlink(7), pidfd_open(2), capabilities(7).
 package nsutil

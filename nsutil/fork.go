@@ -58,6 +58,7 @@ type forkOrder struct {
 	netns  int
 	sock   int // the child's end of the socket pair
 	tuns   int
+	talks  int // protocol of the netlink socket
 	path   *byte
 
 	report struct{ step, errno int32 }
@@ -84,9 +85,9 @@ func (in *inside) close() {
 	}
 }
 
-// forkInside opens /dev/net/tun `tuns` times, and one rtnetlink socket, in the given namespaces. All descriptors are
+// forkInside opens /dev/net/tun `tuns` times, and one netlink socket of that protocol, in the given namespaces. All descriptors are
 // close-on-exec. It returns within forkTimeout, and the child is reaped.
-func forkInside(userns, netns, tuns int) (*inside, error) {
+func forkInside(userns, netns, tuns, talks int) (*inside, error) {
 	if tuns < 0 || tuns > maxQueues {
 		return nil, fail(ErrInvalid, nil, "a TAP has 1 to %d queues, not %d", maxQueues, tuns)
 	}
@@ -100,7 +101,7 @@ func forkInside(userns, netns, tuns int) (*inside, error) {
 	}
 	defer unix.Close(pair[0])
 
-	o := &forkOrder{userns: userns, netns: netns, sock: pair[1], tuns: tuns, path: path}
+	o := &forkOrder{userns: userns, netns: netns, sock: pair[1], tuns: tuns, talks: talks, path: path}
 	o.iov.Base = (*byte)(unsafe.Pointer(&o.report))
 	o.iov.SetLen(int(unsafe.Sizeof(o.report)))
 	o.msg.Iov = &o.iov
@@ -174,7 +175,7 @@ func forkChild(o *forkOrder) (pid int, errno syscall.Errno) {
 		o.rights.fds[i] = int32(r)
 	}
 	st = stepNetlink
-	r, _, e = syscall.RawSyscall(unix.SYS_SOCKET, unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	r, _, e = syscall.RawSyscall(unix.SYS_SOCKET, unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, uintptr(o.talks))
 	if e != 0 {
 		goto failed
 	}

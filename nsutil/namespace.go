@@ -231,8 +231,10 @@ func (n *Namespace) Close() error {
 	return n.net.Close()
 }
 
-// enter forks a child into the namespace.
-func (n *Namespace) enter(tuns int) (*inside, error) {
+// enter forks a child into the namespace, for TUN descriptors and an rtnetlink socket.
+func (n *Namespace) enter(tuns int) (*inside, error) { return n.enterFor(tuns, unix.NETLINK_ROUTE) }
+
+func (n *Namespace) enterFor(tuns, talks int) (*inside, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.closed {
@@ -242,7 +244,7 @@ func (n *Namespace) enter(tuns int) (*inside, error) {
 	if n.owner != nil {
 		userns = int(n.owner.Fd())
 	}
-	in, err := forkInside(userns, int(n.net.Fd()), tuns)
+	in, err := forkInside(userns, int(n.net.Fd()), tuns, talks)
 	if err != nil {
 		return nil, fail(err, nil, "%s: %v", n.name, err)
 	}

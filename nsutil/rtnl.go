@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// rtnl is one rtnetlink socket. It does one request at a time.
+// rtnl is one netlink socket, mostly of rtnetlink. It does one request at a time.
 type rtnl struct {
 	fd  int
 	buf []byte
@@ -39,19 +39,9 @@ func (c *rtnl) do(req *nl.NetlinkRequest) ([][]byte, error) {
 	}
 	var answers [][]byte
 	for {
-		n, from, err := unix.Recvfrom(c.fd, c.buf, 0)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
+		msgs, err := c.receive()
 		if err != nil {
-			return nil, fmt.Errorf("netlink receive: %w", err)
-		}
-		if sa, ok := from.(*unix.SockaddrNetlink); !ok || sa.Pid != 0 {
-			continue // not from the kernel
-		}
-		msgs, err := syscall.ParseNetlinkMessage(c.buf[:n])
-		if err != nil {
-			return nil, fmt.Errorf("netlink answer: %w", err)
+			return nil, err
 		}
 		for _, m := range msgs {
 			if m.Header.Seq != req.Seq {
@@ -66,6 +56,27 @@ func (c *rtnl) do(req *nl.NetlinkRequest) ([][]byte, error) {
 				answers = append(answers, append([]byte(nil), m.Data...))
 			}
 		}
+	}
+}
+
+// receive reads one answer of the kernel.
+func (c *rtnl) receive() ([]syscall.NetlinkMessage, error) {
+	for {
+		n, from, err := unix.Recvfrom(c.fd, c.buf, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("netlink receive: %w", err)
+		}
+		if sa, ok := from.(*unix.SockaddrNetlink); !ok || sa.Pid != 0 {
+			continue // not from the kernel
+		}
+		msgs, err := syscall.ParseNetlinkMessage(c.buf[:n])
+		if err != nil {
+			return nil, fmt.Errorf("netlink answer: %w", err)
+		}
+		return msgs, nil
 	}
 }
 
