@@ -227,8 +227,8 @@ func TestJSONNames_AreStable(t *testing.T) {
 	}{
 		{Status{}, "version state since pid node_id public_ip interface port subnet network gateway backend mtu public_ipv6 subnet6 network6 gateway6 ephemeral runtime_dir state_dir subnet_file store attachments peers counters"},
 		{StoreStatus{}, "endpoints prefix embedded connected since error"},
-		{Attachment{}, "name pid netns ifname addr addr6 mac gateway gateway6 mtu default_route since counters"},
-		{AttachRequest{}, "pid netns name addr ifname mac no_default_route"},
+		{Attachment{}, "name pid netns ifname addr addr6 mac gateway gateway6 mtu default_route whole_subnet problem since counters"},
+		{AttachRequest{}, "pid netns name addr ifname mac no_default_route gateway"},
 		{Peer{}, "subnet public_ip port mtu path_mtu subnet6 public_ipv6 path_mtu6 node_id stock backend problem counters"},
 		{Error{}, "error code"},
 	}

@@ -88,6 +88,8 @@ type Attachment struct {
 	Gateway6     string            `json:"gateway6,omitempty"`
 	MTU          int               `json:"mtu"`
 	DefaultRoute bool              `json:"default_route"`
+	WholeSubnet  bool              `json:"whole_subnet,omitempty"` // attached as the gateway of all of Addr's subnet
+	Problem      string            `json:"problem,omitempty"`      // what of it may not work; empty when all is well
 	Since        time.Time         `json:"since"`
 	Counters     map[string]uint64 `json:"counters,omitempty"`
 }
@@ -98,9 +100,11 @@ type AttachRequest struct {
 	Netns          string `json:"netns,omitempty"`  // absolute path, as the daemon sees it
 	Name           string `json:"name,omitempty"`   // unique on the node; default: made from the PID or the path
 	Addr           string `json:"addr,omitempty"`   // IPv4 address without length; default: a free one of the subnet
-	IfName         string `json:"ifname,omitempty"` // default: eth0
+	IfName         string `json:"ifname,omitempty"` // default: eth0, with Gateway rovl0
 	MAC            string `json:"mac,omitempty"`    // default: made from the address
 	NoDefaultRoute bool   `json:"no_default_route,omitempty"`
+	// Gateway routes the whole subnet to the namespace, which has a bridge of its own in it. It gets no default route.
+	Gateway bool `json:"gateway,omitempty"`
 }
 
 // Peer is another node as the store describes it.
@@ -145,6 +149,9 @@ func (r AttachRequest) Validate() error {
 		if err := CheckName(r.Name); err != nil {
 			return err
 		}
+	}
+	if r.Gateway && r.Addr != "" {
+		return Errorf(CodeInvalid, "an address (%s) is given to the gateway of the whole subnet: leave it out", clip(r.Addr))
 	}
 	if r.Addr != "" {
 		addr, err := netip.ParseAddr(r.Addr)

@@ -115,9 +115,11 @@ func (n *Node) describeLocked(a *attachment) api.Attachment {
 		IfName:       s.IfName,
 		Addr:         s.Addr.String(),
 		MAC:          s.MAC,
-		Gateway:      gatewayAddr(s.Addr).String(),
+		Gateway:      s.gateway().String(),
 		MTU:          n.mtu,
 		DefaultRoute: !s.NoDefault,
+		WholeSubnet:  s.Gateway,
+		Problem:      a.problem,
 		Since:        s.Since,
 	}
 	if s.Addr6.IsValid() {

@@ -58,11 +58,12 @@ const (
 type attachment struct {
 	saved savedAttachment
 
-	phase phase
-	link  link
-	port  *forwarder.Port
-	exit  exitWatch
-	off   chan struct{} // closed when nothing of it is left
+	phase   phase
+	problem string // what of it does not work
+	link    link
+	port    *forwarder.Port
+	exit    exitWatch
+	off     chan struct{} // closed when nothing of it is left
 }
 
 // Attach puts a namespace on the overlay. On an error nothing of it is left behind.
@@ -72,6 +73,9 @@ func (n *Node) Attach(ctx context.Context, r api.AttachRequest) (api.Attachment,
 	}
 	if r.IfName == "" {
 		r.IfName = defaultIfName
+		if r.Gateway {
+			r.IfName = gatewayIfName
+		}
 	}
 	n.mu.Lock()
 	err := n.takesLocked()
@@ -118,7 +122,7 @@ func (n *Node) openNamespace(r api.AttachRequest) (namespace, error) {
 // outlives this daemon is always known to the next one.
 func (n *Node) reserve(r api.AttachRequest, ns namespace) (*attachment, error) {
 	s := savedAttachment{Name: r.Name, PID: r.PID, Netns: r.Netns, Inode: ns.Inode(), IfName: r.IfName,
-		NoDefault: r.NoDefaultRoute, Since: time.Now()}
+		NoDefault: r.NoDefaultRoute || r.Gateway, Gateway: r.Gateway, Since: time.Now()}
 	if s.Name == "" {
 		s.Name = defaultName(r)
 	}
@@ -144,12 +148,15 @@ func (n *Node) reserve(r api.AttachRequest, ns namespace) (*attachment, error) {
 	if other, ok := n.attachments[s.Name]; ok {
 		return nil, api.Errorf(api.CodeInUse, "name %q is taken by %s: choose another with --name", s.Name, other.saved.where())
 	}
-	addr, err := n.chooseAddrLocked(r.Addr, s.Name)
+	if err := n.excludedLocked(r.Gateway); err != nil {
+		return nil, err
+	}
+	addr, err := n.chooseAddrLocked(r, s.Name)
 	if err != nil {
 		return nil, err
 	}
 	s.Addr = netip.PrefixFrom(addr, n.pool.subnet.Bits())
-	if me := n.selfLocked(); me.subnet6.IsValid() {
+	if me := n.selfLocked(); me.subnet6.IsValid() && !r.Gateway {
 		var ok bool
 		if s.Addr6, ok = addr6Of(s.Addr, me.subnet6); !ok {
 			n.pool.free(addr)
@@ -173,11 +180,15 @@ func (n *Node) reserve(r api.AttachRequest, ns namespace) (*attachment, error) {
 	return a, nil
 }
 
-func (n *Node) chooseAddrLocked(wanted, name string) (netip.Addr, error) {
-	if wanted == "" {
+func (n *Node) chooseAddrLocked(r api.AttachRequest, name string) (netip.Addr, error) {
+	switch {
+	case r.Gateway:
+		addr := networkAddr(n.pool.subnet)
+		return addr, n.pool.keep(addr, name)
+	case r.Addr == "":
 		return n.pool.any(name)
 	}
-	addr, err := netip.ParseAddr(wanted)
+	addr, err := netip.ParseAddr(r.Addr)
 	if err != nil {
 		return addr, api.Errorf(api.CodeInvalid, "address: %w", err)
 	}
@@ -222,7 +233,10 @@ func (n *Node) connect(ctx context.Context, a *attachment, ns namespace) (err er
 		return err
 	}
 	if err = ctx.Err(); err == nil {
-		err = n.enter(a, l, exit, tapConfig.MTU)
+		n.letThrough(a, ns)
+		if err = n.enter(a, l, exit, tapConfig.MTU); err != nil {
+			n.takeBack(a.saved)
+		}
 	}
 	if err != nil {
 		exit.Close()
@@ -234,13 +248,17 @@ func (n *Node) connect(ctx context.Context, a *attachment, ns namespace) (err er
 // enter gives l to the router, makes a live and begins to watch for its end. On an error l is not in the router.
 func (n *Node) enter(a *attachment, l link, exit exitWatch, mtu int) error {
 	broken := make(chan struct{})
-	port, err := n.path.AddPort(forwarder.PortConfig{
+	c := forwarder.PortConfig{
 		Name:    a.saved.Name,
 		Sources: a.saved.hosts(),
 		MTU:     mtu,
 		Device:  l,
 		Gone:    func(error) { close(broken) },
-	})
+	}
+	if a.saved.Gateway {
+		c = gatewayPort(c, a.saved.Addr)
+	}
+	port, err := n.path.AddPort(c)
 	if err != nil {
 		return err
 	}
@@ -292,6 +310,7 @@ func (n *Node) leave(a *attachment, why string) (bool, error) {
 	removed := a.link
 	a.link = nil
 	n.mu.Unlock()
+	n.takeBack(a.saved)
 	err := errors.Join(removed.Delete(), a.exit.Close())
 	for _, addr := range a.saved.addrs() {
 		n.gateway.Release(addr)
@@ -386,7 +405,7 @@ func (n *Node) tapConfig(s savedAttachment) (nsutil.TAPConfig, error) {
 			routes = append(routes, nsutil.Route{Dst: netip.PrefixFrom(f.all, 0), Gateway: gateway})
 		}
 	}
-	return nsutil.TAPConfig{
+	c := nsutil.TAPConfig{
 		IfName:     s.IfName,
 		MAC:        mac,
 		MTU:        mtu,
@@ -396,7 +415,11 @@ func (n *Node) tapConfig(s savedAttachment) (nsutil.TAPConfig, error) {
 		Routes:     routes,
 		GSOMaxSize: gsoMaxSize(mtu, encap),
 		Persist:    true,
-	}, nil
+	}
+	if s.Gateway {
+		c = gatewayTAP(c, s.Addr, network)
+	}
+	return c, nil
 }
 
 // adopt takes up the attachments of an earlier daemon whose containers still live, with the addresses they had. It is
@@ -471,6 +494,7 @@ func (n *Node) adoptOne(s savedAttachment) (err error) {
 		exit.Close()
 		return err
 	}
+	n.letThrough(a, ns)
 	if err := n.enter(a, l, exit, n.overlayMTU()); err != nil {
 		exit.Close()
 		return errors.Join(err, l.Close())

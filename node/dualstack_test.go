@@ -121,7 +121,7 @@ func TestRoutes_OfADualStackNode(t *testing.T) {
 	peers := peersOf([]lease.Lease{dualStackLease(stockLease("10.5.1.0/24", "192.0.2.2"), "fd00:5:0:1::/64", "2001:db8::2", 1, 2)}, me)
 	src := routeSources{
 		me: me, peers: peers, gateway: gw,
-		attachments: []attachedPort{{netip.MustParsePrefix("10.5.72.9/24"), netip.MustParsePrefix("fd00:5:0:72::a05:4809/64"), port}},
+		attachments: []attachedPort{{addr: netip.MustParsePrefix("10.5.72.9/24"), addr6: netip.MustParsePrefix("fd00:5:0:72::a05:4809/64"), port: port}},
 	}
 	table := routes(src)
 	for addr, want := range map[string]forwarder.Hop{

@@ -41,6 +41,8 @@ type namespace interface {
 	adopt(s savedAttachment) (link, error)
 	inTheWay(c nsutil.TAPConfig) ([]nsutil.Device, error)
 	remove(ifName string) error // a TAP that nobody holds
+	allow(nsutil.Transit) error // through its firewall
+	forbid() error
 	Close() error
 }
 
@@ -137,6 +139,10 @@ func (ns kernelNamespace) remove(ifName string) error {
 	}
 	return t.Delete()
 }
+
+func (ns kernelNamespace) allow(t nsutil.Transit) error { return ns.AllowTransit(t) }
+
+func (ns kernelNamespace) forbid() error { return ns.ForbidTransit() }
 
 // tapLink is a link whose other end is in a container.
 type tapLink struct{ *tap.Device }

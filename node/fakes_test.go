@@ -44,6 +44,8 @@ type container struct {
 	links     map[string]*fakeLink // TAPs in the namespace by interface name
 	createErr error
 	noIPv6    bool
+	transit   *nsutil.Transit // what its firewall lets through
+	refuses   error           // of its firewall
 }
 
 func newWorld() *world {
@@ -188,6 +190,23 @@ func (f fakeNamespace) remove(ifName string) error {
 	}
 	delete(f.c.links, ifName)
 	return nil
+}
+
+func (f fakeNamespace) allow(t nsutil.Transit) error {
+	f.c.world.mu.Lock()
+	defer f.c.world.mu.Unlock()
+	if f.c.refuses != nil {
+		return f.c.refuses
+	}
+	f.c.transit = &t
+	return nil
+}
+
+func (f fakeNamespace) forbid() error {
+	f.c.world.mu.Lock()
+	defer f.c.world.mu.Unlock()
+	f.c.transit = nil
+	return f.c.refuses
 }
 
 type fakeLink struct {

@@ -4,6 +4,7 @@ package node
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/rootless-ovl/rootless-ovl/forwarder"
 	"github.com/rootless-ovl/rootless-ovl/internal/packet"
@@ -22,6 +23,7 @@ type attachedPort struct {
 	addr  netip.Prefix // its address with the length of the subnet it was attached in
 	addr6 netip.Prefix // likewise; zero without IPv6
 	port  *forwarder.Port
+	whole bool // attached as the gateway of addr's subnet
 }
 
 // addrs are its addresses with the lengths of their subnets.
@@ -36,13 +38,14 @@ func (a attachedPort) addrs() []netip.Prefix {
 //
 //	an attachment's address        its port
 //	.1 and .0 of our subnet        the gateway, for containers here and on peers; ::1 and :: in the IPv6 one
+//	all of our subnet              instead of these: the namespace that is attached as its gateway (gatewayattach.go)
 //	the rest of our subnet         unreachable: no such host
 //	a peer's subnet                that peer
 //	the rest of the network        unreachable: nobody leases it
 //	everything else                out of the overlay through the gateway, for containers here alone
 //
 // An attachment of an earlier subnet of ours keeps its route, and its gateway's, until it is detached: only peers no
-// longer find it. Without IPv6 in the overlay there is no route for it.
+// longer find it. That of a whole subnet has none: its containers reach each other without us. Without IPv6 in the overlay there is no route for it.
 func routes(src routeSources) forwarder.TableConfig {
 	var table forwarder.TableConfig
 	to := func(p netip.Prefix, h forwarder.Hop) {
@@ -61,18 +64,30 @@ func routes(src routeSources) forwarder.TableConfig {
 			to(w.subnet, forwarder.ToPeer(p.config(w)))
 		}
 	}
+	whole := wholeSubnet(src.me.subnet, src.attachments)
 	if src.me.subnet.IsValid() {
 		table.Gateway = gatewayAddr(src.me.subnet)
-		to(src.me.subnet, forwarder.UnreachableHost)
+		rest := forwarder.UnreachableHost
+		if whole != nil {
+			rest = forwarder.ToPort(whole)
+		}
+		to(src.me.subnet, rest)
 	}
 	if src.me.subnet6.IsValid() {
 		table.Gateway6 = gatewayAddr(src.me.subnet6)
 		to(src.me.subnet6, forwarder.UnreachableHost)
 	}
 	for _, a := range gatewayAddrs(src.me.subnets(), src.attachments) {
+		if whole != nil && src.me.subnet.Contains(a) {
+			host(a, forwarder.ToOwnAt(whole, src.gateway))
+			continue
+		}
 		host(a, forwarder.ToGateway(src.gateway))
 	}
 	for _, a := range src.attachments {
+		if a.whole {
+			continue
+		}
 		for _, p := range a.addrs() {
 			host(p.Addr(), forwarder.ToPort(a.port))
 		}
@@ -81,7 +96,8 @@ func routes(src routeSources) forwarder.TableConfig {
 }
 
 // gatewayAddrs are the gateway's addresses: .1 and .0 of our subnet and the like of the IPv6 one, then those of earlier subnets that
-// attachments still have their address from.
+// attachments still have their address from. A namespace that has a whole subnet knows another one, which comes first: our errors to it
+// are from there.
 func gatewayAddrs(own subnets, attachments []attachedPort) []netip.Addr {
 	var addrs []netip.Addr
 	seen := make(map[netip.Prefix]bool)
@@ -91,9 +107,15 @@ func gatewayAddrs(own subnets, attachments []attachedPort) []netip.Addr {
 			addrs = append(addrs, gatewayAddr(p), networkAddr(p))
 		}
 	}
+	if slices.ContainsFunc(attachments, func(a attachedPort) bool { return a.whole }) {
+		addrs = append(addrs, dummyAddr)
+	}
 	add(own.v4)
 	add(own.v6)
 	for _, a := range attachments {
+		if a.whole {
+			continue
+		}
 		for _, p := range a.addrs() {
 			add(p)
 		}

@@ -205,6 +205,7 @@ type savedAttachment struct {
 	Addr6     netip.Prefix `json:"addr6,omitzero"` // likewise in a dual-stack network
 	MAC       string       `json:"mac"`
 	NoDefault bool         `json:"no_default_route,omitempty"`
+	Gateway   bool         `json:"gateway,omitempty"` // of all of Addr's subnet
 	Since     time.Time    `json:"since"`
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -17,16 +18,26 @@ import (
 func (a *app) attachCommand() *cobra.Command {
 	var req api.AttachRequest
 	cmd := &cobra.Command{
-		Use:   "attach {PID | --netns PATH}",
+		Use:   "attach {PID | PATH}",
 		Short: "Put a running container on the overlay",
 		Long: `Put the network namespace of a process, or the one at a path, on the overlay, and print its address.
 
-The process or namespace must be yours; it keeps its address until it ends or is detached.`,
+The process or namespace must be yours; it keeps its address until it ends or is detached.
+
+With --gateway it is that of a container engine, which gets the node's whole subnet for a bridge of its own: rootless docker, started with
+the --bip and --mtu that subnet.env says.`,
 		Example: `  rootless-ovl attach $(podman inspect -f '{{.State.Pid}}' web) --name web
-  rootless-ovl attach --netns /run/user/1000/netns/x --ip 10.213.7.20`,
+  rootless-ovl attach /run/user/1000/netns/x --ip 10.213.7.20
+  rootless-ovl attach --gateway $(cat $XDG_RUNTIME_DIR/dockerd-rootless/child_pid)`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 1 {
+			switch {
+			case len(args) == 1 && strings.ContainsRune(args[0], '/'):
+				if req.Netns != "" {
+					return usagef("both %s and --netns %s are given: name only one of them", args[0], req.Netns)
+				}
+				req.Netns = args[0]
+			case len(args) == 1:
 				pid, err := parsePID(args[0])
 				if err != nil {
 					return err
@@ -55,12 +66,16 @@ The process or namespace must be yours; it keeps its address until it ends or is
 			if a.output.value == outputText {
 				// Apart from the address, so that $(rootless-ovl attach ...) is the address.
 				fmt.Fprintf(a.stderr, "attached %s: %s on %s, gateway %s\n", att.Name, both(att.Addr, att.Addr6), att.IfName, both(att.Gateway, att.Gateway6))
+				if att.Problem != "" {
+					fmt.Fprintf(a.stderr, "warning: %s; the log of the daemon has the remedy\n", att.Problem)
+				}
 			}
 			return err
 		},
 	}
 	fs := cmd.Flags()
-	fs.StringVar(&req.Netns, "netns", "", "attach the network namespace at this `path` instead of a process's")
+	fs.StringVar(&req.Netns, "netns", "", "attach the network namespace at this `path`")
+	fs.BoolVar(&req.Gateway, "gateway", false, "route the node's whole subnet to the namespace, for a bridge of its own")
 	attachFlags(fs, &req)
 	fs.BoolVar(&req.NoDefaultRoute, "no-default-route", false, "route only the overlay's network, not the outside, through the gateway")
 	return cmd

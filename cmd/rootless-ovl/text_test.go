@@ -114,6 +114,8 @@ func TestAttach_AsksForWhatTheFlagsSay(t *testing.T) {
 	t.Chdir(t.TempDir())
 	b.must("attach", "815", "--name", "web", "--ip", "10.213.7.9", "--ifname", "ovl0", "--mac", "02:00:00:00:00:09", "--no-default-route")
 	b.must("attach", "--netns", "ns/x")
+	b.must("attach", "./ns/y")
+	b.must("attach", "--gateway", "816")
 	wd, err := os.Getwd()
 	if err != nil {
 		t.Fatal(err)
@@ -121,6 +123,11 @@ func TestAttach_AsksForWhatTheFlagsSay(t *testing.T) {
 	want := []api.AttachRequest{
 		{PID: 815, Name: "web", Addr: "10.213.7.9", IfName: "ovl0", MAC: "02:00:00:00:00:09", NoDefaultRoute: true},
 		{Netns: filepath.Join(wd, "ns/x")},
+		{Netns: filepath.Join(wd, "ns/y")},
+		{PID: 816, Gateway: true},
+	}
+	if len(b.daemon.attached) != len(want) {
+		t.Fatalf("asked for %+v", b.daemon.attached)
 	}
 	for i, got := range b.daemon.attached {
 		if got != want[i] {
@@ -195,6 +202,8 @@ func TestErrors_AreOneLineWithARemedyAndAnExitStatus(t *testing.T) {
 		{[]string{"attach"}, 2, []string{"neither a pid nor a netns path"}},
 		{[]string{"attach", "1", "2"}, 2, []string{"at most 1"}},
 		{[]string{"attach", "web"}, 2, []string{`"web" is not a pid`, "podman inspect"}},
+		{[]string{"attach", "/x", "--netns", "/y"}, 2, []string{"both /x and --netns /y"}},
+		{[]string{"attach", "5", "--gateway", "--ip", "10.213.7.3"}, 2, []string{"10.213.7.3", "whole subnet"}},
 		{[]string{"attach", "0"}, 2, []string{`"0" is not a pid`}},
 		{[]string{"attach", "+123"}, 2, []string{`"+123" is not a pid`}},
 		{[]string{"attach", "--netns", "/proc/self/ns/net"}, 2, []string{"/proc/self/ns/net", "attach $$"}},
