@@ -72,8 +72,8 @@ func (n *Node) letThrough(a *attachment, ns namespace) {
 	if err == nil {
 		return
 	}
-	n.log.Warn("the firewall of the namespace was not changed: should the policy of its FORWARD chain be drop, peers cannot begin a connection to its containers; "+
-		"`iptables -I FORWARD -i "+t.IfName+" -j ACCEPT` there lets them", "name", a.saved.Name, "where", a.saved.where(), "err", err)
+	n.log.Warn("the firewall of the namespace was not changed: should the policy of its FORWARD chain be drop, peers cannot begin a connection to its containers",
+		"name", a.saved.Name, "where", a.saved.where(), "err", err, "remedy", "in the namespace: iptables -I FORWARD -i "+t.IfName+" -j ACCEPT")
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	a.problem = err.Error()
