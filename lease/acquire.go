@@ -159,23 +159,37 @@ func (r *Registry) findOwn(entries []entry, cfg NetworkConfig, req Request) (*en
 			if ordinary && (own == nil || better(cfg, e.lease, own.lease)) {
 				own = e
 			}
-		case !theirs.sharesAddress(req.Attrs):
-		case theirs.RootlessOvl != nil:
-			if theirs.port(req.StockPort) == req.Attrs.port(req.StockPort) {
-				return nil, fmt.Errorf("%w: %s holds %v with the same port (key %s): give this node a public IP or a port of its own; if that node is gone for good, delete the key or wait for the lease to expire", ErrForeignLease, theirs.who(), e.lease.Subnet, e.Key)
-			}
-		case e.lease.Reservation:
+		case theirs.sharesAddress(req.Attrs) && theirs.RootlessOvl == nil && e.lease.Reservation:
 			if ordinary && reserved == nil && compatible(cfg, e.lease) {
 				reserved = e
 			}
 		default:
-			return nil, fmt.Errorf("%w: %s holds %v (key %s) and would take this node's lease for its own: stop flanneld on that address, or give this node another public IP; if that node is gone for good, delete the key or wait for the lease to expire", ErrForeignLease, theirs.who(), e.lease.Subnet, e.Key)
+			if err := foreign(e, req); err != nil {
+				return nil, err
+			}
 		}
 	}
 	if own == nil || !compatible(cfg, own.lease) && reserved != nil {
 		own = reserved
 	}
 	return own, nil
+}
+
+// foreign is an ErrForeignLease if e is a lease of another node that cannot be beside one of req's.
+func foreign(e *entry, req Request) error {
+	theirs := e.lease.Attrs
+	switch {
+	case e.skip != "" || theirs.nodeID() == req.NodeID || !theirs.sharesAddress(req.Attrs):
+		return nil
+	case theirs.RootlessOvl != nil:
+		if theirs.port(req.StockPort) != req.Attrs.port(req.StockPort) {
+			return nil
+		}
+		return fmt.Errorf("%w: %s holds %v with the same port (key %s): give this node a public IP or a port of its own; if that node is gone for good, delete the key or wait for the lease to expire", ErrForeignLease, theirs.who(), e.lease.Subnet, e.Key)
+	case e.lease.Reservation:
+		return nil
+	}
+	return fmt.Errorf("%w: %s holds %v (key %s) and would take this node's lease for its own: stop flanneld on that address, or give this node another public IP; if that node is gone for good, delete the key or wait for the lease to expire", ErrForeignLease, theirs.who(), e.lease.Subnet, e.Key)
 }
 
 func better(cfg NetworkConfig, a, b Lease) bool {

@@ -24,6 +24,7 @@ import (
 	grpcbackoff "google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 )
 
@@ -45,6 +46,7 @@ type Client struct {
 	etcd    *clientv3.Client
 	leases  pb.LeaseClient
 	watches pb.WatchClient
+	conns   *connections
 	timeout time.Duration
 	name    string
 }
@@ -88,9 +90,12 @@ func Dial(ctx context.Context, c ClientConfig) (*Client, error) {
 		grpc.WithChainUnaryInterceptor(user.unary),
 		grpc.WithChainStreamInterceptor(user.stream),
 	}
+	conns := &connections{open: make(map[net.Conn]bool)}
+	transport := insecure.NewCredentials()
 	if tlsConfig != nil {
-		options = append(options, grpc.WithTransportCredentials(alerting{credentials.NewTLS(tlsConfig)}))
+		transport = alerting{credentials.NewTLS(tlsConfig)}
 	}
+	options = append(options, grpc.WithTransportCredentials(listed{transport, conns}))
 
 	etcd, err := clientv3.New(clientv3.Config{
 		Context:              context.WithoutCancel(ctx), // for its whole life
@@ -106,7 +111,7 @@ func Dial(ctx context.Context, c ClientConfig) (*Client, error) {
 		return nil, classify(ctx, name, "connecting", err)
 	}
 	conn := etcd.ActiveConnection()
-	client := &Client{etcd, pb.NewLeaseClient(conn), pb.NewWatchClient(conn), timeout, name}
+	client := &Client{etcd, pb.NewLeaseClient(conn), pb.NewWatchClient(conn), conns, timeout, name}
 	if user != nil {
 		user.auth = pb.NewAuthClient(conn)
 		if _, err := user.current(ctx); err != nil {

@@ -170,7 +170,10 @@ func (h *Held) encodeLocked(a Attrs) error {
 	if len(value) > MaxValue {
 		return fmt.Errorf("lease: the attributes have %d bytes, at most %d", len(value), MaxValue)
 	}
-	h.want, h.value, h.tried = a, value, append(h.tried, a)
+	h.want, h.value = a, value
+	if !slices.ContainsFunc(h.tried, func(t Attrs) bool { return samePlace(t, a) }) {
+		h.tried = append(h.tried, a)
+	}
 	return nil
 }
 
@@ -410,16 +413,29 @@ func samePlace(a, b Attrs) bool {
 	return a.PublicIP == b.PublicIP && a.PublicIPv6 == b.PublicIPv6 && a.port(0) == b.port(0)
 }
 
-// Update publishes other attributes for the same subnet; NodeID stays. If the store is away it returns the error, and
-// Run publishes them when the store is back.
+// Update publishes other attributes for the same subnet; NodeID stays. If another node's lease has their address it returns
+// ErrForeignLease and what was published stays. If the store is away it returns the error, and Run publishes them when the store is
+// back, without a look at the others: call it again until it has succeeded.
 func (h *Held) Update(ctx context.Context, a Attrs) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if err := h.Err(); err != nil {
 		return err
 	}
-	if err := h.encodeLocked(stamped(a, h.req.NodeID)); err != nil {
+	a = stamped(a, h.req.NodeID)
+	entries, _, away := h.r.list(ctx)
+	req := h.req
+	req.Attrs = a
+	for i := range entries {
+		if err := foreign(&entries[i], req); err != nil {
+			return errors.Join(err, h.encodeLocked(h.view.Load().Attrs)) // a is not to be made up for any more
+		}
+	}
+	if err := h.encodeLocked(a); err != nil {
 		return err
+	}
+	if away != nil {
+		return away
 	}
 	_, err := h.checkLocked(ctx)
 	return err

@@ -60,6 +60,7 @@ func Run(t *testing.T, open func(t *testing.T) Lab) {
 		"Held_EndsWhenStartedAgain":               testRunsTwice,
 		"Held_BecomesReservation":                 testBecomesReservation,
 		"Held_Updates":                            testUpdate,
+		"Held_UpdateRefusesForeignAddress":        testUpdateForeign,
 		"Held_GivesBack":                          testRevoke,
 		"Held_KeepsShortLeaseAlive":               testEphemeralLives,
 		"Watch_HandsOverFullSnapshots":            testWatch,
@@ -848,6 +849,62 @@ func testUpdate(t *testing.T, r *room) {
 	}
 	if p := r.get(t, key); p.ModRevision != after.ModRevision {
 		t.Error("an update without a change was written")
+	}
+}
+
+func testUpdateForeign(t *testing.T, r *room) {
+	cfg := r.config(t, network)
+	h := r.acquire(t, r.node(t), cfg, request(1))
+	r.run(t, h)
+	key := r.key(h.Lease().Subnet)
+	other := r.acquire(t, r.node(t), cfg, request(2)).Lease()
+	var stock netip.Prefix
+	for _, s := range []string{"10.5.7.0/24", "10.5.8.0/24", "10.5.9.0/24"} {
+		if stock = netip.MustParsePrefix(s); stock != h.Lease().Subnet && stock != other.Subnet {
+			break
+		}
+	}
+	r.put(t, r.key(stock), `{"PublicIP":"172.16.0.5","PublicIPv6":null}`, time.Hour)
+	before := r.get(t, key)
+	theirs := r.get(t, r.key(stock))
+
+	moved := func(ip netip.Addr, port int) lease.Attrs {
+		a := request(1).Attrs
+		a.PublicIP = ip
+		a.RootlessOvl.Port = port
+		return a
+	}
+	address := netip.MustParseAddr("172.16.0.5")
+	for what, a := range map[string]lease.Attrs{
+		"of a flannel node":               moved(address, 18285),
+		"and port of a rootless-ovl node": moved(other.Attrs.PublicIP, other.Attrs.RootlessOvl.Port),
+	} {
+		if err := h.Update(r.ctx, a); !errors.Is(err, lease.ErrForeignLease) || !strings.Contains(err.Error(), a.PublicIP.String()) {
+			t.Errorf("Update to the address %s: %v", what, err)
+		}
+	}
+	if now := r.get(t, key); now.ModRevision != before.ModRevision || h.Lease().Attrs.PublicIP != request(1).Attrs.PublicIP {
+		t.Errorf("published %s", now.Value)
+	}
+	// What is refused is not made up for later either, such as when somebody deletes the key.
+	r.delete(t, key)
+	r.eventually(t, "the own key is put back", func() bool { return r.get(t, key) != nil })
+	if now := r.get(t, key); !bytes.Equal(now.Value, before.Value) {
+		t.Errorf("put back as %s", now.Value)
+	}
+	if now := r.get(t, r.key(stock)); now.ModRevision != theirs.ModRevision {
+		t.Errorf("the flannel node's lease became %s", now.Value)
+	}
+	// A port of its own beside a rootless-ovl node is fine, and so is the address once the other has gone.
+	if err := h.Update(r.ctx, moved(other.Attrs.PublicIP, other.Attrs.RootlessOvl.Port+1)); err != nil {
+		t.Error(err)
+	}
+	r.delete(t, r.key(stock))
+	if err := h.Update(r.ctx, moved(address, 18285)); err != nil {
+		t.Error(err)
+	}
+	if got := h.Lease(); got.Attrs.PublicIP != address || r.get(t, key) == nil {
+		t.Errorf("Lease() = %+v", got)
 	}
 }
 
