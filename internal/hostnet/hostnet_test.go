@@ -240,7 +240,11 @@ type realResult struct {
 }
 
 func TestMain(m *testing.M) {
-	if os.Getenv("HOSTNET_TEST_INSIDE") != "" {
+	switch os.Getenv("HOSTNET_TEST_INSIDE") {
+	case "":
+	case "watch":
+		watchInside()
+	default:
 		inside()
 	}
 	os.Exit(m.Run())
