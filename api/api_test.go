@@ -225,7 +225,7 @@ func TestJSONNames_AreStable(t *testing.T) {
 		v    any
 		want string
 	}{
-		{Status{}, "version state since pid node_id public_ip interface port subnet network gateway backend mtu public_ipv6 subnet6 network6 gateway6 ephemeral runtime_dir state_dir subnet_file store attachments peers counters"},
+		{Status{}, "version state problem since pid node_id public_ip interface port subnet network gateway backend mtu public_ipv6 subnet6 network6 gateway6 ephemeral runtime_dir state_dir subnet_file store attachments peers counters"},
 		{StoreStatus{}, "endpoints prefix embedded connected since error"},
 		{Attachment{}, "name pid netns ifname addr addr6 mac gateway gateway6 mtu default_route whole_subnet problem since counters"},
 		{AttachRequest{}, "pid netns name addr ifname mac no_default_route gateway"},

@@ -33,7 +33,8 @@ const (
 type Status struct {
 	Version   string    `json:"version"`
 	State     string    `json:"state"`
-	Since     time.Time `json:"since"` // when the daemon started
+	Problem   string    `json:"problem,omitempty"` // what keeps peers from reaching this node; empty when nothing is known to
+	Since     time.Time `json:"since"`             // when the daemon started
 	PID       int       `json:"pid"`
 	NodeID    string    `json:"node_id"`
 	PublicIP  string    `json:"public_ip"`

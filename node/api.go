@@ -31,6 +31,7 @@ func (n *Node) Status(context.Context) (api.Status, error) {
 	s := api.Status{
 		Version:     n.cfg.Version,
 		State:       n.state,
+		Problem:     n.problem,
 		Since:       n.started,
 		PID:         os.Getpid(),
 		NodeID:      n.id,

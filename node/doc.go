@@ -11,6 +11,8 @@
 // ends only when all of them have ended; what persists after it is the lease (unless Ephemeral), the TAPs in the
 // containers, and the state directory.
 //
+// The host's address may change while Run lasts: roam.go follows it.
+//
 // Locking: one mutex (Node.mu) guards the attachments, addresses and the current snapshot. The slow part of an attach
 // (opening a TAP in a namespace) runs outside it, with the name, namespace and address reserved under it.
 //

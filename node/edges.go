@@ -4,6 +4,7 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -25,6 +26,7 @@ type dataPath interface {
 	AddPort(forwarder.PortConfig) (*forwarder.Port, error)
 	RemovePort(*forwarder.Port)
 	SetTable(forwarder.TableConfig) error
+	Rebind(addr, addr6 netip.Addr) error
 }
 
 // gateway is what the node does with a stack.Gateway while it runs.
@@ -61,8 +63,9 @@ type edges struct {
 	startTime func(pid int) (uint64, error)
 	watchPID  func(pid int) (exitWatch, error)
 
-	external func(Config) (external, error)                        // of this host
-	overlaps func(overlay netip.Prefix) ([]hostnet.Overlap, error) // of this host with the overlay
+	external  func(c Config, now external) (external, error)            // of this host; what is now in use stays if it can
+	watchHost func(ctx context.Context, c Config, changed func()) error // calls changed when external may answer differently
+	overlaps  func(overlay netip.Prefix) ([]hostnet.Overlap, error)     // of this host with the overlay
 }
 
 func kernelEdges() edges {
@@ -77,20 +80,39 @@ func kernelEdges() edges {
 			}
 			return e, nil
 		},
-		external: hostExternal,
-		overlaps: hostnet.Overlaps,
+		external:  hostExternal,
+		watchHost: watchHost,
+		overlaps:  hostnet.Overlaps,
 	}
 }
 
-func hostExternal(c Config) (external, error) {
+// choiceOf are the flags of the choice of the external interface.
+func choiceOf(c Config) (hostnet.Options, error) {
 	o := hostnet.Options{Iface: c.Iface, IfaceRegex: c.IfaceRegex, PublicIP: c.PublicIP, PublicIPv6: c.PublicIPv6}
 	if c.IfaceCanReach != "" {
 		a, err := netip.ParseAddr(c.IfaceCanReach)
 		if err != nil {
-			return external{}, fmt.Errorf("--iface-can-reach %s: an address is needed: %w", c.IfaceCanReach, err)
+			return o, fmt.Errorf("--iface-can-reach %s: an address is needed: %w", c.IfaceCanReach, err)
 		}
 		o.CanReach = a
 	}
+	return o, nil
+}
+
+func watchHost(ctx context.Context, c Config, changed func()) error {
+	o, err := choiceOf(c)
+	if err != nil {
+		return err
+	}
+	return hostnet.Watch(ctx, o, changed)
+}
+
+func hostExternal(c Config, now external) (external, error) {
+	o, err := choiceOf(c)
+	if err != nil {
+		return external{}, err
+	}
+	o.InUse = []netip.Addr{now.bind, now.bind6}
 	e, err := hostnet.ExternalInterface(o)
 	return external{ifName: e.Name, bind: e.Addr, public: e.PublicIP, bind6: e.Addr6, public6: e.PublicIPv6, mtu: e.MTU}, err
 }

@@ -3,6 +3,7 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -31,6 +32,12 @@ type world struct {
 	released   []netip.Addr
 	own        []netip.Addr
 	addPortErr error
+	host       external // the external interface; the loopback's if there is none
+	hostErr    error
+	watchErr   error
+	bound      [2]netip.Addr // by the last Rebind
+	rebindErr  error
+	hostNews   func()   // tells the node of a change; nil while it does not watch
 	trouble    []string // things done in an order that would crash
 }
 
@@ -112,13 +119,32 @@ func (w *world) edges() edges {
 			}
 			return &fakeExit{c}, nil
 		},
-		external: func(c Config) (external, error) {
+		external: func(c Config, _ external) (external, error) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if w.hostErr != nil {
+				return external{}, w.hostErr
+			}
+			if w.host != (external{}) {
+				return w.host, nil
+			}
 			lo := netip.MustParseAddr("127.0.0.1")
 			public := lo
 			if c.PublicIP.IsValid() {
 				public = c.PublicIP
 			}
 			return external{ifName: "lo", bind: lo, public: public, mtu: 1500}, nil
+		},
+		watchHost: func(ctx context.Context, _ Config, changed func()) error {
+			w.mu.Lock()
+			err := w.watchErr
+			w.hostNews = changed
+			w.mu.Unlock()
+			if err != nil {
+				return err
+			}
+			<-ctx.Done()
+			return nil
 		},
 		overlaps: func(netip.Prefix) ([]hostnet.Overlap, error) { return nil, nil },
 	}
@@ -278,6 +304,16 @@ func (w *world) SetTable(t forwarder.TableConfig) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.table = t
+	return nil
+}
+
+func (w *world) Rebind(addr, addr6 netip.Addr) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.rebindErr != nil {
+		return w.rebindErr
+	}
+	w.bound = [2]netip.Addr{addr, addr6}
 	return nil
 }
 

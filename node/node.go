@@ -45,6 +45,7 @@ type Node struct {
 	stopping chan struct{} // closed when Run begins to end
 	prober   *prober
 	dirty    chan struct{} // has one element when what saveLastLocked writes has changed
+	newLease chan struct{} // has one element when a lease was taken that the roamer has not seen
 
 	watchers sync.WaitGroup // one goroutine an attachment, see enter
 
@@ -60,6 +61,8 @@ type Node struct {
 	mtu         int              // of the overlay, bytes
 	storeErr    error            // why the store could not be reached while there was no registry
 	endpoints   []string
+	problem     string        // of the external address, for status; empty: there is none
+	client      *lease.Client // nil as long as registry is
 	registry    *lease.Registry
 	netConfig   lease.NetworkConfig
 	held        *lease.Held  // nil while no lease is held
@@ -94,6 +97,15 @@ func (e external) attrs() []any {
 	return append(attrs, "mtu", e.mtu)
 }
 
+// after is attrs with what was before.
+func (e external) after(was external) []any {
+	attrs := append(e.attrs(), "before", was.bind)
+	if was.bind6 != e.bind6 {
+		attrs = append(attrs, "before6", was.bind6)
+	}
+	return attrs
+}
+
 // New checks c and makes a Node. It starts nothing and touches no file.
 func New(c Config) (*Node, error) {
 	c, err := c.checked()
@@ -110,6 +122,7 @@ func New(c Config) (*Node, error) {
 		attachments: make(map[string]*attachment),
 		goneDrops:   make(map[string]uint64),
 		dirty:       make(chan struct{}, 1),
+		newLease:    make(chan struct{}, 1),
 	}
 	n.prober = newProber(n.log, n.republish)
 	return n, nil
@@ -182,7 +195,7 @@ func (n *Node) Run(ctx context.Context) error {
 
 // bringUp takes the node from nothing to ready. Each step fails cleanly: what is in the store is written last.
 func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string, func(context.Context) error)) error {
-	ext, err := n.edges.external(n.cfg)
+	ext, err := n.edges.external(n.cfg, external{})
 	if err != nil {
 		return err
 	}
@@ -196,7 +209,7 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	run("the embedded store", store.wait)
 
 	last := n.lastKnown()
-	cfg, fromLast, router, err := n.prepare(ctx, store, ext, last)
+	cfg, fromLast, router, err := n.prepare(ctx, store, last)
 	if err != nil || router == nil {
 		return err
 	}
@@ -207,8 +220,9 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	n.mu.Lock()
 	n.netConfig, n.router, n.path = cfg, router, router
 	n.port = int(router.Underlay().Port())
-	n.mtu = n.overlayMTUOf(cfg, ext)
+	n.mtu = n.overlayMTUOf(cfg, n.external)
 	n.mu.Unlock()
+	run("the external address", (&roamer{n: n, store: store}).run)
 
 	var held *lease.Held
 	handedOver := false
@@ -260,7 +274,7 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 // prepare finds the network config, and everything that can fail on this host before others are told of it: the underlay's
 // port and the subnet file. A config that is not there yet is created when all that is known to be good. With ctx it
 // returns no router and no error. fromLast is as of networkConfig.
-func (n *Node) prepare(ctx context.Context, store *openedStore, ext external, last savedLast) (cfg lease.NetworkConfig, fromLast bool, router *forwarder.Router, err error) {
+func (n *Node) prepare(ctx context.Context, store *openedStore, last savedLast) (cfg lease.NetworkConfig, fromLast bool, router *forwarder.Router, err error) {
 	if err := checkSubnetFile(n.cfg.SubnetFile); err != nil {
 		return cfg, false, nil, err
 	}
@@ -269,6 +283,7 @@ func (n *Node) prepare(ctx context.Context, store *openedStore, ext external, la
 		if cfg, from, err = n.networkConfig(ctx, store, last); err != nil || ctx.Err() != nil {
 			return cfg, false, nil, err
 		}
+		ext := n.stillExternal()
 		if err := n.checkNetwork(cfg, ext); err != nil {
 			return cfg, false, nil, err
 		}
@@ -289,6 +304,22 @@ func (n *Node) prepare(ctx context.Context, store *openedStore, ext external, la
 		// Another node was faster, and its config may say something else.
 	}
 	return cfg, false, nil, nil
+}
+
+// stillExternal is the external interface as it is now: the store may have been long in answering, and nothing is bound yet.
+func (n *Node) stillExternal() external {
+	n.mu.Lock()
+	was := n.external
+	n.mu.Unlock()
+	ext, err := n.edges.external(n.cfg, was)
+	if err != nil || ext == was {
+		return was
+	}
+	n.log.Info("the external address has changed", ext.after(was)...)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.external = ext
+	return ext
 }
 
 // openRouter binds the underlay's port before anything tells others of it, and decides what is spoken there.

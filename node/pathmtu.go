@@ -147,6 +147,19 @@ func (p *prober) follow(targets []pathTarget) {
 	}
 }
 
+// restart has every path searched anew when it is next used: this host is somewhere else. Until then what was known of it holds.
+func (p *prober) restart() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for addr, path := range p.paths {
+		p.paths[addr] = &peerPath{target: path.target, mtu: path.mtu, answers: make(chan uint64, 64), gone: make(chan struct{})}
+		close(path.gone)
+		if p.via != nil {
+			p.via.WatchPeer(path.target.config)
+		}
+	}
+}
+
 // mtu is the path MTU towards a peer in bytes, most if it is followed no more.
 func (p *prober) mtu(peer netip.AddrPort, most int) int {
 	p.mu.Lock()

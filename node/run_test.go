@@ -46,6 +46,11 @@ func startNode(t *testing.T, c Config) *running {
 		t.Fatal(err)
 	}
 	n.edges = newWorld().edges()
+	return runNode(t, n)
+}
+
+func runNode(t *testing.T, n *Node) *running {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &running{t: t, n: n, c: n.cfg, stop: cancel, ended: make(chan struct{}), client: api.NewClient(n.cfg.Socket())}
 	go func() {

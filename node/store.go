@@ -111,7 +111,7 @@ func (n *Node) connectStore(ctx context.Context, s *openedStore) error {
 	s.client = client
 	s.registry = lease.NewRegistry(client, n.cfg.EtcdPrefix, n.log)
 	n.mu.Lock()
-	n.registry = s.registry
+	n.client, n.registry = s.client, s.registry
 	n.mu.Unlock()
 	return nil
 }
@@ -550,6 +550,10 @@ func (n *Node) leased(held *lease.Held, own subnets) error {
 		if held == nil {
 			n.state = api.StateLeaseLost
 		}
+	}
+	select {
+	case n.newLease <- struct{}{}:
+	default:
 	}
 	return nil
 }

@@ -53,6 +53,9 @@ func (a *app) statusText(w io.Writer, s api.Status) {
 		underlay += " on " + s.Interface
 	}
 	row(w, "State", s.State)
+	if s.Problem != "" {
+		row(w, "Problem", s.Problem)
+	}
 	row(w, "Network", both(s.Network, s.Network6))
 	row(w, "Subnet", lease)
 	row(w, "Gateway", both(s.Gateway, s.Gateway6))
