@@ -23,6 +23,7 @@ import (
 type Status struct {
 	Version     string `json:"version"`
 	State       string `json:"state"`
+	Problem     string `json:"problem"`
 	PID         int    `json:"pid"`
 	NodeID      string `json:"node_id"`
 	PublicIP    string `json:"public_ip"`

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -178,4 +179,32 @@ func (h *Host) CloseTun() error {
 		}
 	}
 	return errors.New("this user may open /dev/console and /etc/shadow")
+}
+
+// LoseAddress takes the host's address on the LAN away, and with it the default route.
+func (h *Host) LoseAddress() error {
+	return h.onLAN(h.Addr, netlink.AddrDel)
+}
+
+// GetAddress gives a host that has lost its address this one, with a default route, as DHCP does.
+func (h *Host) GetAddress(addr netip.Addr) error {
+	h.Addr = addr
+	if err := h.onLAN(addr, netlink.AddrAdd); err != nil {
+		return err
+	}
+	return h.Do(func() error { return netlink.RouteAdd(&netlink.Route{Gw: RouterAddr.AsSlice()}) })
+}
+
+func (h *Host) onLAN(addr netip.Addr, change func(netlink.Link, *netlink.Addr) error) error {
+	return h.Do(func() error {
+		link, err := netlink.LinkByName("lan0")
+		if err != nil {
+			return err
+		}
+		a, err := netlink.ParseAddr(netip.PrefixFrom(addr, LAN.Bits()).String())
+		if err != nil {
+			return err
+		}
+		return change(link, a)
+	})
 }
