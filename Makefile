@@ -54,6 +54,14 @@ interop: check-deps check-interop build ## flannel's own packages against ours: 
 	cd test/interop && $(GO) vet ./... && CGO_ENABLED=1 $(GO) vet ./flanneld
 	cd test/interop && ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 10m $(TESTFLAGS) ./...
 
+.PHONY: engines
+engines: check-tun build engines-test ## rootless docker and podman with our node, on simulated hosts (root; their daemons are not)
+	ROOTLESS_OVL_ENGINES=1 ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) bin/engines.test -test.timeout 5m $(patsubst -%,-test.%,$(TESTFLAGS))
+
+.PHONY: engines-test
+engines-test:
+	$(GO) test -c -o bin/engines.test ./test/engines
+
 .PHONY: race
 race: check-race ## unit tests under the race detector (needs gcc)
 	CGO_ENABLED=1 $(GO) test -race -timeout 20m $(TESTFLAGS) $(UNIT)

@@ -16,6 +16,9 @@
 // servers and clients of tests are ordinary goroutines of the test process. A program started on a host (Host.Start) first
 // loses all capabilities, the bounding set too: the daemon has what an unprivileged user has.
 //
+// RootedMain (rooted.go) is Main where the hosts' user must be able to map a range of uids, as container engines do: it needs root, and
+// the hosts' programs run as the machine's ordinary user.
+//
 // Owners: everything made by New ends with the test it was made for (T.Cleanup), in bounded time. Goroutines that a method
 // starts end with the test too.
 //

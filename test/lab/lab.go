@@ -133,8 +133,10 @@ func (l *Lab) plug(name string, addr netip.Addr) *Host {
 	must(l.t, name, err)
 	h := &Host{Space: space, Name: name, Addr: addr, lab: l, Dir: filepath.Join(l.Dir, name)}
 	l.t.Cleanup(space.close)
+	uid, gid, _ := hostUser()
 	for _, dir := range []string{h.Dir, h.Home(), h.XDGRuntimeDir()} {
 		must(l.t, name, os.Mkdir(dir, 0o700))
+		must(l.t, name, os.Chown(dir, uid, gid))
 	}
 	h.SetResolvConf("nameserver " + RouterAddr.String() + "\n")
 
@@ -161,7 +163,7 @@ func (l *Lab) plug(name string, addr netip.Addr) *Host {
 	}))
 	must(l.t, "network of "+name, space.Do(func() error {
 		// ping_group_range: what a distribution sets for its users. cubic: BBR paces bare veth and hides everything.
-		if gid := strconv.Itoa(os.Getegid()); !l.noPing {
+		if gid := strconv.Itoa(gid); !l.noPing {
 			if err := writeSysctl("net/ipv4/ping_group_range", gid+" "+gid); err != nil {
 				return err
 			}

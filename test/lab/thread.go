@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -128,7 +129,16 @@ func (s *Space) DialContext(ctx context.Context, network, address string) (net.C
 // start starts cmd in the space. Without privileged, cmd has no capability and cannot get one: what an unprivileged user has.
 func (s *Space) start(cmd *exec.Cmd, privileged bool) error {
 	return s.Do(func() error {
-		if !privileged {
+		uid, gid, rooted := hostUser()
+		switch {
+		case privileged:
+		case rooted:
+			// It becomes a user's by the exec. The bounding set stays: without it newuidmap is not privileged either.
+			if cmd.SysProcAttr == nil {
+				cmd.SysProcAttr = &syscall.SysProcAttr{}
+			}
+			cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+		default:
 			if err := dropCaps(); err != nil {
 				return err
 			}
