@@ -100,6 +100,9 @@ func (e external) attrs() []any {
 // after is attrs with what was before.
 func (e external) after(was external) []any {
 	attrs := append(e.attrs(), "before", was.bind)
+	if was.ifName != e.ifName {
+		attrs = append(attrs, "interface_before", was.ifName)
+	}
 	if was.bind6 != e.bind6 {
 		attrs = append(attrs, "before6", was.bind6)
 	}

@@ -19,6 +19,7 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -123,7 +124,7 @@ func settle(ctx context.Context, changed <-chan struct{}) {
 func (r *roamer) look(ctx context.Context) bool {
 	n := r.n
 	n.mu.Lock()
-	now, dual := n.external, carriesIPv6(n.netConfig)
+	now, dual, alloc := n.external, carriesIPv6(n.netConfig), allocates(n.netConfig)
 	n.mu.Unlock()
 	next, err := n.edges.external(n.cfg, now)
 	if err != nil {
@@ -136,7 +137,7 @@ func (r *roamer) look(ctx context.Context) bool {
 	switch {
 	case !dual:
 		now.bind6, now.public6 = next.bind6, next.public6 // nothing hangs on them
-	case !next.bind6.IsValid():
+	case !next.bind6.IsValid() && !alloc: // there was one, or the node would not have started
 		next.bind6, next.public6 = now.bind6, now.public6
 		gone6 = fmt.Errorf("interface %s has no IPv6 address that other nodes could send to", next.ifName)
 	}
@@ -147,7 +148,7 @@ func (r *roamer) look(ctx context.Context) bool {
 			}
 			return false
 		}
-	} else if r.said == addressGone || r.said == address6Gone && gone6 == nil {
+	} else if r.said == addressGone || r.said == address6Gone && gone6 == nil || strings.HasPrefix(r.said, notBound) {
 		n.log.Info("the external address is back", now.attrs()...)
 	}
 	if !r.publish(ctx) {

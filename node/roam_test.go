@@ -364,6 +364,32 @@ func TestRoam_TriesAgainWhereTheUnderlayCannotFollow(t *testing.T) {
 	})
 }
 
+func TestRoam_IsQuietWhenTheHostIsBackBeforeTheUnderlayFollowed(t *testing.T) {
+	travel(t, udpConfig, nil, func(t *testing.T, r *traveller) {
+		r.w.bound[0] = home.bind
+		r.moves(func(w *world) { w.host, w.rebindErr = away, errKernel })
+		r.to(home)
+		r.wants(home, home.public)
+		r.logs("INFO leased a subnet", "INFO peers", "ERROR "+notBound, saysBack)
+		if s := r.status(); s.Problem != "" {
+			t.Errorf("problem %q", s.Problem)
+		}
+	})
+}
+
+// An alloc network sends nothing between hosts: the lease follows, and an IPv6 address need not be there.
+func TestRoam_AllocPublishesAndBindsNothing(t *testing.T) {
+	const config = `{"EnableIPv6":true,"Network":"10.5.0.0/16","IPv6Network":"fd00:5::/48","Backend":{"Type":"alloc"}}`
+	travel(t, config, nil, func(t *testing.T, r *traveller) {
+		if s := r.status(); s.Problem != "" {
+			t.Errorf("problem %q", s.Problem)
+		}
+		r.to(away)
+		r.wants(external{bind: netip.Addr{}, public: away.public}, away.public)
+		r.logs("INFO leased a subnet", saysChanged, saysLease)
+	})
+}
+
 func TestRoam_WarnsOfAnotherMTU(t *testing.T) {
 	travel(t, udpConfig, nil, func(t *testing.T, r *traveller) {
 		r.logs("INFO leased a subnet", "INFO peers")

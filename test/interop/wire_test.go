@@ -263,3 +263,33 @@ func TestFlannel_LosesItsRouteWithOurLease(t *testing.T) {
 		}
 	})
 }
+
+// A flannel host follows our lease to another address, which a host has by DHCP say; nothing else of the lease changes.
+func TestFlannel_FollowsOurHostToAnotherAddress(t *testing.T) {
+	forBackends(t, func(t *testing.T, b backend) {
+		s := newSite(t, b)
+		f := s.startFlannel(t)
+		n := s.startOurs(t)
+		f.reaches(t, n)
+		ours := n.container(t, "ours")
+		pings(t, f.member(), ours.addr)
+		before := s.leases(t)
+		for _, addr := range []netip.Addr{netip.MustParseAddr("192.0.2.77"), n.Host.Addr} {
+			old := n.Host.Addr
+			if err := errors.Join(n.Host.LoseAddress(), n.Host.GetAddress(addr)); err != nil {
+				t.Fatal(err)
+			}
+			lab.Eventually(t, "the lease has the new address", func() bool {
+				return strings.Contains(s.leases(t)[n.subnet], `"PublicIP":"`+addr.String()+`"`)
+			})
+			f.reaches(t, n)
+			pings(t, f.member(), ours.addr)
+			pings(t, ours, f.member().addr)
+			now := s.leases(t)
+			before[n.subnet] = strings.Replace(before[n.subnet], old.String(), addr.String(), 1)
+			if !maps.Equal(now, before) {
+				t.Errorf("leases %v, want %v", now, before)
+			}
+		}
+	})
+}
