@@ -99,7 +99,8 @@ type Interface struct {
 	MTU        int
 	TxQueueLen int
 	Up         bool
-	Addrs      []netip.Prefix
+	Addrs      []netip.Prefix // IPv4
+	Addrs6     []netip.Prefix // IPv6, the link-local one too
 }
 
 // Interfaces lists the interfaces of the namespace but lo.
@@ -119,14 +120,18 @@ func (s *Space) Interfaces() ([]Interface, error) {
 				Name: attrs.Name, Index: attrs.Index, MAC: attrs.HardwareAddr.String(), MTU: attrs.MTU, TxQueueLen: attrs.TxQLen,
 				Up: attrs.Flags&unix.IFF_UP != 0,
 			}
-			addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
+			addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
 			if err != nil {
 				return err
 			}
 			for _, a := range addrs {
-				addr, _ := netip.AddrFromSlice(a.IP.To4())
+				addr, _ := netip.AddrFromSlice(a.IP)
 				bits, _ := a.Mask.Size()
-				i.Addrs = append(i.Addrs, netip.PrefixFrom(addr, bits))
+				if addr = addr.Unmap(); addr.Is4() {
+					i.Addrs = append(i.Addrs, netip.PrefixFrom(addr, bits))
+				} else {
+					i.Addrs6 = append(i.Addrs6, netip.PrefixFrom(addr, bits))
+				}
 			}
 			found = append(found, i)
 		}
@@ -136,10 +141,15 @@ func (s *Space) Interfaces() ([]Interface, error) {
 }
 
 // Routes lists the namespace's IPv4 routes as text, such as "default via 100.96.1.1 dev eth0".
-func (s *Space) Routes() ([]string, error) {
+func (s *Space) Routes() ([]string, error) { return s.routes(netlink.FAMILY_V4) }
+
+// Routes6 is Routes for IPv6.
+func (s *Space) Routes6() ([]string, error) { return s.routes(netlink.FAMILY_V6) }
+
+func (s *Space) routes(family int) ([]string, error) {
 	var found []string
 	err := s.Do(func() error {
-		routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+		routes, err := netlink.RouteList(nil, family)
 		if err != nil {
 			return err
 		}
@@ -167,9 +177,9 @@ func (s *Space) Routes() ([]string, error) {
 func (s *Space) Neighbour(addr netip.Addr) string {
 	mac := ""
 	_ = s.Do(func() error {
-		neighbours, err := netlink.NeighList(0, netlink.FAMILY_V4)
+		neighbours, err := netlink.NeighList(0, netlink.FAMILY_ALL)
 		for _, n := range neighbours {
-			if a, _ := netip.AddrFromSlice(n.IP.To4()); a == addr && len(n.HardwareAddr) > 0 {
+			if a, _ := netip.AddrFromSlice(n.IP); a.Unmap() == addr && len(n.HardwareAddr) > 0 {
 				mac = n.HardwareAddr.String()
 			}
 		}
@@ -185,11 +195,7 @@ func (s *Space) AddAddr(ifName string, prefix netip.Prefix) error {
 		if err != nil {
 			return err
 		}
-		addr, err := netlink.ParseAddr(prefix.String())
-		if err != nil {
-			return err
-		}
-		return netlink.AddrAdd(link, addr)
+		return addAddr(link, prefix)
 	})
 }
 

@@ -22,7 +22,7 @@
 // Owners: everything made by New ends with the test it was made for (T.Cleanup), in bounded time. Goroutines that a method
 // starts end with the test too.
 //
-// Limits: IPv4 LAN; the kernel must allow unprivileged user namespaces. One uid is mapped, so "another user" is found among
+// Limits: a LAN has IPv4, and IPv6 beside it only if asked for (WithIPv6); the kernel must allow unprivileged user namespaces. One uid is mapped, so "another user" is found among
 // the machine's own processes and not made.
 //
 // Sources: user_namespaces(7), network_namespaces(7), capabilities(7), packet(7), pcap-savefile(5).

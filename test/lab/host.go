@@ -23,9 +23,10 @@ const commandLimit = 60 * time.Second
 // Host is a simulated machine with one unprivileged user.
 type Host struct {
 	*Space
-	Name string
-	Addr netip.Addr // on the LAN
-	Dir  string     // the host's files: home/, run/ and logs
+	Name  string
+	Addr  netip.Addr // on the LAN
+	Addr6 netip.Addr // on the LAN too, of a lab made with WithIPv6
+	Dir   string     // the host's files: home/, run/ and logs
 
 	lab     *Lab
 	daemons int

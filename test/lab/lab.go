@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -40,6 +41,20 @@ var (
 	MetadataAddr = netip.MustParseAddr("169.254.169.254")
 )
 
+// The same of a lab made with WithIPv6, in which every host has an IPv6 address that ends with the number its IPv4 address ends with.
+var (
+	LAN6         = netip.MustParsePrefix("2001:db8:0:2::/64")
+	RouterAddr6  = like(LAN6, RouterAddr)
+	OutsideAddr6 = netip.MustParseAddr("2001:db8:0:203::10")
+)
+
+// like is the address of an IPv6 prefix that ends with the last byte of an IPv4 address.
+func like(p netip.Prefix, v4 netip.Addr) netip.Addr {
+	b := p.Addr().As16()
+	b[15] = v4.As4()[3]
+	return netip.AddrFrom16(b)
+}
+
 // MTU is that of the LAN, unless WithMTU says otherwise.
 const MTU = 1500
 
@@ -55,6 +70,7 @@ type Lab struct {
 	hosts   []*Host
 	capture *capture
 	noPing  bool
+	ipv6    bool
 	mtu     int
 }
 
@@ -68,6 +84,9 @@ func WithoutPing(l *Lab) { l.noPing = true }
 
 // WithMTU makes a LAN of another MTU.
 func WithMTU(mtu int) Option { return func(l *Lab) { l.mtu = mtu } }
+
+// WithIPv6 gives the LAN IPv6 addresses too: see LAN6. Without it the hosts have IPv6 switched off.
+func WithIPv6(l *Lab) { l.ipv6 = true }
 
 // New makes a lab with the outside host and n hosts named h1, h2, ... at 192.0.2.11, .12, ... It lives as long as t.
 func New(t T, n int, options ...Option) *Lab {
@@ -99,12 +118,12 @@ func New(t T, n int, options ...Option) *Lab {
 		if err != nil {
 			return err
 		}
-		for _, addr := range []netip.Addr{OutsideAddr, MetadataAddr} {
-			a, err := netlink.ParseAddr(addr.String() + "/32")
-			if err != nil {
-				return err
-			}
-			if err := netlink.AddrAdd(lo, a); err != nil {
+		addrs := []netip.Addr{OutsideAddr, MetadataAddr}
+		if l.ipv6 {
+			addrs = append(addrs, OutsideAddr6)
+		}
+		for _, addr := range addrs {
+			if err := addAddr(lo, netip.PrefixFrom(addr, addr.BitLen())); err != nil {
 				return err
 			}
 		}
@@ -115,9 +134,10 @@ func New(t T, n int, options ...Option) *Lab {
 	for i := range n {
 		base[3] = byte(11 + i)
 		h := l.plug("h"+strconv.Itoa(i+1), netip.AddrFrom4(base))
-		must(t, "default route of "+h.Name, h.Do(func() error {
-			return netlink.RouteAdd(&netlink.Route{Gw: RouterAddr.AsSlice()})
-		}))
+		must(t, "default route of "+h.Name, addRoute(h.Space, netip.Prefix{}, RouterAddr))
+		if l.ipv6 {
+			must(t, "default route of "+h.Name, addRoute(h.Space, netip.Prefix{}, RouterAddr6))
+		}
 		l.hosts = append(l.hosts, h)
 	}
 	return l
@@ -132,6 +152,9 @@ func (l *Lab) plug(name string, addr netip.Addr) *Host {
 	space, err := newSpace()
 	must(l.t, name, err)
 	h := &Host{Space: space, Name: name, Addr: addr, lab: l, Dir: filepath.Join(l.Dir, name)}
+	if l.ipv6 {
+		h.Addr6 = like(LAN6, addr)
+	}
 	l.t.Cleanup(space.close)
 	uid, gid, _ := hostUser()
 	for _, dir := range []string{h.Dir, h.Home(), h.XDGRuntimeDir()} {
@@ -169,7 +192,9 @@ func (l *Lab) plug(name string, addr netip.Addr) *Host {
 			}
 		}
 		_ = writeSysctl("net/ipv4/tcp_congestion_control", "cubic") // not every kernel has it
-		_ = writeSysctl("net/ipv6/conf/all/disable_ipv6", "1")      // not every kernel has it
+		if err := l.setIPv6("lan0"); err != nil {
+			return err
+		}
 		if err := linkUp("lo"); err != nil {
 			return err
 		}
@@ -177,12 +202,13 @@ func (l *Lab) plug(name string, addr netip.Addr) *Host {
 		if err != nil {
 			return err
 		}
-		a, err := netlink.ParseAddr(netip.PrefixFrom(addr, LAN.Bits()).String())
-		if err != nil {
+		if err := addAddr(link, netip.PrefixFrom(addr, LAN.Bits())); err != nil {
 			return err
 		}
-		if err := netlink.AddrAdd(link, a); err != nil {
-			return err
+		if l.ipv6 {
+			if err := addAddr(link, netip.PrefixFrom(h.Addr6, LAN6.Bits())); err != nil {
+				return err
+			}
 		}
 		return netlink.LinkSetUp(link)
 	}))
@@ -191,6 +217,46 @@ func (l *Lab) plug(name string, addr netip.Addr) *Host {
 	}))
 	must(l.t, "capture of "+name, l.capture.add(port))
 	return h
+}
+
+// setIPv6 switches IPv6 on or off in the calling thread's network namespace, which has the interface already. On means: addresses are
+// usable at once, and none comes from a router.
+func (l *Lab) setIPv6(ifName string) error {
+	if !l.ipv6 {
+		_ = writeSysctl("net/ipv6/conf/all/disable_ipv6", "1") // not every kernel has it
+		return nil
+	}
+	for _, conf := range []string{"all", "default", ifName} {
+		for _, name := range []string{"accept_dad", "accept_ra"} {
+			if err := writeSysctl("net/ipv6/conf/"+conf+"/"+name, "0"); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// addRoute adds a route in the space, the default route when dst is none.
+func addRoute(s *Space, dst netip.Prefix, via netip.Addr) error {
+	return s.Do(func() error {
+		r := &netlink.Route{Gw: via.AsSlice()}
+		if dst.IsValid() {
+			r.Dst = &net.IPNet{IP: dst.Addr().AsSlice(), Mask: net.CIDRMask(dst.Bits(), dst.Addr().BitLen())}
+		}
+		return netlink.RouteAdd(r)
+	})
+}
+
+// addAddr gives an interface of the calling thread's network namespace an address, which is usable at once.
+func addAddr(link netlink.Link, prefix netip.Prefix) error {
+	addr, err := netlink.ParseAddr(prefix.String())
+	if err != nil {
+		return err
+	}
+	if prefix.Addr().Is6() {
+		addr.Flags = unix.IFA_F_NODAD
+	}
+	return netlink.AddrAdd(link, addr)
 }
 
 // end keeps what tells of a failure and removes the lab's directory.

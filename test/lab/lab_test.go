@@ -6,7 +6,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -47,6 +49,62 @@ func TestLab_HostsReachEachOtherAndTheOutside(t *testing.T) {
 	defer resp.Body.Close()
 	if body, _ := io.ReadAll(resp.Body); string(body) != l.Host(1).Addr.String() {
 		t.Errorf("the outside saw %q, want the host's own address %s", body, l.Host(1).Addr)
+	}
+}
+
+// Both families, addresses usable at once, errors of routers on the way.
+func TestLab_HostsHaveIPv6IfAskedFor(t *testing.T) {
+	l := lab.New(t, 2, lab.WithIPv6)
+	tunnel := l.Tunnel(1400)
+	h1, h2 := l.Host(1), l.Host(2)
+	for what, dst := range map[string]netip.Addr{
+		"host": h2.Addr6, "router": lab.RouterAddr6, "outside": lab.OutsideAddr6, "host beyond the tunnel": tunnel.Far.Addr6, "host by IPv4": h2.Addr,
+	} {
+		if r, err := h1.Ping(dst, 3); err != nil || r.Lost() != 0 {
+			t.Errorf("%s: %v, %v", what, r, err)
+		}
+	}
+	if i, err := h1.Interfaces(); err != nil || len(i) != 1 || !slices.Contains(i[0].Addrs6, netip.PrefixFrom(h1.Addr6, 64)) {
+		t.Errorf("interfaces %+v, %v", i, err)
+	}
+	routes, err := h1.Routes6()
+	if err != nil || !slices.Contains(routes, "default via "+lab.RouterAddr6.String()+" dev lan0") {
+		t.Errorf("routes %q, %v", routes, err)
+	}
+	if h1.Neighbour(h2.Addr6) == "" {
+		t.Error("no neighbour entry for the other host")
+	}
+	h2.HTTPServer(t, netip.AddrPortFrom(h2.Addr6, 8080))
+	if got, err := h1.Fetch("http://" + netip.AddrPortFrom(h2.Addr6, 8080).String() + "/"); err != nil || got != h1.Addr6.String() {
+		t.Errorf("the server saw %q, %v", got, err)
+	}
+	h2.UDPEcho(t, netip.AddrPortFrom(h2.Addr6, 9000))
+	if err := h1.EchoUDP(netip.AddrPortFrom(h2.Addr6, 9000), 65507); err != nil {
+		t.Error(err)
+	}
+	r, err := h1.PingWith(tunnel.Far.Addr6, lab.PingOptions{Count: 3, Size: 1401 - 48, DontFrag: true})
+	if err != nil || r.Received != 0 || len(r.Errors) == 0 || r.Errors[0].Type != 2 || r.Errors[0].MTU != 1400 {
+		t.Errorf("ping that is too big: %v, %v; want packet-too-big", r, err)
+	}
+	r, err = h1.PingWith(tunnel.Far.Addr6, lab.PingOptions{Count: 3, TTL: 1})
+	if err != nil || r.Received != 0 || len(r.Errors) == 0 || r.Errors[0].Type != 3 {
+		t.Errorf("ping over one hop: %v, %v; want time exceeded", r, err)
+	}
+	tunnel.Silence()
+	r, err = h1.PingWith(tunnel.Far.Addr6, lab.PingOptions{Count: 3, TTL: 1})
+	if err != nil || r.Received != 0 || len(r.Errors) != 0 {
+		t.Errorf("ping over one hop, silent router: %v, %v", r, err)
+	}
+	if r, err := h1.Ping(tunnel.Far.Addr6, 3); err != nil || r.Lost() != 0 {
+		t.Errorf("across silent routers: %v, %v", r, err)
+	}
+}
+
+func TestLab_HostsHaveNoIPv6Otherwise(t *testing.T) {
+	l := lab.New(t, 1)
+	i, err := l.Host(1).Interfaces()
+	if err != nil || len(i) != 1 || len(i[0].Addrs6) != 0 || l.Host(1).Addr6.IsValid() {
+		t.Errorf("interfaces %+v, %v", i, err)
 	}
 }
 

@@ -4,6 +4,7 @@ package lab
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -19,11 +20,11 @@ const pingWait = 3 * time.Second
 
 var pingIdent atomic.Uint32
 
-// ICMPError is an ICMP error that a namespace received.
+// ICMPError is an ICMP error that a namespace received, or an ICMPv6 error, whose types and codes are others.
 type ICMPError struct {
 	From       netip.Addr
 	Type, Code byte
-	MTU        int        // of a frag-needed
+	MTU        int        // of a frag-needed or packet-too-big
 	Dst        netip.Addr // destination of the packet that it is about
 }
 
@@ -60,9 +61,9 @@ type Pinger struct {
 type PingOptions struct {
 	Interval time.Duration // default 20 ms
 	Size     int           // bytes after the ICMP header; default 56
-	TTL      int           // default 64
-	DontFrag bool
-	Count    int // stop sending by itself after so many; 0: never
+	TTL      int           // default 64; the hop limit of IPv6
+	DontFrag bool          // also not by the sender, who does so with IPv6 otherwise
+	Count    int           // stop sending by itself after so many; 0: never
 }
 
 // StartPing begins to ping dst. Stop it.
@@ -73,7 +74,11 @@ func (s *Space) StartPing(dst netip.Addr, o PingOptions) (*Pinger, error) {
 	if o.Size == 0 {
 		o.Size = 56
 	}
-	conn, err := s.rawICMP(o.TTL, o.DontFrag)
+	open := s.rawICMP
+	if dst.Is6() {
+		open = s.rawICMPv6
+	}
+	conn, err := open(o.TTL, o.DontFrag)
 	if err != nil {
 		return nil, err
 	}
@@ -91,6 +96,34 @@ func (s *Space) rawICMP(ttl int, dontFrag bool) (net.PacketConn, error) {
 	if err != nil {
 		return nil, err
 	}
+	mode := unix.IP_PMTUDISC_DONT
+	if dontFrag {
+		mode = unix.IP_PMTUDISC_PROBE
+	}
+	options := map[int]int{unix.IP_MTU_DISCOVER: mode}
+	if ttl > 0 {
+		options[unix.IP_TTL] = ttl
+	}
+	return withOptions(conn, unix.IPPROTO_IP, options)
+}
+
+func (s *Space) rawICMPv6(hops int, dontFrag bool) (net.PacketConn, error) {
+	conn, err := s.ListenPacket("ip6:ipv6-icmp", "::")
+	if err != nil {
+		return nil, err
+	}
+	options := map[int]int{}
+	if hops > 0 {
+		options[unix.IPV6_UNICAST_HOPS] = hops
+	}
+	if dontFrag {
+		options[unix.IPV6_MTU_DISCOVER], options[unix.IPV6_DONTFRAG] = unix.IPV6_PMTUDISC_PROBE, 1
+	}
+	return withOptions(conn, unix.IPPROTO_IPV6, options)
+}
+
+// withOptions sets socket options, or closes the socket.
+func withOptions(conn net.PacketConn, level int, options map[int]int) (net.PacketConn, error) {
 	raw, err := conn.(*net.IPConn).SyscallConn()
 	if err != nil {
 		conn.Close()
@@ -98,21 +131,11 @@ func (s *Space) rawICMP(ttl int, dontFrag bool) (net.PacketConn, error) {
 	}
 	var optErr error
 	err = raw.Control(func(fd uintptr) {
-		if ttl > 0 {
-			optErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TTL, ttl)
-		}
-		mode := unix.IP_PMTUDISC_DONT
-		if dontFrag {
-			mode = unix.IP_PMTUDISC_PROBE
-		}
-		if optErr == nil {
-			optErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, mode)
+		for name, value := range options {
+			optErr = errors.Join(optErr, unix.SetsockoptInt(int(fd), level, name, value))
 		}
 	})
-	if err == nil {
-		err = optErr
-	}
-	if err != nil {
+	if err = errors.Join(err, optErr); err != nil {
 		conn.Close()
 		return nil, err
 	}
@@ -126,9 +149,14 @@ func (p *Pinger) send(count int) {
 	msg := make([]byte, 8+p.size)
 	for seq := 1; count == 0 || seq <= count; seq++ {
 		msg[0], msg[1], msg[2], msg[3] = 8, 0, 0, 0
+		if p.dst.Is6() {
+			msg[0] = icmp6Request // the kernel sums it
+		}
 		binary.BigEndian.PutUint16(msg[4:], p.ident)
 		binary.BigEndian.PutUint16(msg[6:], uint16(seq))
-		binary.BigEndian.PutUint16(msg[2:], Checksum(msg))
+		if p.dst.Is4() {
+			binary.BigEndian.PutUint16(msg[2:], Checksum(msg))
+		}
 		p.mu.Lock()
 		p.result.Sent++
 		p.mu.Unlock()
@@ -149,8 +177,8 @@ func (p *Pinger) receive() {
 		if err != nil {
 			return
 		}
-		src, _ := netip.AddrFromSlice(from.(*net.IPAddr).IP.To4())
-		p.take(src, buf[:n])
+		src, _ := netip.AddrFromSlice(from.(*net.IPAddr).IP)
+		p.take(src.Unmap(), buf[:n])
 	}
 }
 
@@ -158,15 +186,19 @@ func (p *Pinger) receive() {
 func (p *Pinger) take(src netip.Addr, msg []byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(msg) >= 8 && msg[0] == 0 && binary.BigEndian.Uint16(msg[4:]) == p.ident && src == p.dst {
+	request, reply, parse := byte(8), byte(0), parseICMPError
+	if p.dst.Is6() {
+		request, reply, parse = icmp6Request, icmp6Reply, parseICMPv6Error
+	}
+	if len(msg) >= 8 && msg[0] == reply && binary.BigEndian.Uint16(msg[4:]) == p.ident && src == p.dst {
 		if seq := binary.BigEndian.Uint16(msg[6:]); !p.seen[seq] {
 			p.seen[seq] = true
 			p.result.Received++
 		}
 		return
 	}
-	e, inner, ok := parseICMPError(src, msg)
-	if ok && len(inner) >= 8 && e.Dst == p.dst && inner[0] == 8 && binary.BigEndian.Uint16(inner[4:]) == p.ident {
+	e, inner, ok := parse(src, msg)
+	if ok && len(inner) >= 8 && e.Dst == p.dst && inner[0] == request && binary.BigEndian.Uint16(inner[4:]) == p.ident {
 		p.result.Errors = append(p.result.Errors, e)
 	}
 }
@@ -187,6 +219,32 @@ func parseICMPError(src netip.Addr, msg []byte) (e ICMPError, inner []byte, ok b
 		e.MTU = int(binary.BigEndian.Uint16(msg[6:]))
 	}
 	return e, about[header:], true
+}
+
+// What an ICMPv6 message can be (RFC 4443).
+const (
+	icmp6Request = 128
+	icmp6Reply   = 129
+	icmp6TooBig  = 2
+	icmp6Errors  = 127 // the largest type of an error
+)
+
+// parseICMPv6Error is parseICMPError for IPv6.
+func parseICMPv6Error(src netip.Addr, msg []byte) (e ICMPError, inner []byte, ok bool) {
+	if len(msg) < 8+40 || msg[0] > icmp6Errors {
+		return e, nil, false
+	}
+	about := msg[8:]
+	dst, _ := netip.AddrFromSlice(about[24:40])
+	e = ICMPError{From: src, Type: msg[0], Code: msg[1], Dst: dst}
+	if e.Type == icmp6TooBig {
+		e.MTU = int(binary.BigEndian.Uint32(msg[4:]))
+	}
+	inner = about[40:]
+	if about[6] == unix.IPPROTO_FRAGMENT && len(inner) >= 8 {
+		inner = inner[8:]
+	}
+	return e, inner, true
 }
 
 // Received is the number of answers so far.

@@ -25,7 +25,7 @@ import (
 //	/count     (POST) the number of bytes that came in and matched the pattern
 func (s *Space) HTTPServer(t T, addr netip.AddrPort) {
 	t.Helper()
-	l, err := s.Listen("tcp4", addr.String())
+	l, err := s.Listen("tcp", addr.String())
 	must(t, "web server", err)
 	mux := http.NewServeMux()
 	mux.HandleFunc("/{$}", func(w http.ResponseWriter, r *http.Request) {
@@ -156,7 +156,7 @@ func checkPattern(r io.Reader) (int64, error) {
 // UDPEcho answers every datagram at addr in the space with itself until the test ends. seen receives the sources.
 func (s *Space) UDPEcho(t T, addr netip.AddrPort) (seen <-chan netip.AddrPort) {
 	t.Helper()
-	conn, err := s.ListenPacket("udp4", addr.String())
+	conn, err := s.ListenPacket("udp", addr.String())
 	must(t, "UDP echo", err)
 	sources := make(chan netip.AddrPort, 1024)
 	go func() {
@@ -179,7 +179,7 @@ func (s *Space) UDPEcho(t T, addr netip.AddrPort) (seen <-chan netip.AddrPort) {
 
 // EchoUDP sends n bytes to addr and waits for the same bytes, a few times over, since datagrams may be lost.
 func (s *Space) EchoUDP(addr netip.AddrPort, n int) error {
-	conn, err := s.DialContext(context.Background(), "udp4", addr.String())
+	conn, err := s.DialContext(context.Background(), "udp", addr.String())
 	if err != nil {
 		return err
 	}
@@ -189,7 +189,7 @@ func (s *Space) EchoUDP(addr netip.AddrPort, n int) error {
 	if err != nil {
 		return err
 	}
-	// A datagram above the MTU is to be sent in fragments, also after a frag-needed.
+	// A datagram above the MTU is to be sent in fragments, also after a frag-needed. IPv6 does so unless told otherwise.
 	if err := raw.Control(func(fd uintptr) {
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
 	}); err != nil {

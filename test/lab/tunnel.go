@@ -4,7 +4,7 @@
 package lab
 
 import (
-	"net"
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -22,6 +22,13 @@ var (
 	farRouter  = netip.MustParsePrefix("198.51.100.1/25")
 	farHost    = netip.MustParsePrefix("198.51.100.11/25")
 	farNets    = netip.MustParsePrefix("198.51.100.0/24")
+
+	nearRouter6 = like(LAN6, nearRouter.Addr())
+	nearEnd6    = netip.MustParsePrefix("2001:db8:0:5101::1/64")
+	farEnd6     = netip.MustParsePrefix("2001:db8:0:5101::2/64")
+	farRouter6  = netip.MustParsePrefix("2001:db8:0:5100::1/64")
+	farHost6    = netip.MustParsePrefix("2001:db8:0:5100::b/64")
+	farNets6    = netip.MustParsePrefix("2001:db8:0:5100::/63")
 )
 
 // Tunnel is the link between the two routers.
@@ -48,33 +55,39 @@ func (l *Lab) Tunnel(mtu int) *Tunnel {
 	for _, dir := range []string{n.Far.Dir, n.Far.Home(), n.Far.XDGRuntimeDir()} {
 		must(l.t, "far host", os.Mkdir(dir, 0o700))
 	}
-	l.cable(n.near, n.far, "tunnel0", nearEnd, farEnd, mtu)
-	l.cable(n.far, n.Far.Space, "lan0", farRouter, farHost, l.mtu)
-	for _, router := range []*Space{n.near, n.far} {
-		must(l.t, "router", router.Sysctl("net/ipv4/ip_forward", "1"))
-	}
-	route := func(s *Space, dst netip.Prefix, via netip.Addr) {
-		must(l.t, "route", s.Do(func() error {
-			r := &netlink.Route{Gw: via.AsSlice()}
-			if dst.IsValid() {
-				r.Dst = &net.IPNet{IP: dst.Addr().AsSlice(), Mask: net.CIDRMask(dst.Bits(), 32)}
-			}
-			return netlink.RouteAdd(r)
-		}))
-	}
-	route(n.near, netip.Prefix{}, RouterAddr)
-	route(n.near, farNets, farEnd.Addr())
-	route(n.far, netip.Prefix{}, nearEnd.Addr())
-	route(n.Far.Space, netip.Prefix{}, farRouter.Addr())
-	route(l.Outside.Space, farNets, nearRouter.Addr())
-	for _, h := range l.hosts {
-		route(h.Space, farNets, nearRouter.Addr())
+	l.cable(n.near, n.far, "tunnel0", mtu, nearEnd, farEnd)
+	l.cable(n.far, n.Far.Space, "lan0", l.mtu, farRouter, farHost)
+	n.routes("net/ipv4/ip_forward", RouterAddr, nearRouter.Addr(), nearEnd.Addr(), farEnd.Addr(), farRouter.Addr(), farNets)
+	if l.ipv6 {
+		n.Far.Addr6 = farHost6.Addr()
+		l.addr6(n.near, n.far, "tunnel0", nearEnd6, farEnd6)
+		l.addr6(n.far, n.Far.Space, "lan0", farRouter6, farHost6)
+		n.routes("net/ipv6/conf/all/forwarding", RouterAddr6, nearRouter6, nearEnd6.Addr(), farEnd6.Addr(), farRouter6.Addr(), farNets6)
 	}
 	return n
 }
 
+// routes makes routers of the two, for one family, and has everybody know the way.
+func (n *Tunnel) routes(forwarding string, router, nearRouter, nearEnd, farEnd, farRouter netip.Addr, farNets netip.Prefix) {
+	l := n.Far.lab
+	route := func(s *Space, dst netip.Prefix, via netip.Addr) {
+		must(l.t, "route", addRoute(s, dst, via))
+	}
+	for _, s := range []*Space{n.near, n.far} {
+		must(l.t, "router", s.Sysctl(forwarding, "1"))
+	}
+	route(n.near, netip.Prefix{}, router)
+	route(n.near, farNets, farEnd)
+	route(n.far, netip.Prefix{}, nearEnd)
+	route(n.Far.Space, netip.Prefix{}, farRouter)
+	route(l.Outside.Space, farNets, nearRouter)
+	for _, h := range l.hosts {
+		route(h.Space, farNets, nearRouter)
+	}
+}
+
 // cable lays a cable between two spaces, the same interface name at both ends.
-func (l *Lab) cable(a, b *Space, name string, addrA, addrB netip.Prefix, mtu int) {
+func (l *Lab) cable(a, b *Space, name string, mtu int, addrA, addrB netip.Prefix) {
 	l.t.Helper()
 	must(l.t, "cable", a.Do(func() error {
 		return netlink.LinkAdd(&netlink.Veth{
@@ -85,13 +98,21 @@ func (l *Lab) cable(a, b *Space, name string, addrA, addrB netip.Prefix, mtu int
 		must(l.t, "cable", s.AddAddr(name, addr))
 		must(l.t, "cable", s.Do(func() error {
 			_ = writeSysctl("net/ipv4/tcp_congestion_control", "cubic") // not every kernel has it
-			_ = writeSysctl("net/ipv6/conf/all/disable_ipv6", "1")      // not every kernel has it
+			if err := l.setIPv6(name); err != nil {
+				return err
+			}
 			if err := linkUp("lo"); err != nil {
 				return err
 			}
 			return linkUp(name)
 		}))
 	}
+}
+
+// addr6 gives a cable's ends their IPv6 addresses.
+func (l *Lab) addr6(a, b *Space, name string, addrA, addrB netip.Prefix) {
+	l.t.Helper()
+	must(l.t, "cable", errors.Join(a.AddAddr(name, addrA), b.AddAddr(name, addrB)))
 }
 
 // SetMTU changes what the tunnel carries.
@@ -114,9 +135,18 @@ func (n *Tunnel) Silence() {
 	n.t.Helper()
 	for _, s := range []*Space{n.near, n.far} {
 		must(n.t, "silent router", s.Do(func() error {
-			rule := netlink.NewRule()
-			rule.Family, rule.Priority, rule.IifName, rule.Type = unix.AF_INET, 1, "lo", unix.RTN_BLACKHOLE
-			return netlink.RuleAdd(rule)
+			families := []int{unix.AF_INET}
+			if n.Far.lab.ipv6 {
+				families = append(families, unix.AF_INET6)
+			}
+			for _, family := range families {
+				rule := netlink.NewRule()
+				rule.Family, rule.Priority, rule.IifName, rule.Type = family, 1, "lo", unix.RTN_BLACKHOLE
+				if err := netlink.RuleAdd(rule); err != nil {
+					return err
+				}
+			}
+			return nil
 		}))
 	}
 }
