@@ -78,7 +78,11 @@ func newSite(t *testing.T, b backend) *site {
 	if err := lab.HaveEtcd(); err != nil {
 		t.Fatal(err)
 	}
-	s := &site{Lab: lab.New(t, 2), backend: b}
+	var options []lab.Option
+	if b.dual {
+		options = append(options, lab.WithIPv6)
+	}
+	s := &site{Lab: lab.New(t, 2, options...), backend: b}
 	s.etcd = s.Outside.Etcd(nil, false)
 	s.client = s.Outside.EtcdClient(t, s.etcd.Endpoint)
 	if _, err := s.client.Put(t.Context(), prefix+"/config", b.config); err != nil {
@@ -87,7 +91,7 @@ func newSite(t *testing.T, b backend) *site {
 	return s
 }
 
-// leases are the values under <prefix>/subnets by subnet.
+// leases are the values under <prefix>/subnets by IPv4 subnet. Every key must have the families of the network.
 func (s *site) leases(t *testing.T) map[netip.Prefix]string {
 	t.Helper()
 	resp, err := s.client.Get(t.Context(), prefix+"/subnets/", clientv3.WithPrefix())
@@ -96,9 +100,9 @@ func (s *site) leases(t *testing.T) map[netip.Prefix]string {
 	}
 	found := map[netip.Prefix]string{}
 	for _, kv := range resp.Kvs {
-		v4, _, err := lease.ParseKey(string(kv.Key))
-		if err != nil {
-			t.Fatal(err)
+		v4, v6, err := lease.ParseKey(string(kv.Key))
+		if err != nil || v6.IsValid() != s.backend.dual {
+			t.Fatalf("key %s: %v, %v, %v", kv.Key, v4, v6, err)
 		}
 		found[v4] = string(kv.Value)
 	}
@@ -108,17 +112,36 @@ func (s *site) leases(t *testing.T) map[netip.Prefix]string {
 // node is our node, unprivileged.
 type node struct {
 	*lab.Daemon
-	subnet netip.Prefix
+	subnet, subnet6 netip.Prefix // masked; subnet6 of a dual-stack network only
+}
+
+// own are the node's own addresses: first the networks' that stock nodes know, then the gateway's.
+func (n *node) own() []netip.Addr {
+	own := []netip.Addr{n.subnet.Addr(), n.subnet.Addr().Next()}
+	if n.subnet6.IsValid() {
+		own = append(own, n.subnet6.Addr(), n.subnet6.Addr().Next())
+	}
+	return own
 }
 
 func (s *site) startOurs(t *testing.T, args ...string) *node {
 	t.Helper()
-	d := s.Host(2).Up(append([]string{"--etcd-endpoints", s.etcd.Endpoint}, args...)...)
-	p, err := netip.ParsePrefix(d.Status().Subnet)
+	n := &node{Daemon: s.Host(2).Up(append([]string{"--etcd-endpoints", s.etcd.Endpoint}, args...)...)}
+	st := n.Status()
+	n.subnet = mustPrefix(t, st.Subnet).Masked()
+	if s.backend.dual {
+		n.subnet6 = mustPrefix(t, st.Subnet6).Masked()
+	}
+	return n
+}
+
+func mustPrefix(t *testing.T, s string) netip.Prefix {
+	t.Helper()
+	p, err := netip.ParsePrefix(s)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &node{Daemon: d, subnet: p.Masked()}
+	return p
 }
 
 // container attaches a new container to our node.
@@ -127,18 +150,35 @@ func (n *node) container(t *testing.T, name string) *member {
 	c := n.Host.Container(name)
 	var at lab.Attachment
 	n.Host.CLIJSON(&at, "attach", strconv.Itoa(c.PID), "--name", name)
-	p, err := netip.ParsePrefix(at.Addr)
-	if err != nil {
-		t.Fatal(err)
+	m := &member{Space: c.Space, name: name, addr: mustPrefix(t, at.Addr).Addr()}
+	if n.subnet6.IsValid() {
+		m.addr6 = mustPrefix(t, at.Addr6).Addr()
 	}
-	return &member{Space: c.Space, name: name, addr: p.Addr()}
+	return m
 }
 
 // member is somebody on the overlay: a container, or a flannel host itself.
 type member struct {
 	*lab.Space
-	name string
-	addr netip.Addr // its source address on the overlay
+	name  string
+	addr  netip.Addr // its source address on the overlay
+	addr6 netip.Addr // the same of a dual-stack network
+}
+
+// addrs are the member's source addresses.
+func (m *member) addrs() []netip.Addr {
+	if m.addr6.IsValid() {
+		return []netip.Addr{m.addr, m.addr6}
+	}
+	return []netip.Addr{m.addr}
+}
+
+// like is the member's address of the family of another address.
+func (m *member) like(other netip.Addr) netip.Addr {
+	if other.Is6() {
+		return m.addr6
+	}
+	return m.addr
 }
 
 // flannel is flannel on a host, with every capability over the host's namespaces.
@@ -153,7 +193,12 @@ type flannel struct {
 // startFlannel starts flanneld on host 1 and waits until it has written subnet.env.
 func (s *site) startFlannel(t *testing.T) *flannel {
 	t.Helper()
-	f := &flannel{host: s.Host(1), log: s.Host(1).LogPath("flanneld"), done: make(chan struct{})}
+	return s.startFlannelOn(t, s.Host(1))
+}
+
+func (s *site) startFlannelOn(t *testing.T, h *lab.Host) *flannel {
+	t.Helper()
+	f := &flannel{host: h, log: h.LogPath("flanneld"), done: make(chan struct{})}
 	file := filepath.Join(f.host.Dir, "flannel", "subnet.env")
 	if err := os.RemoveAll(file); err != nil {
 		t.Fatal(err)
@@ -203,21 +248,36 @@ func (f *flannel) logText() string {
 	return string(b)
 }
 
-// reaches waits until packets pass between flannel's host and our node's own address.
-func (f *flannel) reaches(t *testing.T, n *node) {
+// reaches waits until packets pass between flannel's host and addresses.
+func (f *flannel) reaches(t *testing.T, addrs ...netip.Addr) {
 	t.Helper()
-	lab.Eventually(t, "flannel's host reaches "+n.subnet.String(), func() bool {
-		r, err := f.host.Ping(n.subnet.Addr().Next(), 1)
-		return err == nil && r.Received == 1
-	})
+	for _, addr := range addrs {
+		lab.Eventually(t, "flannel's host reaches "+addr.String(), func() bool {
+			r, err := f.host.Ping(addr, 1)
+			return err == nil && r.Received == 1
+		})
+	}
 }
 
-// member is the host itself, whose source address on the overlay is the subnet's first, x.y.z.0.
+// member is the host itself, whose source addresses on the overlay are the subnets' first, x.y.z.0 and x:y::.
 func (f *flannel) member() *member {
-	return &member{Space: f.host.Space, name: "flannel's host", addr: f.env.Subnet.Addr()}
+	m := &member{Space: f.host.Space, name: "flannel's host", addr: f.env.Subnet.Addr()}
+	if f.env.IPv6Subnet.IsValid() {
+		m.addr6 = f.env.IPv6Subnet.Addr()
+	}
+	return m
 }
 
-// bridge makes the host what docker with --bip=$FLANNEL_SUBNET makes of it: a router with a bridge for containers.
+// subnets are the host's, of one family or both.
+func (f *flannel) subnets() []netip.Prefix {
+	if f.env.IPv6Subnet.IsValid() {
+		return []netip.Prefix{f.env.Subnet, f.env.IPv6Subnet}
+	}
+	return []netip.Prefix{f.env.Subnet}
+}
+
+// bridge makes the host what docker with --bip=$FLANNEL_SUBNET (and --ipv6 --fixed-cidr-v6=$FLANNEL_IPV6_SUBNET) makes of it: a router
+// with a bridge for containers.
 func (f *flannel) bridge(t *testing.T) {
 	t.Helper()
 	if err := f.host.Sysctl("net/ipv4/ip_forward", "1"); err != nil {
@@ -226,21 +286,35 @@ func (f *flannel) bridge(t *testing.T) {
 	if err := f.host.AddBridge("docker0"); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.host.AddAddr("docker0", netip.PrefixFrom(f.gateway(), f.env.Subnet.Bits())); err != nil {
-		t.Fatal(err)
+	for _, subnet := range f.subnets() {
+		if err := f.host.AddAddr("docker0", netip.PrefixFrom(subnet.Addr().Next(), subnet.Bits())); err != nil {
+			t.Fatal(err)
+		}
+		if subnet.Addr().Is6() {
+			if err := f.host.Sysctl("net/ipv6/conf/all/forwarding", "1"); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	if err := f.host.Do(func() error { return up("docker0") }); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func (f *flannel) gateway() netip.Addr { return f.env.Subnet.Addr().Next() }
+// gateway is the bridge.
+func (f *flannel) gateway() *member {
+	m := &member{Space: f.host.Space, name: "flannel's bridge", addr: f.env.Subnet.Addr().Next()}
+	if f.env.IPv6Subnet.IsValid() {
+		m.addr6 = f.env.IPv6Subnet.Addr().Next()
+	}
+	return m
+}
 
-// container plugs a new container into the bridge, with the second address of the subnet and --mtu=$FLANNEL_MTU.
+// container plugs a new container into the bridge, with the second addresses of the subnets and --mtu=$FLANNEL_MTU.
 func (f *flannel) container(t *testing.T, name string) *member {
 	t.Helper()
 	c := f.host.Container(name)
-	addr := f.gateway().Next()
+	m := &member{Space: c.Space, name: name}
 	err := f.host.Do(func() error {
 		port := &netlink.Veth{
 			LinkAttrs: netlink.LinkAttrs{Name: "port-" + name, MTU: f.env.MTU}, PeerName: "eth0", PeerMTU: uint32(f.env.MTU), PeerNamespace: netlink.NsPid(c.PID),
@@ -261,19 +335,25 @@ func (f *flannel) container(t *testing.T, name string) *member {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.AddAddr("eth0", netip.PrefixFrom(addr, f.env.Subnet.Bits())); err != nil {
+	if err := c.Do(func() error { return up("eth0") }); err != nil {
 		t.Fatal(err)
 	}
-	err = c.Do(func() error {
-		if err := up("eth0"); err != nil {
-			return err
+	for _, subnet := range f.subnets() {
+		gateway := subnet.Addr().Next()
+		addr := gateway.Next()
+		if err := c.AddAddr("eth0", netip.PrefixFrom(addr, subnet.Bits())); err != nil {
+			t.Fatal(err)
 		}
-		return netlink.RouteAdd(&netlink.Route{Gw: net.IP(f.gateway().AsSlice())})
-	})
-	if err != nil {
-		t.Fatal(err)
+		if err := c.Do(func() error { return netlink.RouteAdd(&netlink.Route{Gw: net.IP(gateway.AsSlice())}) }); err != nil {
+			t.Fatal(err)
+		}
+		if addr.Is6() {
+			m.addr6 = addr
+		} else {
+			m.addr = addr
+		}
 	}
-	return &member{Space: c.Space, name: name, addr: addr}
+	return m
 }
 
 func up(name string) error {
@@ -287,8 +367,8 @@ func up(name string) error {
 // checksumErrors adds up what the space's kernel has counted under InCsumErrors, as `nstat -az` shows it.
 func checksumErrors(t *testing.T, s *lab.Space) int {
 	t.Helper()
-	var text []byte
-	if err := s.Do(func() error {
+	var text, six []byte
+	if err := s.Do(func() (err error) {
 		for _, name := range []string{"snmp", "netstat"} {
 			b, err := os.ReadFile("/proc/thread-self/net/" + name)
 			if err != nil {
@@ -296,7 +376,8 @@ func checksumErrors(t *testing.T, s *lab.Space) int {
 			}
 			text = append(text, b...)
 		}
-		return nil
+		six, err = os.ReadFile("/proc/thread-self/net/snmp6")
+		return err
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -317,8 +398,21 @@ func checksumErrors(t *testing.T, s *lab.Space) int {
 			sum += n
 		}
 	}
-	if columns < 3 { // ICMP, TCP and UDP at least
-		t.Fatalf("the kernel counts checksum errors in %d places only:\n%s", columns, text)
+	// Of IPv6 there is a line each: "Udp6InCsumErrors    0".
+	for line := range strings.Lines(string(six)) {
+		fields := strings.Fields(line)
+		if len(fields) != 2 || !strings.HasSuffix(fields[0], "InCsumErrors") {
+			continue
+		}
+		n, err := strconv.Atoi(fields[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		columns++
+		sum += n
+	}
+	if columns < 5 { // ICMP, TCP and UDP, and the two of IPv6 at least
+		t.Fatalf("the kernel counts checksum errors in %d places only:\n%s%s", columns, text, six)
 	}
 	return sum
 }

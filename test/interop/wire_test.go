@@ -25,6 +25,9 @@ type backend struct {
 	config   string // in the store, as an operator writes it
 	overhead int    // bytes, by which the overlay's MTU is below the LAN's
 	arch     string // the only GOARCH on which flannel has it; "" is all
+	dual     bool   // IPv6 too, inside and outside
+	// flannelOverhead is flannel's own idea of overhead, if it has another.
+	flannelOverhead int
 
 	members  []string                               // of a stock lease's JSON
 	unrouted func(f *flannel, addr netip.Addr) bool // flannel has no route to the address
@@ -49,13 +52,23 @@ var backends = []backend{
 		config:  `{"Network":"10.66.0.0/16","SubnetLen":26,"Backend":{"Type":"VXLAN","VNI":4242,"Port":14789,"MTU":1400,"GBP":true,"Learning":true}}`,
 		members: vxlanMembers, unrouted: withoutRoute,
 	},
+	{
+		// flannel takes off 50 where IPv6 needs 70: docs/flannel.md.
+		name: "vxlan dual-stack", overhead: 70, flannelOverhead: 50, dual: true,
+		config:  `{"EnableIPv6":true,"Network":"10.66.0.0/16","IPv6Network":"fd66::/48","Backend":{"Type":"vxlan"}}`,
+		members: []string{"BackendData", "BackendType", "BackendV6Data", "PublicIP", "PublicIPv6"}, unrouted: withoutRoute,
+	},
 }
 
 var vxlanMembers = []string{"BackendData", "BackendType", "PublicIP", "PublicIPv6"}
 
 // withoutRoute: the vxlan backend has a route for each peer.
 func withoutRoute(f *flannel, addr netip.Addr) bool {
-	routes, err := f.host.Routes()
+	list := f.host.Routes
+	if addr.Is6() {
+		list = f.host.Routes6
+	}
+	routes, err := list()
 	return err == nil && !slices.ContainsFunc(routes, func(r string) bool {
 		dst, _, _ := strings.Cut(r, " ")
 		p, err := netip.ParsePrefix(dst)
@@ -113,7 +126,7 @@ func TestFlannel_ExchangesEverythingWithOurs(t *testing.T) {
 
 func exchange(t *testing.T, s *site, f *flannel, n *node) {
 	ourLease := s.leases(t)[n.subnet]
-	f.reaches(t, n)
+	f.reaches(t, n.own()...)
 	// Until our node had read flannel's lease, its packets were nobody's.
 	dropped := map[string]uint64{"spoofed-by-peer": n.Drops("spoofed-by-peer")}
 	for _, reason := range []string{"bad-ip-checksum", "malformed", "vxlan-bad-header", "vxlan-other-vni", "vxlan-foreign-mac", "vxlan-not-ip"} {
@@ -121,36 +134,46 @@ func exchange(t *testing.T, s *site, f *flannel, n *node) {
 	}
 	f.bridge(t)
 	host, theirs, ours := f.member(), f.container(t, "theirs"), n.container(t, "ours")
-	if mtu := lab.MTU - s.backend.overhead; f.env.MTU != mtu || n.Status().MTU != mtu {
-		t.Errorf("MTU %d of flannel and %d of ours, want %d", f.env.MTU, n.Status().MTU, mtu)
+	mtu, theirMTU := lab.MTU-s.backend.overhead, lab.MTU-s.backend.overhead
+	if s.backend.flannelOverhead != 0 {
+		theirMTU = lab.MTU - s.backend.flannelOverhead
 	}
-	for _, m := range []*member{theirs, ours} {
-		m.HTTPServer(t, netip.AddrPortFrom(m.addr, web))
-		m.UDPEcho(t, netip.AddrPortFrom(m.addr, echo))
+	if f.env.MTU != theirMTU || n.Status().MTU != mtu {
+		t.Errorf("MTU %d of flannel and %d of ours, want %d and %d", f.env.MTU, n.Status().MTU, theirMTU, mtu)
 	}
-	host.HTTPServer(t, netip.AddrPortFrom(f.gateway(), web))
-	host.UDPEcho(t, netip.AddrPortFrom(f.gateway(), echo))
+	for _, m := range []*member{theirs, ours, f.gateway()} {
+		for _, addr := range m.addrs() {
+			m.HTTPServer(t, netip.AddrPortFrom(addr, web))
+			m.UDPEcho(t, netip.AddrPortFrom(addr, echo))
+		}
+	}
 
 	for _, pair := range []struct {
-		name   string
-		from   *member
-		to     netip.Addr
-		source netip.Addr // what the server sees
+		name     string
+		from, to *member
 	}{
-		{"flannel's container to ours", theirs, ours.addr, theirs.addr},
-		{"our container to flannel's", ours, theirs.addr, ours.addr},
-		{"flannel's host to our container", host, ours.addr, f.env.Subnet.Addr()},
-		{"our container to flannel's host", ours, f.gateway(), ours.addr},
+		{"flannel's container to ours", theirs, ours},
+		{"our container to flannel's", ours, theirs},
+		{"flannel's host to our container", host, ours},
+		{"our container to flannel's host", ours, f.gateway()},
 	} {
-		t.Run(pair.name, func(t *testing.T) { talk(t, pair.from, pair.to, pair.source, f.env.MTU) })
+		t.Run(pair.name, func(t *testing.T) {
+			for _, addr := range pair.to.addrs() {
+				talk(t, pair.from, addr, mtu)
+			}
+		})
 	}
 	t.Run("pings of addresses that nobody attached", func(t *testing.T) {
-		pings(t, ours, f.env.Subnet.Addr())          // flannel's own device
-		pings(t, host, n.subnet.Addr())              // ours, the .0 that stock nodes know
-		pings(t, theirs, n.subnet.Addr().Next())     // our gateway
-		pings(t, host, n.subnet.Addr().Next())       // the same from .0
-		pings(t, ours, f.env.Subnet.Addr().Next())   // the bridge
-		pings(t, theirs, f.env.Subnet.Addr().Next()) // the bridge again: the lab itself is sound
+		for _, own := range n.own() {
+			pings(t, host, own) // from .0, both the .0 that stock nodes know and our gateway
+			pings(t, theirs, own)
+		}
+		for _, addr := range append(host.addrs(), f.gateway().addrs()...) {
+			pings(t, ours, addr) // flannel's own device, and the bridge
+		}
+		for _, addr := range f.gateway().addrs() {
+			pings(t, theirs, addr) // the lab itself is sound
+		}
 	})
 	for _, m := range []*member{host, theirs, ours} {
 		if sum := checksumErrors(t, m.Space); sum != 0 {
@@ -187,41 +210,47 @@ func exchange(t *testing.T, s *site, f *flannel, n *node) {
 		if again.env != f.env {
 			t.Errorf("flannel comes back with %+v, had %+v", again.env, f.env)
 		}
-		lab.Eventually(t, "pings pass again", func() bool {
-			r, err := theirs.Ping(ours.addr, 1)
-			return err == nil && r.Received == 1
-		})
-		talk(t, ours, theirs.addr, ours.addr, f.env.MTU)
-		talk(t, theirs, ours.addr, theirs.addr, f.env.MTU)
+		for _, addr := range ours.addrs() {
+			lab.Eventually(t, "pings pass again", func() bool {
+				r, err := theirs.Ping(addr, 1)
+				return err == nil && r.Received == 1
+			})
+			talk(t, ours, theirs.like(addr), mtu)
+			talk(t, theirs, addr, mtu)
+		}
 		if all := s.leases(t); all[n.subnet] != ourLease {
 			t.Errorf("our lease has become %s, was %s", all[n.subnet], ourLease)
 		}
 	})
 }
 
-// talk sends everything there is from a member to the servers at an address, which must see source.
-func talk(t *testing.T, from *member, to, source netip.Addr, mtu int) {
+// talk sends everything there is from a member to the servers at an address, who must see it as the member. mtu is the path's.
+func talk(t *testing.T, from *member, to netip.Addr, mtu int) {
 	t.Helper()
 	pings(t, from, to)
 	at := netip.AddrPortFrom(to, web)
-	if got, err := from.Fetch("http://" + at.String() + "/"); err != nil || got != source.String() {
-		t.Errorf("the server sees the client as %q, %v; want %v", got, err, source)
+	if got, err := from.Fetch("http://" + at.String() + "/"); err != nil || got != from.like(to).String() {
+		t.Errorf("the server at %v sees the client as %q, %v; want %v", to, got, err, from.like(to))
 	}
 	if err := from.Download(at, bulk); err != nil {
-		t.Errorf("TCP download: %v", err)
+		t.Errorf("TCP download from %v: %v", to, err)
 	}
 	if err := from.Upload(at, bulk); err != nil {
-		t.Errorf("TCP upload: %v", err)
+		t.Errorf("TCP upload to %v: %v", to, err)
 	}
-	for _, size := range []int{1, mtu - 28, mtu - 27, 9000, 65507} {
+	headers := 28
+	if to.Is6() {
+		headers = 48
+	}
+	for _, size := range []int{1, mtu - headers, mtu - headers + 1, 9000, 65507} {
 		if err := from.EchoUDP(netip.AddrPortFrom(to, echo), size); err != nil {
-			t.Errorf("UDP, %d bytes: %v", size, err)
+			t.Errorf("UDP to %v, %d bytes: %v", to, size, err)
 		}
 	}
-	for _, size := range []int{mtu - 28, 4000} {
+	for _, size := range []int{mtu - headers, 4000} {
 		r, err := from.PingWith(to, lab.PingOptions{Count: 3, Size: size})
 		if err != nil || r.Lost() != 0 {
-			t.Errorf("ping of %d bytes: %v, %v", size, r, err)
+			t.Errorf("ping of %v with %d bytes: %v, %v", to, size, r, err)
 		}
 	}
 }
@@ -248,17 +277,21 @@ func TestFlannel_LosesItsRouteWithOurLease(t *testing.T) {
 				s := newSite(t, b)
 				f := s.startFlannel(t)
 				n := s.startOurs(t, "--ephemeral", "--lease-ttl", "5s")
-				f.reaches(t, n)
+				f.reaches(t, n.own()...)
 				ours := n.container(t, "ours")
-				pings(t, f.member(), ours.addr)
+				for _, addr := range ours.addrs() {
+					pings(t, f.member(), addr)
+				}
 				c.end(n)
-				lab.Eventually(t, "flannel has no route to our subnet any more", func() bool { return b.unrouted(f, ours.addr) })
+				for _, addr := range ours.addrs() {
+					lab.Eventually(t, "flannel has no route to our subnet any more", func() bool { return b.unrouted(f, addr) })
+				}
 				if all := s.leases(t); len(all) != 1 {
 					t.Errorf("leases are left: %v", all)
 				}
 				// A node that comes after finds flannel as before.
 				n = s.startOurs(t)
-				f.reaches(t, n)
+				f.reaches(t, n.own()...)
 			})
 		}
 	})

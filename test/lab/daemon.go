@@ -30,6 +30,7 @@ type Status struct {
 	Interface   string `json:"interface"`
 	Port        int    `json:"port"`
 	Subnet      string `json:"subnet"`
+	Subnet6     string `json:"subnet6"`
 	Network     string `json:"network"`
 	Gateway     string `json:"gateway"`
 	Backend     string `json:"backend"`
@@ -49,14 +50,16 @@ type Status struct {
 
 // Attachment is an element of the daemon's answer to GET /v1/attachments.
 type Attachment struct {
-	Name    string `json:"name"`
-	PID     int    `json:"pid"`
-	Netns   string `json:"netns"`
-	IfName  string `json:"ifname"`
-	Addr    string `json:"addr"`
-	MAC     string `json:"mac"`
-	Gateway string `json:"gateway"`
-	MTU     int    `json:"mtu"`
+	Name     string `json:"name"`
+	PID      int    `json:"pid"`
+	Netns    string `json:"netns"`
+	IfName   string `json:"ifname"`
+	Addr     string `json:"addr"`
+	Addr6    string `json:"addr6"`
+	MAC      string `json:"mac"`
+	Gateway  string `json:"gateway"`
+	Gateway6 string `json:"gateway6"` // empty in a network that is not dual-stack, as Addr6 is
+	MTU      int    `json:"mtu"`
 }
 
 // Daemon is a running `rootless-ovl up`.
