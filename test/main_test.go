@@ -58,6 +58,11 @@ type member struct {
 	subnet  netip.Prefix
 	gateway netip.Addr
 	at      lab.Attachment
+
+	// of a dual-stack network
+	addr6    netip.Addr
+	subnet6  netip.Prefix
+	gateway6 netip.Addr
 }
 
 // join starts a container and attaches it, with further flags of attach.
@@ -84,6 +89,29 @@ func (m *member) read(t *testing.T) {
 	if m.gateway, err = netip.ParseAddr(m.at.Gateway); err != nil {
 		t.Fatalf("attach of %s printed the gateway %q: %v", m.Name, m.at.Gateway, err)
 	}
+	if m.at.Addr6 != "" {
+		prefix := mustPrefix(t, m.at.Addr6)
+		m.addr6, m.subnet6 = prefix.Addr(), prefix.Masked()
+		if m.gateway6, err = netip.ParseAddr(m.at.Gateway6); err != nil {
+			t.Fatalf("attach of %s printed the IPv6 gateway %q: %v", m.Name, m.at.Gateway6, err)
+		}
+	}
+}
+
+// router is the member's gateway of the family of an address.
+func (m *member) router(like netip.Addr) netip.Addr {
+	if like.Is6() {
+		return m.gateway6
+	}
+	return m.gateway
+}
+
+// echoHeaders are the IP and ICMP headers of an echo request to the address, in bytes. UDP's is as long as ICMP's.
+func echoHeaders(to netip.Addr) int {
+	if to.Is6() {
+		return 40 + 8
+	}
+	return 20 + 8
 }
 
 // pings fails the test unless every echo comes back.

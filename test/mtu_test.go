@@ -13,21 +13,47 @@ import (
 	"github.com/rootless-ovl/rootless-ovl/test/lab"
 )
 
-// pathMTU is what a daemon says of its only peer's path.
-func pathMTU(t *testing.T, d *lab.Daemon) (announced, path int) {
+// onlyPeer is what a daemon says of its only peer.
+type onlyPeer struct {
+	Subnet     string `json:"subnet"`
+	Subnet6    string `json:"subnet6"`
+	PublicIP   string `json:"public_ip"`
+	PublicIPv6 string `json:"public_ipv6"`
+	MTU        int    `json:"mtu"`
+	Path       int    `json:"path_mtu"`
+	Path6      int    `json:"path_mtu6"`
+	Problem    string `json:"problem"`
+}
+
+func peerOf(t *testing.T, d *lab.Daemon) onlyPeer {
 	t.Helper()
-	var peers []struct {
-		MTU  int `json:"mtu"`
-		Path int `json:"path_mtu"`
-	}
+	var peers []onlyPeer
 	if err := d.Get("/v1/peers", &peers); err != nil || len(peers) != 1 {
 		t.Fatalf("peers: %v, %v", peers, err)
 	}
-	return peers[0].MTU, peers[0].Path
+	return peers[0]
+}
+
+// pathMTU is what a daemon says of its only peer's path.
+func pathMTU(t *testing.T, d *lab.Daemon) (announced, path int) {
+	t.Helper()
+	p := peerOf(t, d)
+	return p.MTU, p.Path
 }
 
 // wantPathMTU waits for it while containers talk.
 func wantPathMTU(t *testing.T, talk func(), mtu int, daemons ...*lab.Daemon) {
+	t.Helper()
+	wantPath(t, func(p onlyPeer) int { return p.Path }, talk, mtu, daemons...)
+}
+
+// wantPathMTU6 is wantPathMTU for IPv6.
+func wantPathMTU6(t *testing.T, talk func(), mtu int, daemons ...*lab.Daemon) {
+	t.Helper()
+	wantPath(t, func(p onlyPeer) int { return p.Path6 }, talk, mtu, daemons...)
+}
+
+func wantPath(t *testing.T, path func(onlyPeer) int, talk func(), mtu int, daemons ...*lab.Daemon) {
 	t.Helper()
 	last := 0
 	for _, d := range daemons {
@@ -35,7 +61,7 @@ func wantPathMTU(t *testing.T, talk func(), mtu int, daemons ...*lab.Daemon) {
 			return fmt.Sprintf("%s: path MTU %d, want %d\n%s", d.Host.Name, last, mtu, d.LogText())
 		}, func() bool {
 			talk()
-			_, last = pathMTU(t, d)
+			last = path(peerOf(t, d))
 			return last == mtu
 		})
 	}
@@ -66,23 +92,27 @@ func bigTransfers(t *testing.T, a, b *member, size int64) {
 	}
 }
 
-// tooBig fails the test unless a ping with DF of that size (inner packet) is answered with frag-needed and mtu.
+// tooBig fails the test unless a ping with DF of that size (inner packet) is answered with frag-needed, or packet-too-big, and mtu.
 func tooBig(t *testing.T, from *member, to netip.Addr, size, mtu int) {
 	t.Helper()
-	r, err := from.PingWith(to, lab.PingOptions{Count: 3, Size: size - 28, DontFrag: true, Interval: 300 * time.Millisecond})
+	r, err := from.PingWith(to, lab.PingOptions{Count: 3, Size: size - echoHeaders(to), DontFrag: true, Interval: 300 * time.Millisecond})
 	if err != nil || r.Received != 0 || len(r.Errors) == 0 {
 		t.Errorf("ping of %d bytes with DF: %v, %v; want frag-needed", size, r, err)
 		return
 	}
-	if e := r.Errors[0]; e.Type != 3 || e.Code != 4 || e.MTU != mtu || e.From != from.gateway {
-		t.Errorf("got %+v, want frag-needed with MTU %d from %s", e, mtu, from.gateway)
+	kind, code := byte(3), byte(4)
+	if to.Is6() {
+		kind, code = 2, 0
+	}
+	if e := r.Errors[0]; e.Type != kind || e.Code != code || e.MTU != mtu || e.From != from.router(to) {
+		t.Errorf("got %+v, want frag-needed with MTU %d from %s", e, mtu, from.router(to))
 	}
 }
 
 // crosses fails the test unless pings with DF of that size (inner packet) are answered.
 func crosses(t *testing.T, from *member, to netip.Addr, size int) {
 	t.Helper()
-	r, err := from.PingWith(to, lab.PingOptions{Count: 3, Size: size - 28, DontFrag: true})
+	r, err := from.PingWith(to, lab.PingOptions{Count: 3, Size: size - echoHeaders(to), DontFrag: true})
 	if err != nil || r.Lost() != 0 {
 		t.Errorf("ping of %d bytes with DF: %v, %v", size, r, err)
 	}

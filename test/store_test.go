@@ -19,12 +19,12 @@ import (
 const prefix = "/coreos.com/network"
 
 // withEtcd is a lab whose outside host runs Debian's etcd-server.
-func withEtcd(t *testing.T, hosts int) (*lab.Lab, *lab.Etcd, *clientv3.Client) {
+func withEtcd(t *testing.T, hosts int, options ...lab.Option) (*lab.Lab, *lab.Etcd, *clientv3.Client) {
 	t.Helper()
 	if err := lab.HaveEtcd(); err != nil {
 		t.Skip(err)
 	}
-	l := lab.New(t, hosts)
+	l := lab.New(t, hosts, options...)
 	e := l.Outside.Etcd(nil, false)
 	return l, e, l.Outside.EtcdClient(t, e.Endpoint)
 }

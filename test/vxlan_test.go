@@ -29,9 +29,9 @@ const vxlanMTU = lab.MTU - 20 - 8 - 8 - 14
 const vxlanConfig = `{"Network":"10.66.0.0/16","Backend":{"Type":"vxlan"}}`
 
 // withVXLAN is a lab with an etcd that describes a vxlan network.
-func withVXLAN(t *testing.T, hosts int, config string) (*lab.Lab, *lab.Etcd, *clientv3.Client) {
+func withVXLAN(t *testing.T, hosts int, config string, options ...lab.Option) (*lab.Lab, *lab.Etcd, *clientv3.Client) {
 	t.Helper()
-	l, e, client := withEtcd(t, hosts)
+	l, e, client := withEtcd(t, hosts, options...)
 	put(t, client, prefix+"/config", config)
 	return l, e, client
 }
@@ -149,10 +149,7 @@ type flannelHost struct {
 func newFlannelHost(t *testing.T, h *lab.Host, subnet, mac string, device ...string) *flannelHost {
 	t.Helper()
 	f := &flannelHost{Host: h, t: t, subnet: netip.MustParsePrefix(subnet), mac: mac}
-	f.ip("link", append([]string{"add", "flannel.1", "mtu", strconv.Itoa(vxlanMTU), "address", mac, "type", "vxlan", "id", "1", "dev", "lan0",
-		"local", h.Addr.String(), "dstport", "8472", "nolearning"}, device...)...)
-	f.ip("addr", "add", f.addr(0).String()+"/32", "dev", "flannel.1")
-	f.ip("link", "set", "flannel.1", "up")
+	f.device(device...)
 	f.ip("link", "add", "cni0", "mtu", strconv.Itoa(vxlanMTU), "type", "bridge")
 	f.ip("addr", "add", f.addr(1).String()+"/24", "dev", "cni0")
 	f.ip("link", "set", "cni0", "up")
@@ -160,6 +157,15 @@ func newFlannelHost(t *testing.T, h *lab.Host, subnet, mac string, device ...str
 		t.Fatal(err)
 	}
 	return f
+}
+
+// device makes the VXLAN device.
+func (f *flannelHost) device(words ...string) {
+	f.t.Helper()
+	f.ip("link", append([]string{"add", "flannel.1", "mtu", strconv.Itoa(vxlanMTU), "address", f.mac, "type", "vxlan", "id", "1", "dev", "lan0",
+		"local", f.Addr.String(), "dstport", "8472", "nolearning"}, words...)...)
+	f.ip("addr", "add", f.addr(0).String()+"/32", "dev", "flannel.1")
+	f.ip("link", "set", "flannel.1", "up")
 }
 
 // addr is an address of the host's subnet.
@@ -243,6 +249,16 @@ func csumErrors(t *testing.T, s *lab.Space) (n int) {
 					v, aerr := strconv.Atoi(values[k])
 					n, err = n+v, errors.Join(err, aerr)
 				}
+			}
+		}
+		if err != nil {
+			return err
+		}
+		b, err = os.ReadFile("/proc/thread-self/net/snmp6")
+		for line := range strings.Lines(string(b)) {
+			if fields := strings.Fields(line); len(fields) == 2 && strings.HasSuffix(fields[0], "InCsumErrors") {
+				v, aerr := strconv.Atoi(fields[1])
+				n, err = n+v, errors.Join(err, aerr)
 			}
 		}
 		return err

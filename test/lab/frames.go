@@ -111,9 +111,12 @@ func (r *RawSocket) Receive(limit time.Duration, match func(Frame) bool) (Frame,
 	}
 }
 
-// EthernetFrame puts an Ethernet header (IPv4) before a packet.
+// EthernetFrame puts an Ethernet header before an IPv4 or IPv6 packet.
 func EthernetFrame(dst, src [6]byte, packet []byte) []byte {
 	frame := append(append([]byte(nil), dst[:]...), src[:]...)
+	if len(packet) > 0 && packet[0]>>4 == 6 {
+		return append(append(frame, 0x86, 0xdd), packet...)
+	}
 	return append(append(frame, 0x08, 0x00), packet...)
 }
 
@@ -126,6 +129,24 @@ func IPv4(src, dst netip.Addr, protocol, ttl byte, payload []byte) []byte {
 	copy(h[16:], dst.AsSlice())
 	binary.BigEndian.PutUint16(h[10:], Checksum(h))
 	return append(h, payload...)
+}
+
+// UDPv6 makes an IPv6 packet with a UDP datagram, whose checksum is right: IPv6 knows none without.
+func UDPv6(src, dst netip.AddrPort, payload []byte) []byte {
+	udp := UDP(src.Port(), dst.Port(), payload)
+	h := make([]byte, 40, 40+len(udp))
+	h[0], h[6], h[7] = 0x60, unix.IPPROTO_UDP, 64
+	binary.BigEndian.PutUint16(h[4:], uint16(len(udp)))
+	copy(h[8:], src.Addr().AsSlice())
+	copy(h[24:], dst.Addr().AsSlice())
+	pseudo := binary.BigEndian.AppendUint32(append([]byte(nil), h[8:40]...), uint32(len(udp)))
+	pseudo = append(append(pseudo, 0, 0, 0, unix.IPPROTO_UDP), udp...)
+	sum := Checksum(pseudo)
+	if sum == 0 {
+		sum = 0xffff
+	}
+	binary.BigEndian.PutUint16(udp[6:], sum)
+	return append(h, udp...)
 }
 
 // UDP makes a UDP datagram without checksum.
