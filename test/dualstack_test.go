@@ -206,7 +206,11 @@ func everything(t *testing.T, from *member, to netip.Addr) {
 	if err := from.Download(port(to, 8080), size); err != nil {
 		t.Errorf("download from %v: %v", to, err)
 	}
-	for _, n := range []int{1, dualMTU - echoHeaders(to), dualMTU - echoHeaders(to) + 1, 9000, 65507} {
+	most := 65507
+	if to.Is6() {
+		most = 65527 // IPv6's length field does not count its own header
+	}
+	for _, n := range []int{1, dualMTU - echoHeaders(to), dualMTU - echoHeaders(to) + 1, 9000, most} {
 		if err := from.EchoUDP(port(to, 9000), n); err != nil {
 			t.Errorf("UDP of %d bytes to %v: %v", n, to, err)
 		}
@@ -460,6 +464,65 @@ func TestDualStack_AttachmentsOutliveTheDaemon(t *testing.T) {
 	r, err := a.PingWith(b.addr6, lab.PingOptions{Count: 3, Interval: 300 * time.Millisecond})
 	if err != nil || r.Received != 0 || len(r.Errors) == 0 {
 		t.Errorf("ping of a detached container: %v, %v; want errors", r, err)
+	}
+}
+
+// The store is away, and so is what a node had in memory.
+func TestDualStack_StartsOnTheLastKnownLeases(t *testing.T) {
+	l, e, _ := withDualStack(t, 2)
+	d1, d2 := l.Host(1).Up("--etcd-endpoints", e.Endpoint), l.Host(2).Up("--etcd-endpoints", e.Endpoint)
+	waitPeers(t, 1, d1, d2)
+	a, b := join(t, l.Host(1), "a"), join(t, l.Host(2), "b")
+	d1.Stop()
+	e.Stop()
+	d1 = l.Host(1).UpNoWait("--etcd-endpoints", e.Endpoint)
+	lab.Eventually(t, "the node forwards without the store", func() bool {
+		var st lab.Status
+		return d1.Get("/v1/status", &st) == nil && st.State == "lease-lost" && st.Attachments == 1
+	})
+	for _, to := range b.addrs() {
+		pings(t, a.Space, to)
+		pings(t, b.Space, a.like(to))
+	}
+	e.Start()
+	d1.WaitReady()
+	for _, to := range b.addrs() {
+		pings(t, a.Space, to)
+	}
+}
+
+// A host has several addresses; peers take a node's packets from the published ones only.
+func TestDualStack_PublishesTheAddressesThatItIsTold(t *testing.T) {
+	l, e, client := withDualStack(t, 2)
+	h1, h2 := l.Host(1), l.Host(2)
+	second, second6 := netip.MustParseAddr("192.0.2.99"), netip.MustParseAddr("2001:db8:0:2::99")
+	for _, p := range []netip.Prefix{netip.PrefixFrom(second, 24), netip.PrefixFrom(second6, 64)} {
+		if err := h1.AddAddr("lan0", p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d1 := h1.Up("--etcd-endpoints", e.Endpoint, "--public-ip", second.String(), "--public-ipv6", second6.String(), "--port", "18472")
+	d2 := h2.Up("--etcd-endpoints", e.Endpoint)
+	waitPeers(t, 1, d1, d2)
+	if v := dualLeaseOf(t, client, d1.Status()); v.PublicIP != second.String() || v.PublicIPv6 != second6.String() {
+		t.Errorf("lease %+v", v)
+	}
+	a, b := join(t, h1, "a"), join(t, h2, "b")
+	b.serve(t)
+	for _, to := range b.addrs() {
+		everything(t, a, to)
+	}
+	noDrops(t, d2)
+}
+
+func TestDualStack_RunHasBothFamilies(t *testing.T) {
+	l, e, _ := withDualStack(t, 1)
+	h := l.Host(1)
+	d := h.Up("--etcd-endpoints", e.Endpoint)
+	r := h.CLI("run", "--", "cat", "/proc/net/if_inet6")
+	head := strings.ReplaceAll(mustPrefix(t, d.Status().Subnet6).Addr().StringExpanded(), ":", "")[:16]
+	if r.Code != 0 || !strings.Contains(r.Stdout, head) || !strings.Contains(r.Stdout, "eth0") {
+		t.Errorf("exit code %d, addresses\n%s%s", r.Code, r.Stdout, r.Stderr)
 	}
 }
 

@@ -128,7 +128,7 @@ func TestLifeCycle_SubnetsAreOfTheRange(t *testing.T) {
 		subnets6 []string
 	}{
 		"IPv4":       {`{"Network":"10.66.0.0/16","SubnetLen":26,"SubnetMin":"10.66.7.64","SubnetMax":"10.66.7.128"}`, []string{"10.66.7.64/26", "10.66.7.128/26"}, []string{""}},
-		"dual-stack": {`{"EnableIPv6":true,"Network":"10.66.0.0/16","SubnetLen":26,"SubnetMin":"10.66.7.64","SubnetMax":"10.66.7.128","IPv6Network":"fd66::/48","IPv6SubnetLen":80,"IPv6SubnetMin":"fd66::5:0:0:0","IPv6SubnetMax":"fd66::6:0:0:0","Backend":{"Type":"vxlan"}}`, []string{"10.66.7.64/26", "10.66.7.128/26"}, []string{"fd66::5:0:0:0/80", "fd66::6:0:0:0/80"}},
+		"dual-stack": {`{"EnableIPv6":true,"Network":"10.66.0.0/16","SubnetLen":26,"SubnetMin":"10.66.7.64","SubnetMax":"10.66.7.128","IPv6Network":"fd66::/48","IPv6SubnetLen":80,"IPv6SubnetMin":"fd66::5:0:0:0","IPv6SubnetMax":"fd66::6:0:0:0","Backend":{"Type":"vxlan","VNI":4242,"Port":14789}}`, []string{"10.66.7.64/26", "10.66.7.128/26"}, []string{"fd66::5:0:0:0/80", "fd66::6:0:0:0/80"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l, e, client := withEtcd(t, 3, lab.WithIPv6)
@@ -255,6 +255,42 @@ func TestLifeCycle_ChangedPeerIsFollowed(t *testing.T) {
 	if peer := peerOf(t, d); peer.PublicIP != moved.String() || peer.Problem != "" {
 		t.Errorf("peer %+v", peer)
 	}
+}
+
+// One of ours whose host has other addresses when it comes back: it has its subnets again, and everybody follows.
+func TestLifeCycle_NodeComesBackElsewhere(t *testing.T) {
+	forNetworks(t, 2, func(t *testing.T, l *lab.Lab, e *lab.Etcd, client *clientv3.Client, dual bool) {
+		h := l.Host(2)
+		d1, d2 := l.Host(1).Up("--etcd-endpoints", e.Endpoint), h.Up("--etcd-endpoints", e.Endpoint)
+		waitPeers(t, 1, d1, d2)
+		a, b := join(t, l.Host(1), "a"), join(t, h, "b")
+		before := d2.Status()
+		d2.Stop()
+		ipIn(t, h.Space, "addr", "flush", "dev", "lan0", "scope", "global")
+		for _, args := range [][]string{
+			{"addr", "add", "192.0.2.212/24", "dev", "lan0"}, {"addr", "add", "2001:db8:0:2::212/64", "dev", "lan0"},
+			{"route", "add", "default", "via", lab.RouterAddr.String()}, {"route", "replace", "default", "via", lab.RouterAddr6.String()},
+		} {
+			ipIn(t, h.Space, args...)
+		}
+		d2 = h.Up("--etcd-endpoints", e.Endpoint)
+		if now := d2.Status(); now.Subnet != before.Subnet || now.Subnet6 != before.Subnet6 || now.PublicIP != "192.0.2.212" {
+			t.Errorf("now %+v, before %+v", now, before)
+		}
+		for _, to := range b.addrs() {
+			lab.Eventually(t, "the new address is followed", func() bool {
+				r, err := a.Ping(to, 1)
+				return err == nil && r.Lost() == 0
+			})
+			pings(t, b.Space, a.like(to))
+		}
+		if peer := peerOf(t, d1); peer.PublicIP != "192.0.2.212" || dual && peer.PublicIPv6 != "2001:db8:0:2::212" {
+			t.Errorf("peer %+v", peer)
+		}
+		if all := keys(t, client, prefix+"/subnets/"); len(all) != 2 {
+			t.Errorf("leases %v", all)
+		}
+	})
 }
 
 // Whoever holds our public address without our name is not touched: flanneld would take our lease for its own.
