@@ -32,6 +32,9 @@ func TestFlannel_DualStackAmongItsOwnHosts(t *testing.T) {
 	a, b := f1.container(t, "a"), f2.container(t, "b")
 	f1.reaches(t, f2.gateway().addrs()...)
 	for _, f := range []*flannel{f1, f2} {
+		if f.env.MTU != lab.MTU-50 {
+			t.Errorf("subnet.env: MTU %d, want %d", f.env.MTU, lab.MTU-50)
+		}
 		for name, want := range map[string]int{"flannel.1": lab.MTU - 50, "flannel-v6.1": lab.MTU - 70} {
 			if mtu := deviceMTU(t, f.host, name); mtu != want {
 				t.Errorf("%s: MTU %d, want %d", name, mtu, want)
@@ -48,7 +51,28 @@ func TestFlannel_DualStackAmongItsOwnHosts(t *testing.T) {
 		talk(t, a, addr, mtu)
 		talk(t, f1.member(), addr, mtu)
 	}
-	t.Log(f1.env, f2.env)
+}
+
+// flannel's containers have an MTU that IPv6 does not have room for, and more than ours have: docs/flannel.md.
+func TestFlannel_PacketsLargerThanOurs(t *testing.T) {
+	s := newSite(t, dualStack(t))
+	f, n := s.startFlannel(t), s.startOurs(t)
+	f.reaches(t, n.own()...)
+	f.bridge(t)
+	theirs, ours := f.container(t, "theirs"), n.container(t, "ours")
+	const size = lab.MTU - 50
+	r, err := theirs.PingWith(ours.addr, lab.PingOptions{Count: 3, Size: size - 28, DontFrag: true})
+	if err != nil || r.Lost() != 0 {
+		t.Errorf("IPv4 packets of %d bytes: %v, %v", size, r, err)
+	}
+	r, err = theirs.PingWith(ours.addr6, lab.PingOptions{Count: 3, Size: size - 48, DontFrag: true})
+	if err != nil || r.Received != 0 || len(r.Errors) == 0 || r.Errors[0].Type != 2 || r.Errors[0].MTU != lab.MTU-70 || r.Errors[0].From != f.gateway().addr6 {
+		t.Errorf("IPv6 packets of %d bytes: %v, %v; want packet-too-big of flannel's host", size, r, err)
+	}
+	ours.UDPEcho(t, netip.AddrPortFrom(ours.addr6, echo))
+	if err := theirs.EchoUDP(netip.AddrPortFrom(ours.addr6, echo), size-48); err != nil {
+		t.Errorf("UDP of %d bytes over IPv6: %v", size, err)
+	}
 }
 
 func deviceMTU(t *testing.T, h *lab.Host, name string) (mtu int) {

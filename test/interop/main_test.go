@@ -301,6 +301,20 @@ func (f *flannel) bridge(t *testing.T) {
 	}
 }
 
+// delete takes a device away from the host.
+func (f *flannel) delete(t *testing.T, name string) {
+	t.Helper()
+	if err := f.host.Do(func() error {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkDel(link)
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // gateway is the bridge.
 func (f *flannel) gateway() *member {
 	m := &member{Space: f.host.Space, name: "flannel's bridge", addr: f.env.Subnet.Addr().Next()}

@@ -30,6 +30,7 @@ type backend struct {
 	flannelOverhead int
 
 	members  []string                               // of a stock lease's JSON
+	devices  []string                               // of the kernel, which have MAC addresses that the lease tells, and which a reboot takes away
 	unrouted func(f *flannel, addr netip.Addr) bool // flannel has no route to the address
 }
 
@@ -45,18 +46,18 @@ var backends = []backend{
 	},
 	{
 		name: "vxlan", config: `{"Network":"10.66.0.0/16","Backend":{"Type":"vxlan"}}`, overhead: 50,
-		members: vxlanMembers, unrouted: withoutRoute,
+		members: vxlanMembers, devices: []string{"flannel.1"}, unrouted: withoutRoute,
 	},
 	{
 		name: "vxlan with every key", overhead: 150,
 		config:  `{"Network":"10.66.0.0/16","SubnetLen":26,"Backend":{"Type":"VXLAN","VNI":4242,"Port":14789,"MTU":1400,"GBP":true,"Learning":true}}`,
-		members: vxlanMembers, unrouted: withoutRoute,
+		members: vxlanMembers, devices: []string{"flannel.4242"}, unrouted: withoutRoute,
 	},
 	{
 		// flannel takes off 50 where IPv6 needs 70: docs/flannel.md.
 		name: "vxlan dual-stack", overhead: 70, flannelOverhead: 50, dual: true,
 		config:  `{"EnableIPv6":true,"Network":"10.66.0.0/16","IPv6Network":"fd66::/48","Backend":{"Type":"vxlan"}}`,
-		members: []string{"BackendData", "BackendType", "BackendV6Data", "PublicIP", "PublicIPv6"}, unrouted: withoutRoute,
+		members: []string{"BackendData", "BackendType", "BackendV6Data", "PublicIP", "PublicIPv6"}, devices: []string{"flannel.1", "flannel-v6.1"}, unrouted: withoutRoute,
 	},
 }
 
@@ -205,10 +206,23 @@ func exchange(t *testing.T, s *site, f *flannel, n *node) {
 		}
 	})
 	t.Run("flanneld restarts", func(t *testing.T) {
+		before := vtepMACs(t, s.leases(t)[f.env.Subnet])
 		f.stop()
+		for _, device := range s.backend.devices {
+			f.delete(t, device)
+		}
 		again := s.startFlannel(t)
 		if again.env != f.env {
 			t.Errorf("flannel comes back with %+v, had %+v", again.env, f.env)
+		}
+		now := vtepMACs(t, s.leases(t)[f.env.Subnet])
+		if len(before) != len(s.backend.devices) || len(now) != len(before) {
+			t.Errorf("VTEPs %v before and %v after, for the devices %v", before, now, s.backend.devices)
+		}
+		for _, mac := range before {
+			if slices.Contains(now, mac) {
+				t.Errorf("VTEPs %v before and %v after: this tests nothing", before, now)
+			}
 		}
 		for _, addr := range ours.addrs() {
 			lab.Eventually(t, "pings pass again", func() bool {
@@ -222,6 +236,21 @@ func exchange(t *testing.T, s *site, f *flannel, n *node) {
 			t.Errorf("our lease has become %s, was %s", all[n.subnet], ourLease)
 		}
 	})
+}
+
+// vtepMACs are the MAC addresses of a lease's JSON, of one family or both.
+func vtepMACs(t *testing.T, value string) (macs []string) {
+	t.Helper()
+	var attrs struct{ BackendData, BackendV6Data struct{ VtepMAC string } }
+	if err := json.Unmarshal([]byte(value), &attrs); err != nil {
+		t.Fatalf("lease %q: %v", value, err)
+	}
+	for _, mac := range []string{attrs.BackendData.VtepMAC, attrs.BackendV6Data.VtepMAC} {
+		if mac != "" {
+			macs = append(macs, mac)
+		}
+	}
+	return macs
 }
 
 // talk sends everything there is from a member to the servers at an address, who must see it as the member. mtu is the path's.
