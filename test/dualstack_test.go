@@ -58,10 +58,7 @@ func (m *member) serve(t *testing.T) {
 // dualLease is what a node of a dual-stack vxlan network publishes, in flannel's words.
 type dualLease struct {
 	PublicIP, PublicIPv6, BackendType string
-	BackendData, BackendV6Data        struct {
-		VNI     int
-		VtepMAC string
-	}
+	BackendData, BackendV6Data        vtepData
 }
 
 // dualKey is a node's key in the store.
@@ -523,6 +520,81 @@ func TestDualStack_RunHasBothFamilies(t *testing.T) {
 	head := strings.ReplaceAll(mustPrefix(t, d.Status().Subnet6).Addr().StringExpanded(), ":", "")[:16]
 	if r.Code != 0 || !strings.Contains(r.Stdout, head) || !strings.Contains(r.Stdout, "eth0") {
 		t.Errorf("exit code %d, addresses\n%s%s", r.Code, r.Stdout, r.Stderr)
+	}
+}
+
+func TestDualStack_WithoutDefaultRouteReachesPeers(t *testing.T) {
+	l, e, _ := withDualStack(t, 2)
+	d1, d2 := l.Host(1).Up("--etcd-endpoints", e.Endpoint), l.Host(2).Up("--etcd-endpoints", e.Endpoint)
+	waitPeers(t, 1, d1, d2)
+	a, b := join(t, l.Host(1), "a", "--no-default-route"), join(t, l.Host(2), "b")
+	routes, err := a.Routes6()
+	if err != nil || !slices.Contains(routes, network6.String()+" via "+a.gateway6.String()+" dev eth0") || strings.Contains(strings.Join(routes, "\n"), "default") {
+		t.Errorf("routes %q, %v", routes, err)
+	}
+	for _, to := range b.addrs() {
+		pings(t, a.Space, to)
+	}
+	if _, err := a.DialContext(t.Context(), "tcp", port(lab.OutsideAddr6, 80).String()); err == nil || !strings.Contains(err.Error(), "unreachable") {
+		t.Errorf("the outside: %v, want no route", err)
+	}
+}
+
+// Two users of a host share its addresses, each with a port.
+func TestDualStack_TwoNodesOnOneMachine(t *testing.T) {
+	l, e, _ := withDualStack(t, 1)
+	h := l.Host(1)
+	second := filepath.Join(h.Dir, "second")
+	d1 := h.Up("--etcd-endpoints", e.Endpoint)
+	d2 := h.Up("--etcd-endpoints", e.Endpoint, "--port", "18472", "--runtime-dir", second+"/run", "--state-dir", second+"/state")
+	waitPeers(t, 1, d1, d2)
+	a := join(t, h, "a")
+	b := &member{Container: h.Container("b")}
+	h.CLIJSON(&b.at, "--runtime-dir", second+"/run", "attach", pid(b.Container))
+	b.read(t)
+	b.serve(t)
+	for _, to := range b.addrs() {
+		everything(t, a, to)
+	}
+}
+
+// A peer's IPv6 half is missing, or makes no sense: its IPv4 half counts all the same.
+func TestDualStack_PeerWithHalfALease(t *testing.T) {
+	l, e, client := withDualStack(t, 2)
+	f := newFlannelHost(t, l.Host(2), "10.66.251.0/24", "02:00:0a:42:fb:00")
+	key := leaseKey(f.subnet.String(), "fd66:0:0:fb::/64")
+	d := l.Host(1).Up("--etcd-endpoints", e.Endpoint)
+	a, _ := join(t, l.Host(1), "a"), f.pod("p", 2)
+	ours := dualLeaseOf(t, client, d.Status())
+	f.learn(a.subnet, vtep{PublicIP: ours.PublicIP, BackendData: ours.BackendData})
+	with := func(public, data string) string {
+		return strings.Replace(f.lease(), `"PublicIPv6":null`, `"PublicIPv6":`+public+`,"BackendV6Data":`+data, 1)
+	}
+	const theirs, good = `"2001:db8:0:2::c"`, `{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}`
+	for _, c := range []struct{ value, problem string }{
+		{f.lease(), "names no PublicIPv6"},
+		{strings.Replace(f.lease(), "null", theirs, 1), "BackendV6Data"},
+		{with(`"`+ours.PublicIPv6+`"`, good), "is our own"},
+		{with(`"fe80::1"`, good), "fe80::1 cannot be sent to"},
+		{with(theirs, `{"VNI":1,"VtepMAC":"x"}`), "VtepMAC"},
+		{with(theirs, `{"VNI":1,"VtepMAC":"`+ours.BackendV6Data.VtepMAC+`"}`), "VtepMAC"},
+		{with("null", good), "names no PublicIPv6"},
+	} {
+		put(t, client, key, c.value)
+		last := ""
+		lab.EventuallyWithinOr(t, 20*time.Second, func() string { return "want a problem with " + c.problem + ", got " + last + " for " + c.value }, func() bool {
+			if d.Status().Peers != 1 {
+				return false
+			}
+			p := peerOf(t, d)
+			last = p.Problem
+			return strings.Contains(p.Problem, c.problem) && p.Subnet6 == ""
+		})
+		pings(t, a.Space, f.addr(2))
+		r, err := a.PingWith(netip.MustParseAddr("fd66:0:0:fb::2"), lab.PingOptions{Count: 2, Interval: 300 * time.Millisecond})
+		if err != nil || r.Received != 0 || len(r.Errors) == 0 {
+			t.Errorf("%s: ping over IPv6: %v, %v; want errors", c.value, r, err)
+		}
 	}
 }
 

@@ -40,10 +40,12 @@ func withVXLAN(t *testing.T, hosts int, config string, options ...lab.Option) (*
 type vtep struct {
 	PublicIP    string
 	BackendType string
-	BackendData struct {
-		VNI     int
-		VtepMAC string
-	}
+	BackendData vtepData
+}
+
+type vtepData struct {
+	VNI     int
+	VtepMAC string
 }
 
 func vtepOf(t *testing.T, c *clientv3.Client, subnet string) (v vtep) {

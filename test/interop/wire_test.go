@@ -19,7 +19,7 @@ import (
 	"github.com/rootless-ovl/rootless-ovl/test/lab"
 )
 
-// backend is one of flannel's that our node speaks.
+// backend is one of flannel's, as a network has it, that our node speaks.
 type backend struct {
 	name     string
 	config   string // in the store, as an operator writes it
@@ -57,11 +57,20 @@ var backends = []backend{
 		// flannel takes off 50 where IPv6 needs 70: docs/flannel.md.
 		name: "vxlan dual-stack", overhead: 70, flannelOverhead: 50, dual: true,
 		config:  `{"EnableIPv6":true,"Network":"10.66.0.0/16","IPv6Network":"fd66::/48","Backend":{"Type":"vxlan"}}`,
-		members: []string{"BackendData", "BackendType", "BackendV6Data", "PublicIP", "PublicIPv6"}, devices: []string{"flannel.1", "flannel-v6.1"}, unrouted: withoutRoute,
+		members: dualMembers, devices: []string{"flannel.1", "flannel-v6.1"}, unrouted: withoutRoute,
+	},
+	{
+		name: "vxlan dual-stack with every key", overhead: 170, flannelOverhead: 150, dual: true,
+		config: `{"EnableIPv6":true,"Network":"10.66.0.0/16","SubnetLen":26,"IPv6Network":"fd66::/48","IPv6SubnetLen":80,
+			"Backend":{"Type":"VXLAN","VNI":4242,"Port":14789,"MTU":1400,"GBP":true,"Learning":true}}`,
+		members: dualMembers, devices: []string{"flannel.4242", "flannel-v6.4242"}, unrouted: withoutRoute,
 	},
 }
 
-var vxlanMembers = []string{"BackendData", "BackendType", "PublicIP", "PublicIPv6"}
+var (
+	vxlanMembers = []string{"BackendData", "BackendType", "PublicIP", "PublicIPv6"}
+	dualMembers  = []string{"BackendData", "BackendType", "BackendV6Data", "PublicIP", "PublicIPv6"}
+)
 
 // withoutRoute: the vxlan backend has a route for each peer.
 func withoutRoute(f *flannel, addr netip.Addr) bool {
