@@ -81,7 +81,7 @@ func TestPeersOf_FindsTheIPv6WayOfADualStackPeer(t *testing.T) {
 		{"link-local", of(func(l *lease.Lease) { l.Attrs.PublicIPv6 = netip.MustParseAddr("fe80::1") }), "cannot be sent to", forwarder.PeerConfig{}},
 		{"multicast", of(func(l *lease.Lease) { l.Attrs.PublicIPv6 = netip.MustParseAddr("ff02::1") }), "cannot be sent to", forwarder.PeerConfig{}},
 		{"loopback", of(func(l *lease.Lease) { l.Attrs.PublicIPv6 = netip.IPv6Loopback() }), "cannot be sent to", forwarder.PeerConfig{}},
-		{"without data", of(func(l *lease.Lease) { l.Attrs.BackendV6Data = nil }), "no BackendData", forwarder.PeerConfig{}},
+		{"without data", of(func(l *lease.Lease) { l.Attrs.BackendV6Data = nil }), "no BackendV6Data", forwarder.PeerConfig{}},
 		{"a small MTU", small, "below the 1280", forwarder.PeerConfig{}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

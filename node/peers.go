@@ -246,6 +246,8 @@ func way6To(l lease.Lease, port, mtu int, me self) way {
 		w.problem = fmt.Sprintf("its address %v is our own", me.public6)
 	case mtu < minMTUv6:
 		w.problem = fmt.Sprintf("its overlay MTU %d is below the %d of IPv6", mtu, minMTUv6)
+	case len(l.Attrs.BackendV6Data) == 0:
+		w.problem = "its lease has no BackendV6Data, which holds the MAC address of its VTEP for IPv6"
 	default:
 		w.vtep, w.problem, w.doubt = vtepOf(l.Attrs.BackendV6Data, me.vxlan)
 	}
