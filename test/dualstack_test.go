@@ -577,7 +577,7 @@ func TestDualStack_PeerWithHalfALease(t *testing.T) {
 		{with(`"`+ours.PublicIPv6+`"`, good), "is our own"},
 		{with(`"fe80::1"`, good), "fe80::1 cannot be sent to"},
 		{with(theirs, `{"VNI":1,"VtepMAC":"x"}`), "VtepMAC"},
-		{with(theirs, `{"VNI":1,"VtepMAC":"`+ours.BackendV6Data.VtepMAC+`"}`), "VtepMAC"},
+		{with(theirs, `{"VNI":1,"VtepMAC":"`+ours.BackendV6Data.VtepMAC+`"}`), "our own VTEP MAC"},
 		{with("null", good), "names no PublicIPv6"},
 	} {
 		put(t, client, key, c.value)

@@ -127,8 +127,16 @@ func TestLifeCycle_SubnetsAreOfTheRange(t *testing.T) {
 		subnets  []string
 		subnets6 []string
 	}{
-		"IPv4":       {`{"Network":"10.66.0.0/16","SubnetLen":26,"SubnetMin":"10.66.7.64","SubnetMax":"10.66.7.128"}`, []string{"10.66.7.64/26", "10.66.7.128/26"}, []string{""}},
-		"dual-stack": {`{"EnableIPv6":true,"Network":"10.66.0.0/16","SubnetLen":26,"SubnetMin":"10.66.7.64","SubnetMax":"10.66.7.128","IPv6Network":"fd66::/48","IPv6SubnetLen":80,"IPv6SubnetMin":"fd66::5:0:0:0","IPv6SubnetMax":"fd66::6:0:0:0","Backend":{"Type":"vxlan","VNI":4242,"Port":14789}}`, []string{"10.66.7.64/26", "10.66.7.128/26"}, []string{"fd66::5:0:0:0/80", "fd66::6:0:0:0/80"}},
+		"IPv4": {
+			`{"Network":"10.66.0.0/16","SubnetLen":26,"SubnetMin":"10.66.7.64","SubnetMax":"10.66.7.128"}`,
+			[]string{"10.66.7.64/26", "10.66.7.128/26"}, []string{""},
+		},
+		"dual-stack": {
+			`{"EnableIPv6":true,"Network":"10.66.0.0/16","SubnetLen":26,"SubnetMin":"10.66.7.64","SubnetMax":"10.66.7.128",
+				"IPv6Network":"fd66::/48","IPv6SubnetLen":80,"IPv6SubnetMin":"fd66::5:0:0:0","IPv6SubnetMax":"fd66::6:0:0:0",
+				"Backend":{"Type":"vxlan","VNI":4242,"Port":14789}}`,
+			[]string{"10.66.7.64/26", "10.66.7.128/26"}, []string{"fd66::5:0:0:0/80", "fd66::6:0:0:0/80"},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l, e, client := withEtcd(t, 3, lab.WithIPv6)
@@ -231,7 +239,7 @@ func TestLifeCycle_WatchOutlivesCompaction(t *testing.T) {
 // A host whose address has changed, and whose VTEP has: the same key is put with other attributes.
 func TestLifeCycle_ChangedPeerIsFollowed(t *testing.T) {
 	l, e, client := withVXLAN(t, 2, vxlanConfig)
-	f := newFlannelHost(t, l.Host(2), "10.66.251.0/24", "02:00:0a:42:fb:00")
+	f := newFlannelHost(t, l.Host(2), "10.66.252.0/24", "02:00:0a:42:fc:00")
 	put(t, client, subnetKey(f.subnet.String()), f.lease())
 	d := l.Host(1).Up("--etcd-endpoints", e.Endpoint)
 	waitPeers(t, 1, d)
