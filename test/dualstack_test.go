@@ -251,6 +251,7 @@ func TestDualStack_NarrowPathIsFound(t *testing.T) {
 }
 
 func TestDualStack_AnswersWithICMPv6Errors(t *testing.T) {
+	t.Parallel()
 	l, e, _ := withDualStack(t, 2)
 	d1, d2 := l.Host(1).Up("--etcd-endpoints", e.Endpoint), l.Host(2).Up("--etcd-endpoints", e.Endpoint)
 	waitPeers(t, 1, d1, d2)
@@ -466,6 +467,7 @@ func TestDualStack_AttachmentsOutliveTheDaemon(t *testing.T) {
 
 // The store is away, and so is what a node had in memory.
 func TestDualStack_StartsOnTheLastKnownLeases(t *testing.T) {
+	t.Parallel()
 	l, e, _ := withDualStack(t, 2)
 	d1, d2 := l.Host(1).Up("--etcd-endpoints", e.Endpoint), l.Host(2).Up("--etcd-endpoints", e.Endpoint)
 	waitPeers(t, 1, d1, d2)
@@ -560,6 +562,7 @@ func TestDualStack_TwoNodesOnOneMachine(t *testing.T) {
 
 // A peer's IPv6 half is missing, or makes no sense: its IPv4 half counts all the same.
 func TestDualStack_PeerWithHalfALease(t *testing.T) {
+	t.Parallel()
 	l, e, client := withDualStack(t, 2)
 	f := newFlannelHost(t, l.Host(2), "10.66.251.0/24", "02:00:0a:42:fb:00")
 	key := leaseKey(f.subnet.String(), "fd66:0:0:fb::/64")

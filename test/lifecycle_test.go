@@ -57,6 +57,7 @@ func leaseOf(t *testing.T, c *clientv3.Client, st lab.Status) (key, value string
 
 // A reservation is a key of the operator's, with the host's address and no time to live. The node takes it, and never gives it one.
 func TestLifeCycle_ReservationStaysOne(t *testing.T) {
+	t.Parallel()
 	forNetworks(t, 1, func(t *testing.T, l *lab.Lab, e *lab.Etcd, client *clientv3.Client, dual bool) {
 		h := l.Host(1)
 		subnet6 := ""
@@ -89,6 +90,7 @@ func TestLifeCycle_ReservationStaysOne(t *testing.T) {
 }
 
 func TestLifeCycle_PreviousSubnetIsTakenAgain(t *testing.T) {
+	t.Parallel()
 	forNetworks(t, 1, func(t *testing.T, l *lab.Lab, e *lab.Etcd, client *clientv3.Client, _ bool) {
 		h := l.Host(1)
 		d := h.Up("--etcd-endpoints", e.Endpoint)
@@ -122,6 +124,7 @@ func TestLifeCycle_PreviousSubnetIsTakenAgain(t *testing.T) {
 }
 
 func TestLifeCycle_SubnetsAreOfTheRange(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		config   string
 		subnets  []string
@@ -169,6 +172,7 @@ func TestLifeCycle_SubnetsAreOfTheRange(t *testing.T) {
 
 // etcd forgets its history while nodes watch it, and while one cannot.
 func TestLifeCycle_WatchOutlivesCompaction(t *testing.T) {
+	t.Parallel()
 	l, e, client := withEtcd(t, 3)
 	put(t, client, prefix+"/config", networks["udp"].config)
 	d1, d2 := l.Host(1).Up("--etcd-endpoints", e.Endpoint), l.Host(2).Up("--etcd-endpoints", e.Endpoint)
@@ -238,6 +242,7 @@ func TestLifeCycle_WatchOutlivesCompaction(t *testing.T) {
 
 // A host whose address has changed, and whose VTEP has: the same key is put with other attributes.
 func TestLifeCycle_ChangedPeerIsFollowed(t *testing.T) {
+	t.Parallel()
 	l, e, client := withVXLAN(t, 2, vxlanConfig)
 	f := newFlannelHost(t, l.Host(2), "10.66.252.0/24", "02:00:0a:42:fc:00")
 	put(t, client, subnetKey(f.subnet.String()), f.lease())
@@ -267,6 +272,7 @@ func TestLifeCycle_ChangedPeerIsFollowed(t *testing.T) {
 
 // One of ours whose host has other addresses when it comes back: it has its subnets again, and everybody follows.
 func TestLifeCycle_NodeComesBackElsewhere(t *testing.T) {
+	t.Parallel()
 	forNetworks(t, 2, func(t *testing.T, l *lab.Lab, e *lab.Etcd, client *clientv3.Client, dual bool) {
 		h := l.Host(2)
 		d1, d2 := l.Host(1).Up("--etcd-endpoints", e.Endpoint), h.Up("--etcd-endpoints", e.Endpoint)
@@ -303,6 +309,7 @@ func TestLifeCycle_NodeComesBackElsewhere(t *testing.T) {
 
 // Whoever holds our public address without our name is not touched: flanneld would take our lease for its own.
 func TestLifeCycle_ForeignLeaseOnOurAddressIsRefused(t *testing.T) {
+	t.Parallel()
 	const vtep = `{"VNI":1,"VtepMAC":"02:00:00:00:00:99"}`
 	for name, c := range map[string]struct {
 		network string
