@@ -341,23 +341,34 @@ func TestFlannel_FollowsOurHostToAnotherAddress(t *testing.T) {
 		s := newSite(t, b)
 		f := s.startFlannel(t)
 		n := s.startOurs(t)
-		f.reaches(t, n)
-		ours := n.container(t, "ours")
-		pings(t, f.member(), ours.addr)
+		f.reaches(t, n.own()...)
+		ours, host := n.container(t, "ours"), f.member()
+		for _, addr := range ours.addrs() {
+			pings(t, host, addr)
+		}
 		before := s.leases(t)
-		for _, addr := range []netip.Addr{netip.MustParseAddr("192.0.2.77"), n.Host.Addr} {
-			old := n.Host.Addr
-			if err := errors.Join(n.Host.LoseAddress(), n.Host.GetAddress(addr)); err != nil {
+		moves := []netip.Addr{netip.MustParseAddr("192.0.2.77"), n.Host.Addr}
+		if b.dual {
+			moves = append(moves, netip.MustParseAddr("2001:db8:0:2::77"), n.Host.Addr6)
+		}
+		for _, addr := range moves {
+			old, lose, member := n.Host.Addr, n.Host.LoseAddress, "PublicIP"
+			if addr.Is6() {
+				old, lose, member = n.Host.Addr6, n.Host.LoseAddress6, "PublicIPv6"
+			}
+			if err := errors.Join(lose(), n.Host.GetAddress(addr)); err != nil {
 				t.Fatal(err)
 			}
 			lab.Eventually(t, "the lease has the new address", func() bool {
-				return strings.Contains(s.leases(t)[n.subnet], `"PublicIP":"`+addr.String()+`"`)
+				return strings.Contains(s.leases(t)[n.subnet], `"`+member+`":"`+addr.String()+`"`)
 			})
-			f.reaches(t, n)
-			pings(t, f.member(), ours.addr)
-			pings(t, ours, f.member().addr)
+			f.reaches(t, n.own()...)
+			for _, to := range ours.addrs() {
+				pings(t, host, to)
+				pings(t, ours, host.like(to))
+			}
 			now := s.leases(t)
-			before[n.subnet] = strings.Replace(before[n.subnet], old.String(), addr.String(), 1)
+			before[n.subnet] = strings.Replace(before[n.subnet], `"`+old.String()+`"`, `"`+addr.String()+`"`, 1)
 			if !maps.Equal(now, before) {
 				t.Errorf("leases %v, want %v", now, before)
 			}

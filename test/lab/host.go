@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -183,29 +184,42 @@ func (h *Host) CloseTun() error {
 }
 
 // LoseAddress takes the host's address on the LAN away, and with it the default route.
-func (h *Host) LoseAddress() error {
-	return h.onLAN(h.Addr, netlink.AddrDel)
-}
+func (h *Host) LoseAddress() error { return h.lose(h.Addr, LAN.Bits()) }
 
-// GetAddress gives a host that has lost its address this one, with a default route, as DHCP does.
-func (h *Host) GetAddress(addr netip.Addr) error {
-	h.Addr = addr
-	if err := h.onLAN(addr, netlink.AddrAdd); err != nil {
-		return err
-	}
-	return h.Do(func() error { return netlink.RouteAdd(&netlink.Route{Gw: RouterAddr.AsSlice()}) })
-}
+// LoseAddress6 takes its IPv6 address away. The default route stays, as it does.
+func (h *Host) LoseAddress6() error { return h.lose(h.Addr6, LAN6.Bits()) }
 
-func (h *Host) onLAN(addr netip.Addr, change func(netlink.Link, *netlink.Addr) error) error {
+func (h *Host) lose(addr netip.Addr, bits int) error {
 	return h.Do(func() error {
 		link, err := netlink.LinkByName("lan0")
 		if err != nil {
 			return err
 		}
-		a, err := netlink.ParseAddr(netip.PrefixFrom(addr, LAN.Bits()).String())
+		a, err := netlink.ParseAddr(netip.PrefixFrom(addr, bits).String())
 		if err != nil {
 			return err
 		}
-		return change(link, a)
+		return netlink.AddrDel(link, a)
+	})
+}
+
+// GetAddress gives a host that has lost its address this one, of either family, with a default route, as DHCP or a router does.
+func (h *Host) GetAddress(addr netip.Addr) error {
+	own, lan, router := &h.Addr, LAN, RouterAddr
+	if addr.Is6() {
+		own, lan, router = &h.Addr6, LAN6, RouterAddr6
+	}
+	*own = addr
+	return h.Do(func() error {
+		link, err := netlink.LinkByName("lan0")
+		if err != nil {
+			return err
+		}
+		if err := addAddr(link, netip.PrefixFrom(addr, lan.Bits())); err != nil {
+			return err
+		}
+		return netlink.RouteReplace(&netlink.Route{
+			Gw: router.AsSlice(), LinkIndex: link.Attrs().Index, Dst: &net.IPNet{IP: net.IP(make([]byte, addr.BitLen()/8)), Mask: net.CIDRMask(0, addr.BitLen())},
+		})
 	})
 }
