@@ -342,7 +342,7 @@ func TestFlannel_FollowsOurHostToAnotherAddress(t *testing.T) {
 		f := s.startFlannel(t)
 		n := s.startOurs(t)
 		f.reaches(t, n.own()...)
-		ours, host := n.container(t, "ours"), f.member()
+		ours, host := n.container(t, "roamer"), f.member()
 		for _, addr := range ours.addrs() {
 			pings(t, host, addr)
 		}
