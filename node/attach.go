@@ -77,6 +77,9 @@ func (n *Node) Attach(ctx context.Context, r api.AttachRequest) (api.Attachment,
 			r.IfName = gatewayIfName
 		}
 	}
+	if r.Gateway {
+		r = n.engineOf(r)
+	}
 	n.mu.Lock()
 	err := n.takesLocked()
 	n.mu.Unlock()

@@ -61,6 +61,7 @@ type edges struct {
 	openPID   func(pid int) (namespace, error)
 	openPath  func(path string) (namespace, error)
 	startTime func(pid int) (uint64, error)
+	detached  func(pid int) string // path of the namespace that RootlessKit keeps apart from that process, or ""
 	watchPID  func(pid int) (exitWatch, error)
 
 	external  func(c Config, now external) (external, error)            // of this host; what is now in use stays if it can
@@ -73,6 +74,7 @@ func kernelEdges() edges {
 		openPID:   func(pid int) (namespace, error) { return asNamespace(nsutil.OpenPID(pid)) },
 		openPath:  func(path string) (namespace, error) { return asNamespace(nsutil.OpenPath(path)) },
 		startTime: nsutil.StartTime,
+		detached:  nsutil.DetachedNetns,
 		watchPID: func(pid int) (exitWatch, error) {
 			e, err := nsutil.WatchExit(pid)
 			if err != nil {

@@ -104,6 +104,7 @@ func (w *world) edges() edges {
 			}
 			return fakeNamespace{c}, nil
 		},
+		detached: func(int) string { return "" },
 		openPath: func(path string) (namespace, error) { return nil, fmt.Errorf("%s: %w", path, nsutil.ErrNoPath) },
 		startTime: func(pid int) (uint64, error) {
 			c, err := w.find(pid)

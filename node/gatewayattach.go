@@ -30,6 +30,23 @@ const gatewayIfName = "rovl0"
 // dummyAddr is our address towards a namespace that has the whole subnet.
 var dummyAddr = netip.AddrFrom4([4]byte{192, 0, 0, 8})
 
+// engineOf names the namespace of a gateway attachment by its path where the process is RootlessKit's child, which may have stayed in
+// the host's.
+func (n *Node) engineOf(r api.AttachRequest) api.AttachRequest {
+	if r.PID == 0 {
+		return r
+	}
+	path := n.edges.detached(r.PID)
+	if path == "" {
+		return r
+	}
+	if r.Name == "" {
+		r.Name = defaultName(r)
+	}
+	r.PID, r.Netns = 0, path
+	return r
+}
+
 // excludedLocked tells why an attachment cannot be made beside those there are.
 func (n *Node) excludedLocked(gateway bool) error {
 	for _, a := range n.attachments {

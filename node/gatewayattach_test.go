@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -80,6 +82,38 @@ func TestAttachGateway_RoutesTheSubnetToTheNamespace(t *testing.T) {
 		t.Errorf("after detach .1 leads to %+v", got)
 	}
 	nothingLeft(t, w, n)
+}
+
+func TestAttachGateway_FindsTheNamespaceThatRootlessKitKeepsApart(t *testing.T) {
+	w := newWorld()
+	c := w.start(77)
+	n := readyNode(t, w, testConfig(t), "10.5.72.0/24")
+	path := filepath.Join(t.TempDir(), "netns") // whose inode number is watched
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.inode = inodeOf(t, path)
+	n.edges.detached = func(pid int) string {
+		if pid != 77 {
+			t.Errorf("asked for pid %d", pid)
+		}
+		return path
+	}
+	n.edges.openPath = func(at string) (namespace, error) {
+		if at != path {
+			t.Errorf("opens %s", at)
+		}
+		return fakeNamespace{c}, nil
+	}
+	if got := attachGateway(t, n, 77); got.Name != "pid-77" || got.PID != 0 || got.Netns != path {
+		t.Errorf("got %+v", got)
+	}
+	if err := n.Detach(t.Context(), "pid-77"); err != nil {
+		t.Fatal(err)
+	}
+	if c.transit != nil {
+		t.Error("the firewall was left as it was")
+	}
 }
 
 func TestAttachGateway_MasqueradesAsTheSubnetFileSays(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -79,4 +80,28 @@ func capable(c uint) bool {
 		return false
 	}
 	return data[c/32].Effective&(1<<(c%32)) != 0
+}
+
+// DetachedNetns is the path of the network namespace that RootlessKit has made for what it runs, where that is not its child's own
+// (rootlesskit --detach-netns, which dockerd-rootless.sh gives from docker 29 on); "" if pid is not such a child.
+//
+// Source: rootlesskit pkg/parent/parent.go, which enters it by the same path.
+func DetachedNetns(pid int) string {
+	proc := "/proc/" + strconv.Itoa(pid)
+	b, err := os.ReadFile(proc + "/environ")
+	if err != nil {
+		return ""
+	}
+	for variable := range bytes.SplitSeq(b, []byte{0}) {
+		dir, found := bytes.CutPrefix(variable, []byte("ROOTLESSKIT_STATE_DIR="))
+		if !found || len(dir) == 0 {
+			continue
+		}
+		path := proc + "/root" + filepath.Join("/", string(dir), "netns")
+		if f, err := openNetns(path); err == nil {
+			f.Close()
+			return path
+		}
+	}
+	return ""
 }

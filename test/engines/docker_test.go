@@ -195,12 +195,20 @@ func TestDocker_TheFlannelWay(t *testing.T) {
 		for i, d := range []*docker{d1, d2} {
 			other := addr[1-i]
 			d.ok("exec", "web", "ping", "-c", "1", "-W", "10", other)
-			if got := d.ok("exec", "web", "sh", "-c", "timeout 10 wget -q -O - http://"+other+"/bulk | wc -c"); got != strconv.Itoa(bulk) {
-				t.Errorf("%s got %s bytes of %d from %s", d.host.Name, got, bulk, other)
+			if got := d.ok("exec", "web", "sh", "-c", "timeout 10 wget -q -O - http://"+other+"/bulk | wc -c"); got != bulkText {
+				t.Errorf("%s got %s bytes of %s from %s", d.host.Name, got, bulkText, other)
 			}
 		}
 	}
 	reach()
+	// The namespace has the address that is asked and answers.
+	for _, d := range []*docker{d1, d2} {
+		lab.Eventually(t, "path MTU probes of "+d.host.Name+" are answered", func() bool {
+			var s lab.Status
+			d.host.CLIJSON(&s, "status")
+			return s.Counters["path_mtu"]["probes_answered"] > 0
+		})
+	}
 
 	// dockerd masquerades on host 1, and shall not on host 2.
 	tap := netip.MustParsePrefix(subnet[0]).Masked().Addr().String()

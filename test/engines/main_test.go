@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -30,6 +31,8 @@ const busyboxPath = "/bin/busybox"
 
 // bulk is the length in bytes of a file that the containers serve.
 const bulk = 8 << 20
+
+var bulkText = strconv.Itoa(bulk)
 
 // image writes the root of a container for `docker import` into dir.
 func image(t *testing.T, dir string) string {
