@@ -73,6 +73,9 @@ func gatewayPort(c forwarder.PortConfig, subnet netip.Prefix) forwarder.PortConf
 func gatewayTAP(c nsutil.TAPConfig, subnet, network netip.Prefix) nsutil.TAPConfig {
 	c.Addrs = []netip.Prefix{netip.PrefixFrom(networkAddr(subnet), 32)}
 	c.Routes = []nsutil.Route{{Dst: netip.PrefixFrom(dummyAddr, 32)}, {Dst: network, Gateway: dummyAddr}}
+	// The superpackets were made for the interfaces of the containers, whose limit is the kernel's: one that the TAP did not take would be
+	// cut into single packets by the namespace's kernel.
+	c.GSOMaxSize = maxGSO
 	return c
 }
 

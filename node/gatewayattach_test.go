@@ -40,7 +40,7 @@ func TestAttachGateway_RoutesTheSubnetToTheNamespace(t *testing.T) {
 	network, subnet := netip.MustParsePrefix("10.5.0.0/16"), netip.MustParsePrefix("10.5.72.0/24")
 	tc := c.links["rovl0"].config
 	wantRoutes := []nsutil.Route{{Dst: netip.MustParsePrefix("192.0.0.8/32")}, {Dst: network, Gateway: dummyAddr}}
-	if !slices.Equal(tc.Addrs, []netip.Prefix{netip.MustParsePrefix("10.5.72.0/32")}) || !slices.Equal(tc.Routes, wantRoutes) || tc.MTU != 1472 || !tc.Persist {
+	if !slices.Equal(tc.Addrs, []netip.Prefix{netip.MustParsePrefix("10.5.72.0/32")}) || !slices.Equal(tc.Routes, wantRoutes) || tc.MTU != 1472 || !tc.Persist || tc.GSOMaxSize != 65536 {
 		t.Errorf("TAP: %+v", tc)
 	}
 	if want := (nsutil.Transit{IfName: "rovl0", Network: network, Subnet: subnet, Masquerade: true}); c.transit == nil || *c.transit != want {
@@ -251,5 +251,11 @@ func TestAdopt_RoutesNoEarlierSubnetToAGateway(t *testing.T) {
 	}
 	if list, _ := second.Attachments(t.Context()); len(list) != 1 {
 		t.Errorf("got %+v", list)
+	}
+	if err := second.leased(nil, subnets{v4: netip.MustParsePrefix("10.5.72.0/24")}); err != nil {
+		t.Fatal(err)
+	}
+	if got := logged.String(); strings.Count(got, "level=WARN") != 1 || !strings.Contains(got, "start its engine again") || !strings.Contains(got, "now=10.5.72.0/24") {
+		t.Errorf("logged:\n%s", got)
 	}
 }

@@ -5,6 +5,7 @@ package engines
 import (
 	"bufio"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -56,11 +57,15 @@ func keepNamespace(t *testing.T, h *lab.Host, podman string) string {
 	return strings.TrimSpace(pid)
 }
 
-func TestPodman_WithABridgeInTheSubnet(t *testing.T) {
+func TestPodman_WithABridgeInTheSubnetOfAVXLANNetwork(t *testing.T) {
 	l := lab.New(t, 2)
 	l.Outside.HTTPServer(t, netip.AddrPortFrom(lab.OutsideAddr, 80))
 	store := netip.AddrPortFrom(l.Host(1).Addr, 2379)
-	l.Host(1).Up("--listen-etcd", store.String())
+	config := filepath.Join(l.Dir, "network.json")
+	if err := os.WriteFile(config, []byte(`{"Network": "10.214.0.0/16", "Backend": {"Type": "vxlan"}}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	l.Host(1).Up("--listen-etcd", store.String(), "--net-config-path", config)
 	l.Host(2).Up("--etcd-endpoints", "http://"+store.String())
 	tarball := image(t, l.Dir)
 
