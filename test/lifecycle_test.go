@@ -250,7 +250,14 @@ func TestLifeCycle_ChangedPeerIsFollowed(t *testing.T) {
 	waitPeers(t, 1, d)
 	f.learn(mustPrefix(t, d.Status().Subnet), vtepOf(t, client, d.Status().Subnet))
 	a, p := join(t, l.Host(1), "a"), f.pod("p", 2)
-	pings(t, a.Space, f.addr(2))
+	reaches := func(what string) {
+		t.Helper()
+		lab.Eventually(t, what, func() bool {
+			r, err := a.Ping(f.addr(2), 1)
+			return err == nil && r.Lost() == 0
+		})
+	}
+	reaches("the pod is reached")
 
 	moved := netip.MustParseAddr("192.0.2.212")
 	f.ip("link", "delete", "flannel.1")
@@ -260,10 +267,7 @@ func TestLifeCycle_ChangedPeerIsFollowed(t *testing.T) {
 	f.device()
 	f.learn(mustPrefix(t, d.Status().Subnet), vtepOf(t, client, d.Status().Subnet))
 	put(t, client, subnetKey(f.subnet.String()), f.lease())
-	lab.Eventually(t, "the new address and VtepMAC are followed", func() bool {
-		r, err := a.Ping(f.addr(2), 1)
-		return err == nil && r.Lost() == 0
-	})
+	reaches("the new address and VtepMAC are followed")
 	pings(t, p.Space, a.addr)
 	if peer := peerOf(t, d); peer.PublicIP != moved.String() || peer.Problem != "" {
 		t.Errorf("peer %+v", peer)
