@@ -21,7 +21,7 @@
 // Concurrency: tables are swapped whole (SetTable) and never changed, and so are the sockets (Rebind). RemovePort waits until every
 // worker has passed the end of the batch it was in, so that the caller may close the device; Rebind does so before it closes sockets.
 //
-// Families: the underlay is IPv4, and IPv6 too where the host has an address for it; peers are reached in either. What a packet inside
+// Families: the underlay is IPv4, and IPv6 too where it is given an address of it; peers are reached in either. What a packet inside
 // is has nothing to do with it: either family travels over either.
 //
 // Sources: RFC 1812 (router requirements), RFC 792/4443 (ICMP), RFC 8200 (IPv6), RFC 7348 (VXLAN), flannel pkg/backend/udp and vxlan,

@@ -34,7 +34,7 @@ func (r *Router) Rebind(addr, addr6 netip.Addr) error {
 			continue
 		}
 		to := netip.AddrPortFrom(a, old[outer4].addr.Port())
-		s, err := openSockets(r.underlayConfig, to, len(r.loops))
+		s, err := openSockets(r.underlayConfig, to, len(r.loops), old[outer4].lanes) // as many as the loops have memory for
 		if err != nil {
 			r.discardLocked(&next, old)
 			return explainListen(err, to, r.vxlan)

@@ -144,14 +144,15 @@ func checkUnderlayAddrs(addr, addr6 netip.Addr) error {
 // listenUnderlay opens the sockets of so many loops, of both families on one port. Offloads that the kernel lacks are left out.
 func listenUnderlay(c UnderlayConfig, loops int, log *slog.Logger) (*underlay, error) {
 	for try := 1; ; try++ {
-		s4, err := openSockets(c, c.Addr, loops)
+		lanes := lanesFor(c.ReceiveBuffer, loops)
+		s4, err := openSockets(c, c.Addr, loops, lanes)
 		if err != nil {
 			return nil, explainListen(err, c.Addr, c.VXLAN)
 		}
 		u := &underlay{outer4: s4}
 		if c.Addr6.IsValid() {
 			addr6 := netip.AddrPortFrom(c.Addr6, s4.addr.Port())
-			if u[outer6], err = openSockets(c, addr6, loops); err != nil {
+			if u[outer6], err = openSockets(c, addr6, loops, lanes); err != nil {
 				s4.close()
 				if errors.Is(err, unix.EADDRINUSE) && c.Addr.Port() == 0 && try < portTries {
 					continue
@@ -167,9 +168,9 @@ func listenUnderlay(c UnderlayConfig, loops int, log *slog.Logger) (*underlay, e
 	}
 }
 
-// openSockets opens the sockets of so many loops on one address and port.
-func openSockets(c UnderlayConfig, addr netip.AddrPort, loops int) (*sockets, error) {
-	s := &sockets{addr: addr, lanes: lanesFor(c.ReceiveBuffer, loops)}
+// openSockets opens the sockets of so many loops, with so many lanes each, on one address and port.
+func openSockets(c UnderlayConfig, addr netip.AddrPort, loops, lanes int) (*sockets, error) {
+	s := &sockets{addr: addr, lanes: lanes}
 	if err := s.listen(c, loops); err != nil {
 		s.close()
 		return nil, err

@@ -234,11 +234,12 @@ func (q *txQueue) refused(i int, errno unix.Errno) {
 		q.w.drop(dropOf(errno))
 		return
 	}
+	fewer := q.maxSegs // from now on, if it is the length that the kernel does not take
 	switch {
 	case errno == unix.EIO:
-		q.maxSegs = 1
+		fewer = 1
 	case errno == unix.EINVAL && t.segs > oldTrainSegs:
-		q.maxSegs = oldTrainSegs
+		fewer = oldTrainSegs
 	case errno != unix.EMSGSIZE && errno != unix.EINVAL:
 		q.w.drops[dropOf(errno)].Add(uint64(t.segs))
 		return
@@ -273,6 +274,7 @@ func (q *txQueue) refused(i int, errno unix.Errno) {
 			q.w.drop(dropOf(err))
 			continue
 		}
+		q.maxSegs = fewer
 		q.count(&train{to: t.to, segs: 1, bytes: size})
 	}
 }

@@ -165,6 +165,12 @@ func (n *Node) reserve(r api.AttachRequest, ns namespace) (*attachment, error) {
 			n.pool.free(addr)
 			return nil, fmt.Errorf("%w in %v, the IPv6 subnet: it is smaller than the IPv4 one; give nodes larger ones (IPv6SubnetLen in the network config)", ErrNoAddrsLeft, me.subnet6)
 		}
+		for _, other := range n.attachments { // in a small IPv6 subnet, one of an earlier IPv4 subnet may have it
+			if other.saved.Addr6.Addr() == s.Addr6.Addr() {
+				n.pool.free(addr)
+				return nil, fmt.Errorf("%v: %w by attachment %q: detach that, which is of an earlier subnet, or choose another address (--ip)", s.Addr6.Addr(), ErrAddrInUse, other.saved.Name)
+			}
+		}
 	}
 	mac := macOf(addr)
 	if r.MAC != "" {

@@ -108,6 +108,17 @@ func TestPeersOf_FindsTheIPv6WayOfADualStackPeer(t *testing.T) {
 			t.Errorf("%+v", peers)
 		}
 	})
+	t.Run("one that gets nothing takes nothing", func(t *testing.T) {
+		at := func(subnet, subnet6, public string, rev int64) lease.Lease {
+			l := dualStackLease(stockLease(subnet, public), subnet6, "2001:db8::9", 1, 2)
+			l.ModRevision = rev
+			return l
+		}
+		peers := peersOf([]lease.Lease{at("10.5.1.0/24", "fd00:5:0:1::/64", "192.0.2.2", 5), at("10.5.1.0/24", "fd00:5:0:2::/64", "192.0.2.3", 6), at("10.5.2.0/24", "fd00:5:0:2::/64", "192.0.2.4", 7)}, me)
+		if peers[0].trouble() != "" || peers[1].problem == "" || peers[2].trouble() != "" || len(peers[2].ways()) != 2 {
+			t.Errorf("%+v", peers)
+		}
+	})
 	t.Run("a peer of another backend", func(t *testing.T) {
 		odd := of(func(l *lease.Lease) { l.Attrs.BackendType = "host-gw" })
 		if p := peersOf([]lease.Lease{odd}, me)[0]; !strings.Contains(p.problem, "host-gw") || p.trouble() != p.problem || len(p.ways()) != 0 {
@@ -245,6 +256,25 @@ func TestAttach_SaysThatTheIPv6SubnetIsTooSmall(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	nothingLeft(t, w, n)
+}
+
+func TestAttach_GivesNoIPv6AddressTwice(t *testing.T) {
+	w := newWorld()
+	w.start(77)
+	w.start(78)
+	n := dualStackNode(t, w, testConfig(t))
+	n.subnet6 = netip.MustParsePrefix("fd00:5::7200/120")
+	if _, err := n.Attach(t.Context(), api.AttachRequest{PID: 77, Addr: "10.5.72.9"}); err != nil {
+		t.Fatal(err)
+	}
+	n.pool.subnet = netip.MustParsePrefix("10.5.90.0/24") // another lease, with the same IPv6 subnet
+	_, err := n.Attach(t.Context(), api.AttachRequest{PID: 78, Addr: "10.5.90.9"})
+	if err == nil || !strings.Contains(err.Error(), "fd00:5::7209") || !strings.Contains(err.Error(), `"pid-77"`) {
+		t.Errorf("%v", err)
+	}
+	if _, err := n.Attach(t.Context(), api.AttachRequest{PID: 78, Addr: "10.5.90.10"}); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestRequest_PublishesWhatDualStackFlannelDoes(t *testing.T) {

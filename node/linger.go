@@ -48,7 +48,7 @@ func (g *lingering) take(now time.Time, stored []lease.Lease) {
 // supersedes tells whether a stored lease l ends the grace of old: it has the subnet, or is the same node's.
 func supersedes(l, old lease.Lease) bool {
 	mine, theirs := l.Attrs.RootlessOvl, old.Attrs.RootlessOvl
-	return l.Subnet.Overlaps(old.Subnet) || mine != nil && theirs != nil && mine.NodeID == theirs.NodeID
+	return l.Subnet.Overlaps(old.Subnet) || l.Subnet6.Overlaps(old.Subnet6) || mine != nil && theirs != nil && mine.NodeID == theirs.NodeID
 }
 
 // leases are those to forward by at now, sorted by subnet, and the time of the next change without the store's doing; zero

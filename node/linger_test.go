@@ -19,20 +19,26 @@ func TestLingering_KeepsVanishedLeasesForTheGrace(t *testing.T) {
 		}
 		return l
 	}
-	a, b, stock := of("10.5.1.0/24", "a"), of("10.5.2.0/24", "b"), of("10.5.3.0/24", "")
+	of6 := func(subnet, subnet6 string) lease.Lease {
+		l := of(subnet, "")
+		l.Subnet6 = netip.MustParsePrefix(subnet6)
+		return l
+	}
+	a, b, stock := of("10.5.1.0/24", "a"), of("10.5.2.0/24", "b"), of6("10.5.3.0/24", "fd00:5:0:3::/64")
 	for name, c := range map[string]struct {
 		then  []lease.Lease // what the store has after it had a, b and stock
 		wait  time.Duration
 		want  []lease.Lease
 		timed bool // whether a change is still to come
 	}{
-		"nothing vanished":            {[]lease.Lease{a, b, stock}, 0, []lease.Lease{a, b, stock}, false},
-		"one vanished":                {[]lease.Lease{a, stock}, 0, []lease.Lease{a, b, stock}, true},
-		"all vanished":                {nil, peerGrace - 1, []lease.Lease{a, b, stock}, true},
-		"the grace is over":           {[]lease.Lease{a}, peerGrace, []lease.Lease{a}, false},
-		"another node has the subnet": {[]lease.Lease{a, of("10.5.2.0/24", "c")}, 0, []lease.Lease{a, of("10.5.2.0/24", "c"), stock}, true},
-		"another subnet overlaps":     {[]lease.Lease{a, of("10.5.2.0/23", "c")}, 0, []lease.Lease{a, of("10.5.2.0/23", "c")}, false},
-		"the node has moved":          {[]lease.Lease{a, stock, of("10.5.9.0/24", "b")}, 0, []lease.Lease{a, stock, of("10.5.9.0/24", "b")}, false},
+		"nothing vanished":                 {[]lease.Lease{a, b, stock}, 0, []lease.Lease{a, b, stock}, false},
+		"one vanished":                     {[]lease.Lease{a, stock}, 0, []lease.Lease{a, b, stock}, true},
+		"all vanished":                     {nil, peerGrace - 1, []lease.Lease{a, b, stock}, true},
+		"the grace is over":                {[]lease.Lease{a}, peerGrace, []lease.Lease{a}, false},
+		"another node has the subnet":      {[]lease.Lease{a, of("10.5.2.0/24", "c")}, 0, []lease.Lease{a, of("10.5.2.0/24", "c"), stock}, true},
+		"another subnet overlaps":          {[]lease.Lease{a, of("10.5.2.0/23", "c")}, 0, []lease.Lease{a, of("10.5.2.0/23", "c")}, false},
+		"another node has its IPv6 subnet": {[]lease.Lease{a, b, of6("10.5.7.0/24", "fd00:5:0:3::/64")}, 0, []lease.Lease{a, b, of6("10.5.7.0/24", "fd00:5:0:3::/64")}, false},
+		"the node has moved":               {[]lease.Lease{a, stock, of("10.5.9.0/24", "b")}, 0, []lease.Lease{a, stock, of("10.5.9.0/24", "b")}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			start := time.Unix(1000, 0)

@@ -144,12 +144,12 @@ func peersOf(leases []lease.Lease, me self) []peer {
 		peers = append(peers, p)
 	}
 	settleOverlaps(peers, func(p *peer) *way { return &p.way }, me.subnetLen)
-	settleOverlaps(peers, func(p *peer) *way { return &p.v6 }, me.subnetLen6)
 	for i, p := range peers {
-		if p.problem != "" {
+		if p.problem != "" { // before it could take its IPv6 subnet from another
 			peers[i].v6 = way{}
 		}
 	}
+	settleOverlaps(peers, func(p *peer) *way { return &p.v6 }, me.subnetLen6)
 	return peers
 }
 
