@@ -16,6 +16,7 @@ import (
 const (
 	rxMsgs   = 8          // datagram trains in one recvmmsg
 	rxSlots  = 8 * rxMsgs // trains in one batch from several lanes
+	rxSingle = 4 * rxMsgs // datagrams in one batch from one lane, where they come one by one
 	rxBufLen = packet.Headroom + 1<<16
 	rxPkts   = 1024
 )
@@ -39,7 +40,7 @@ type rxQueue struct {
 
 // newRxQueue has room for what so many lanes hold.
 func newRxQueue(lanes int, v *VXLAN) *rxQueue {
-	n := rxMsgs
+	n := rxSingle
 	if lanes > 1 {
 		n = rxSlots
 	}
@@ -73,17 +74,34 @@ func (q *rxQueue) read(w *worker, f family, ready uint64) {
 	n := 0
 	if bits.OnesCount64(ready) == 1 {
 		lane := bits.TrailingZeros64(ready)
-		if n = q.receive(fds[lane], 0); n > 0 {
+		if n = q.drain(fds[lane]); n > 0 {
 			q.last[f] = lane
 		}
 		q.inOrderOfArrival(n)
 	} else {
 		n = q.sweep(f, fds, ready)
 	}
-	q.pkts = q.pkts[:0]
-	for _, i := range q.order[:n] {
-		q.forward(w, int(i))
+	q.forward(w, n)
+}
+
+// drain reads a socket and returns how many trains there were. One call brings enough, unless all it brings is TCP in single
+// datagrams, as from a peer's kernel where nothing on the way joins them: eight of them are a small superpacket for the container,
+// and each superpacket costs an ACK. Other datagrams are not held up: to their receivers, more at once is more to lose.
+func (q *rxQueue) drain(fd int) (n int) {
+	for bytes := 0; n < len(q.msgs) && bytes < batchBytes; {
+		got := q.receive(fd, n)
+		n += got
+		if got < rxMsgs {
+			break
+		}
+		for i := n - got; i < n; i++ {
+			if q.segmentSize(i) > 0 || !q.key(i).tcp {
+				return n
+			}
+			bytes += int(q.msgs[i].Len)
+		}
 	}
+	return n
 }
 
 func (q *rxQueue) inOrderOfArrival(n int) {
@@ -111,8 +129,17 @@ func (q *rxQueue) receive(fd, at int) int {
 	return int(n)
 }
 
-// forward cuts train i into packets and routes them.
-func (q *rxQueue) forward(w *worker, i int) {
+// forward cuts the first n trains in the order of q.order into packets and routes them.
+func (q *rxQueue) forward(w *worker, n int) {
+	q.pkts = q.pkts[:0]
+	in := ingress{kind: fromPeer}
+	for _, i := range q.order[:n] {
+		q.forwardTrain(w, int(i), &in)
+	}
+}
+
+// forwardTrain does so with train i; in is what was found out about the one before it, which often came from the same peer.
+func (q *rxQueue) forwardTrain(w *worker, i int, in *ingress) {
 	n := int(q.msgs[i].Len)
 	size := q.segmentSize(i)
 	if size <= 0 || size > n {
@@ -125,7 +152,10 @@ func (q *rxQueue) forward(w *worker, i int) {
 		w.drop(DropMalformed)
 		return
 	}
-	in := ingress{kind: fromPeer, outer: q.names[i].addrPort()}
+	if outer := q.names[i].addrPort(); outer != in.outer {
+		*in = ingress{kind: fromPeer, outer: outer}
+	}
+	in.segment = 0
 	buf := q.bufs[i]
 	if size < n && q.vxlan.isSuperpacket(buf[q.begin:q.begin+n]) {
 		in.segment, size = size, n
@@ -148,7 +178,7 @@ func (q *rxQueue) forward(w *worker, i int) {
 			continue
 		}
 		q.pkts = append(q.pkts, p)
-		w.forward(&q.pkts[len(q.pkts)-1], &in)
+		w.forward(&q.pkts[len(q.pkts)-1], in)
 		bytes += uint64(p.Len())
 	}
 	q.stats.packets.Add(packets)

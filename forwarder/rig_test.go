@@ -189,8 +189,8 @@ func (g *rig) arrived(from netip.AddrPort, n, size int) {
 		q.msgs[0].Hdr.SetControllen(unix.CmsgSpace(4))
 	}
 	l.worker.begin()
-	q.pkts = q.pkts[:0]
-	q.forward(l.worker, 0)
+	q.inOrderOfArrival(1)
+	q.forward(l.worker, 1)
 	l.worker.end()
 }
 

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"unsafe"
@@ -385,6 +386,74 @@ func TestUnderlay_TakesMorePacketsThanItKeeps(t *testing.T) {
 	if n := len(g.a.Take()); n != packets {
 		t.Errorf("%d packets, want %d (drops %v)", n, packets, g.drops())
 	}
+}
+
+// A container is sent what a batch holds: superpackets are joined within one.
+func TestUnderlay_TakesMoreAtATimeWhereTCPComesInSingleDatagrams(t *testing.T) {
+	g := newRig(t)
+	needGSO(t, g)
+	if !g.Stats().Underlay.GRO {
+		t.Skip("this kernel has no UDP_GRO")
+	}
+	const n = 4 * rxSingle
+	tcp := nettest.Between(containerC, containerA).TCP(nettest.TCP{Flags: nettest.ACK}, nettest.Payload(1000))
+	single := func(b []byte) func() {
+		return func() {
+			if _, err := g.peer.WriteToUDPAddrPort(b, g.Underlay()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for name, c := range map[string]struct {
+		send        func()
+		packets     int
+		least, most uint64 // batches
+	}{
+		"TCP":           {single(tcp), n, n / rxSingle, n / rxMsgs / 2},
+		"TCP in trains": {func() { sendTrain(t, g.peer, g.Underlay(), append(bytes.Clone(tcp), tcp...), len(tcp)) }, 2 * n, n / rxMsgs, n},
+		"UDP":           {single(udp(containerC, containerA, 1000)), n, n / rxMsgs, n},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := g.loops[0].worker.epoch.Load()
+			for range n {
+				c.send()
+			}
+			g.receive(n)
+			if got := (g.loops[0].worker.epoch.Load() - before) / 2; got < c.least || got > c.most {
+				t.Errorf("%d datagrams in %d batches, want %d to %d", n, got, c.least, c.most)
+			}
+			if got := len(g.a.Take()); got != c.packets {
+				t.Errorf("%d packets, want %d", got, c.packets)
+			}
+		})
+	}
+	g.wantDrops(nil)
+}
+
+// What was found out about a peer's packet does not hold for that of another in the same batch.
+func TestUnderlay_TellsPeersOfABatchApart(t *testing.T) {
+	g := newRig(t)
+	const containerD = "10.3.0.5"
+	for _, d := range []struct {
+		from *net.UDPConn
+		ip   []byte
+	}{
+		{g.peer, udp(containerC, containerA, 10)}, {g.small, udp(containerC, containerA, 11)}, {g.small, udp(containerD, containerA, 12)},
+		{g.peer, udp(containerC, containerA, 13)}, {g.peer, udp(containerD, containerA, 14)}, {g.peer, udp(containerC, containerA, 15)},
+	} {
+		if _, err := d.from.WriteToUDPAddrPort(d.ip, g.Underlay()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g.receive(6)
+	var sizes []int
+	for _, p := range g.a.Take() {
+		sizes = append(sizes, p.Len()-28)
+	}
+	if want := []int{10, 12, 13, 15}; !slices.Equal(sizes, want) {
+		t.Errorf("datagrams of %v bytes came through, want %v", sizes, want)
+	}
+	g.wantDrops(map[string]uint64{"spoofed-by-peer": 2})
 }
 
 func TestUnderlay_CountsGarbage(t *testing.T) {
