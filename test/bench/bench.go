@@ -203,7 +203,7 @@ func (b *bench) resultsOf(e experiment, row row, underlay string) []result {
 			Row: row.name, Underlay: underlay, Peer: peer, Unit: row.unit, Median: s.median, Min: s.min, Max: s.max,
 			Ratio: map[string]float64{}, Values: values.valid(),
 		}
-		if peer == peerOurs && row.name == e.rows[0].name {
+		if peer == peerOurs && row.name == e.rows[0].name && underlay == underlayNIC {
 			res.Wanted = e.wanted
 		}
 		for _, base := range e.baselines {

@@ -27,7 +27,7 @@ type experiment struct {
 	peers []string // in the report's order
 	// baselines are the peers to compute ratios against.
 	baselines []string
-	wanted    float64 // of the first row, rootless-ovl's ratio to the first baseline; 0: nothing is laid down
+	wanted    float64 // of the first row over nic-like, rootless-ovl's ratio to the first baseline; 0: nothing is laid down
 	once      bool    // the underlay makes no difference: measure on one only
 	// path picks what to measure between, of a started peer; nil where peers come from open.
 	path func(network) *path

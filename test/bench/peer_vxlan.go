@@ -70,7 +70,7 @@ func (l *lab) startVXLAN(ctx context.Context) (network, error) {
 // flannel makes the host's VXLAN device with the entries of one other host, and its bridge.
 func (f flannelHost) flannel(ctx context.Context, other flannelHost) error {
 	err := f.ip(ctx,
-		// Nothing about the outer UDP checksum, as flannel says nothing: kernels set it since 4.5.
+		// Nothing about the outer UDP checksum, as flannel says nothing: kernels set it since 4.6.
 		fmt.Sprintf("link add flannel.1 mtu %d address %s type vxlan id %d dev %s local %s dstport %d nolearning",
 			vxlanMTU, f.vtepMAC(), flannelVNI, uplink, f.addr, flannelPort),
 		fmt.Sprintf("addr add %s/32 dev flannel.1", f.subnet().Addr()),
