@@ -39,7 +39,7 @@ For people counters that are 0 are left out; JSON has them all.`,
 }
 
 func (a *app) statusText(w io.Writer, s api.Status) {
-	lease, backend, underlay := both(s.Subnet, s.Subnet6), s.Backend, both(s.PublicIP, s.PublicIPv6)
+	lease, backend, underlay := s.Subnet, s.Backend, both(s.PublicIP, s.PublicIPv6)
 	if lease != "" && s.Ephemeral {
 		lease += " (ephemeral: given back on stop)"
 	}
@@ -56,9 +56,14 @@ func (a *app) statusText(w io.Writer, s api.Status) {
 	if s.Problem != "" {
 		row(w, "Problem", s.Problem)
 	}
-	row(w, "Network", both(s.Network, s.Network6))
+	row(w, "Network", s.Network)
 	row(w, "Subnet", lease)
-	row(w, "Gateway", both(s.Gateway, s.Gateway6))
+	row(w, "Gateway", s.Gateway)
+	if s.Network6 != "" { // in rows of their own, since scripts read those of IPv4
+		row(w, "Network6", s.Network6)
+		row(w, "Subnet6", s.Subnet6)
+		row(w, "Gateway6", s.Gateway6)
+	}
 	row(w, "Backend", backend)
 	row(w, "Underlay", underlay)
 	row(w, "Store", a.storeText(s.Store))

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -94,6 +95,20 @@ func TestStatus_SaysWhatIsNotThere(t *testing.T) {
 	}
 	if strings.Contains(got, "port 0") || strings.Contains(got, "MTU 0") {
 		t.Errorf("zeroes are shown as if they were values:\n%s", got)
+	}
+}
+
+func TestStatus_HasBothFamiliesInRowsOfTheirOwn(t *testing.T) {
+	b := newBench(t).serve()
+	b.daemon.status.Network6, b.daemon.status.Subnet6, b.daemon.status.Gateway6 = "fd00:5::/48", "fd00:5:0:7::/64", "fd00:5:0:7::1"
+	stdout := b.must("status")
+	for _, row := range []string{"Gateway", "Subnet", "Network"} {
+		if v4 := regexp.MustCompile(`(?m)^`+row+`\s+\S+$`).FindString(stdout); v4 == "" || strings.Contains(v4, "fd00") {
+			t.Errorf("row %s: %q", row, v4)
+		}
+		if !regexp.MustCompile(`(?m)^` + row + `6\s+fd00\S+$`).MatchString(stdout) {
+			t.Errorf("no row %s6:\n%s", row, stdout)
+		}
 	}
 }
 
