@@ -103,7 +103,7 @@ func TestStatus_HasBothFamiliesInRowsOfTheirOwn(t *testing.T) {
 	b.daemon.status.Network6, b.daemon.status.Subnet6, b.daemon.status.Gateway6 = "fd00:5::/48", "fd00:5:0:7::/64", "fd00:5:0:7::1"
 	stdout := b.must("status")
 	for _, row := range []string{"Gateway", "Subnet", "Network"} {
-		if v4 := regexp.MustCompile(`(?m)^`+row+`\s+\S+$`).FindString(stdout); v4 == "" || strings.Contains(v4, "fd00") {
+		if v4 := regexp.MustCompile(`(?m)^` + row + `\s+\S+$`).FindString(stdout); v4 == "" || strings.Contains(v4, "fd00") {
 			t.Errorf("row %s: %q", row, v4)
 		}
 		if !regexp.MustCompile(`(?m)^` + row + `6\s+fd00\S+$`).MatchString(stdout) {
