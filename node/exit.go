@@ -6,7 +6,7 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/rootless-ovl/rootless-ovl/nsutil"
 )
 
 // pathPoll is how often the path of a namespace is looked at. A container that exits is to be noticed within a second.
@@ -40,8 +40,7 @@ func watchPath(path string, inode uint64) *pathWatch {
 		tick := time.NewTicker(pathPoll)
 		defer tick.Stop()
 		for {
-			var st unix.Stat_t
-			if err := unix.Stat(path, &st); err != nil || st.Ino != inode {
+			if now, err := nsutil.InodeAt(path); err != nil || now != inode {
 				close(w.done)
 				return
 			}

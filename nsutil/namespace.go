@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"strconv"
 	"sync"
 
@@ -77,8 +78,8 @@ func OpenPID(pid int) (*Namespace, error) {
 	return n, nil
 }
 
-// OpenPath opens a network namespace by a path: /proc/PID/ns/net or a bind mount of one. Errors are as for OpenPID, and
-// ErrNoPath and ErrNotNetns.
+// OpenPath opens a network namespace by a path: /proc/PID/ns/net or a bind mount of one. Links below /proc/PID/root are followed as
+// that process would, and those of /proc not at all. Errors are as for OpenPID, and ErrNoPath and ErrNotNetns.
 func OpenPath(path string) (*Namespace, error) {
 	f, err := openNetns(path)
 	switch {
@@ -93,12 +94,57 @@ func OpenPath(path string) (*Namespace, error) {
 	}
 }
 
+var procRoot = regexp.MustCompile(`^(/proc/[0-9]+/root)/(.+)$`)
+
+// find opens what a path leads to for asking about it alone. What is below the root of a process is of the process's making: a link there
+// leads no further than the process itself can go.
+func find(path string) (int, error) {
+	m := procRoot.FindStringSubmatch(path)
+	if m == nil {
+		at, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return -1, &os.PathError{Op: "open", Path: path, Err: err}
+		}
+		return at, nil
+	}
+	root, err := unix.Open(m[1], unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: m[1], Err: err}
+	}
+	defer unix.Close(root)
+	for range 8 { // a rename somewhere, or a mount, makes the kernel unsure of ".."
+		var at int
+		at, err = unix.Openat2(root, m[2], &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
+		if err == nil {
+			return at, nil
+		}
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	return -1, &os.PathError{Op: "open", Path: path, Err: err}
+}
+
+// InodeAt is the number of the namespace, or of another file, that a path leads to, found as by OpenPath.
+func InodeAt(path string) (uint64, error) {
+	at, err := find(path)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(at)
+	var st unix.Stat_t
+	if err := unix.Fstat(at, &st); err != nil {
+		return 0, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return st.Ino, nil
+}
+
 // openNetns opens a namespace file without touching anything that is not one: opening a FIFO would block, and opening a
 // device may do things.
 func openNetns(path string) (*os.File, error) {
-	at, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	at, err := find(path)
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+		return nil, err
 	}
 	defer unix.Close(at)
 	var fs unix.Statfs_t

@@ -83,7 +83,8 @@ func capable(c uint) bool {
 }
 
 // DetachedNetns is the path of the network namespace that RootlessKit has made for what it runs, where that is not its child's own
-// (rootlesskit --detach-netns, which dockerd-rootless.sh gives from docker 29 on); "" if pid is not such a child.
+// (rootlesskit --detach-netns, which dockerd-rootless.sh gives from docker 29 on); "" if pid is not such a child. What the path leads to is
+// for OpenPath to find: it does not follow links out of the root of the process, which may have made them.
 //
 // Source: rootlesskit pkg/parent/parent.go, which enters it by the same path.
 func DetachedNetns(pid int) string {
