@@ -4,6 +4,7 @@
 package nsutil
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -30,33 +31,105 @@ func newRTNL(fd int) *rtnl {
 	return &rtnl{fd: fd, buf: make([]byte, 64<<10)}
 }
 
-// do sends a request and reads until the kernel has acknowledged it (requests carry NLM_F_ACK) or a dump is done. It
-// returns the payloads of the answers; the kernel's refusal is a syscall.Errno in the error's chain.
+const (
+	// dumpTries is how often a dump is asked for that another one's changes spoil.
+	dumpTries = 10
+	// A namespace chooses how much there is to list: that many answers are read, and that many kept.
+	maxAnswers, maxKept = 1 << 20, 1 << 10
+)
+
+// errInterrupted is a dump during which what it lists was changed: it may lack something that was there all the time.
+var errInterrupted = errors.New("the list changed while it was read")
+
+// do sends a request and reads until the kernel has acknowledged it (requests carry NLM_F_ACK). It returns the payloads of the
+// answers; the kernel's refusal is a syscall.Errno in the error's chain.
 func (c *rtnl) do(req *nl.NetlinkRequest) ([][]byte, error) {
+	var answers [][]byte
+	err := c.ask(req, func(answer []byte) error {
+		if len(answers) == maxKept {
+			return fmt.Errorf("netlink: more than %d answers", maxKept)
+		}
+		answers = append(answers, bytes.Clone(answer))
+		return nil
+	})
+	return answers, err
+}
+
+// dump asks for a list, and returns what keep makes of the answers that it wants. keep owns nothing of an answer after its return. A list
+// that is changed while it is read is asked for again.
+func dump[T any](c *rtnl, req *nl.NetlinkRequest, keep func(answer []byte) (T, bool)) ([]T, error) {
+	req.Flags |= unix.NLM_F_DUMP
+	var err error
+	for range dumpTries {
+		var kept []T
+		read := 0
+		err = c.ask(req, func(answer []byte) error {
+			if read++; read > maxAnswers {
+				return fmt.Errorf("netlink: a list longer than %d", maxAnswers)
+			}
+			if v, wanted := keep(answer); wanted {
+				if kept = append(kept, v); len(kept) > maxKept {
+					return fmt.Errorf("netlink: more than %d of what is looked for", maxKept)
+				}
+			}
+			return nil
+		})
+		if err == nil {
+			return kept, nil
+		}
+		if !errors.Is(err, errInterrupted) {
+			break
+		}
+	}
+	return nil, err
+}
+
+// ask sends a request and has each answer visited until the kernel has acknowledged it or a dump is done. After an error of
+// visit the socket is good for no further dump.
+func (c *rtnl) ask(req *nl.NetlinkRequest, visit func(answer []byte) error) error {
+	req.Seq = nl.NewNetlinkRequest(0, 0).Seq // of its own for each time that it is sent
 	kernel := &unix.SockaddrNetlink{Family: unix.AF_NETLINK}
 	if err := unix.Sendto(c.fd, req.Serialize(), 0, kernel); err != nil {
-		return nil, fmt.Errorf("netlink send: %w", err)
+		return fmt.Errorf("netlink send: %w", err)
 	}
-	var answers [][]byte
+	var interrupted error
 	for {
 		msgs, err := c.receive()
 		if err != nil {
-			return nil, err
+			return err
 		}
 		for _, m := range msgs {
 			if m.Header.Seq != req.Seq {
 				continue
 			}
+			if m.Header.Flags&unix.NLM_F_DUMP_INTR != 0 {
+				interrupted = errInterrupted
+			}
 			switch m.Header.Type {
 			case unix.NLMSG_DONE:
-				return answers, nil
+				return errors.Join(doneError(m), interrupted)
 			case unix.NLMSG_ERROR:
-				return answers, ackError(m)
+				return ackError(m)
 			default:
-				answers = append(answers, append([]byte(nil), m.Data...))
+				if err := visit(m.Data); err != nil {
+					return err
+				}
 			}
 		}
 	}
+}
+
+// doneError reads an NLMSG_DONE, which has the error of a dump that ended early as a negative number.
+//
+// Source: net/netlink/af_netlink.c, netlink_dump_done.
+func doneError(m syscall.NetlinkMessage) error {
+	if len(m.Data) < 4 {
+		return nil
+	}
+	if code := int32(binary.NativeEndian.Uint32(m.Data)); code < 0 {
+		return syscall.Errno(-code)
+	}
+	return nil
 }
 
 // receive reads one answer of the kernel.
@@ -247,50 +320,52 @@ type foundRoute struct {
 
 // routeTo looks for a route of the main table to exactly this prefix.
 func (c *rtnl) routeTo(dst netip.Prefix) (foundRoute, bool, error) {
-	req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, unix.NLM_F_DUMP)
+	req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, 0)
 	msg := &nl.RtMsg{}
 	msg.Family = uint8(familyOf(dst.Addr()))
 	req.AddData(msg)
-	answers, err := c.do(req)
-	if err != nil {
-		return foundRoute{}, false, fmt.Errorf("listing routes: %w", err)
-	}
-	for _, b := range answers {
+	routes, err := dump(c, req, func(b []byte) (found []syscall.NetlinkRouteAttr, ok bool) {
 		if len(b) < unix.SizeofRtMsg {
-			continue
+			return nil, false
 		}
 		m := nl.DeserializeRtMsg(b)
 		if m.Table != unix.RT_TABLE_MAIN || m.Type != unix.RTN_UNICAST || int(m.Dst_len) != dst.Bits() || m.Flags&unix.RTM_F_CLONED != 0 {
-			continue
+			return nil, false
 		}
 		attrs, err := nl.ParseRouteAttr(b[unix.SizeofRtMsg:])
 		if err != nil {
-			return foundRoute{}, false, err
+			return nil, false
 		}
-		to := netip.PrefixFrom(zeroAddr(dst.Addr()), 0)
-		var r foundRoute
-		for _, a := range attrs {
-			switch a.Attr.Type {
-			case unix.RTA_DST:
-				if addr, ok := netip.AddrFromSlice(a.Value); ok {
-					to = netip.PrefixFrom(addr, int(m.Dst_len))
-				}
-			case unix.RTA_GATEWAY:
-				if addr, ok := netip.AddrFromSlice(a.Value); ok {
-					r.text += " via " + addr.String()
-				}
-			case unix.RTA_OIF:
-				if len(a.Value) == 4 {
-					r.device = c.nameOf(int32(binary.NativeEndian.Uint32(a.Value)))
-					r.text += " over " + r.device
-				}
+		to := zeroAddr(dst.Addr())
+		for i, a := range attrs {
+			attrs[i].Value = bytes.Clone(a.Value)
+			if a.Attr.Type == unix.RTA_DST {
+				to, _ = netip.AddrFromSlice(attrs[i].Value)
 			}
 		}
-		if to == dst {
-			return r, true, nil
+		return attrs, netip.PrefixFrom(to, dst.Bits()) == dst
+	})
+	if err != nil {
+		return foundRoute{}, false, fmt.Errorf("listing routes: %w", err)
+	}
+	if len(routes) == 0 {
+		return foundRoute{}, false, nil
+	}
+	var r foundRoute
+	for _, a := range routes[0] {
+		switch a.Attr.Type {
+		case unix.RTA_GATEWAY:
+			if addr, ok := netip.AddrFromSlice(a.Value); ok {
+				r.text += " via " + addr.String()
+			}
+		case unix.RTA_OIF:
+			if len(a.Value) == 4 {
+				r.device = c.nameOf(int32(binary.NativeEndian.Uint32(a.Value)))
+				r.text += " over " + r.device
+			}
 		}
 	}
-	return foundRoute{}, false, nil
+	return r, true, nil
 }
 
 // nameOf is the name of a device, or its number where it has gone.
