@@ -492,6 +492,7 @@ func (n *Node) adoptOne(s savedAttachment) (err error) {
 			n.mu.Lock()
 			n.forgetLocked(a)
 			n.mu.Unlock()
+			n.forbid(ns, s)
 		}
 	}()
 	exit, err := n.watchFor(&a.saved)

@@ -44,7 +44,7 @@ type namespace interface {
 	inTheWay(c nsutil.TAPConfig) ([]nsutil.Device, error)
 	remove(ifName string) error // a TAP that nobody holds
 	allow(nsutil.Transit) error // through its firewall
-	forbid() error
+	forbid(ifName string) error // what allow has let through
 	Close() error
 }
 
@@ -166,7 +166,7 @@ func (ns kernelNamespace) remove(ifName string) error {
 
 func (ns kernelNamespace) allow(t nsutil.Transit) error { return ns.AllowTransit(t) }
 
-func (ns kernelNamespace) forbid() error { return ns.ForbidTransit() }
+func (ns kernelNamespace) forbid(ifName string) error { return ns.ForbidTransit(ifName) }
 
 // tapLink is a link whose other end is in a container.
 type tapLink struct{ *tap.Device }

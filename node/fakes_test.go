@@ -229,10 +229,12 @@ func (f fakeNamespace) allow(t nsutil.Transit) error {
 	return nil
 }
 
-func (f fakeNamespace) forbid() error {
+func (f fakeNamespace) forbid(ifName string) error {
 	f.c.world.mu.Lock()
 	defer f.c.world.mu.Unlock()
-	f.c.transit = nil
+	if f.c.transit != nil && f.c.transit.IfName == ifName {
+		f.c.transit = nil
+	}
 	return f.c.refuses
 }
 

@@ -93,7 +93,7 @@ func (n *Node) letThrough(a *attachment, ns namespace) {
 		return
 	}
 	n.log.Warn("the firewall of the namespace was not changed: should the policy of its FORWARD chain be drop, peers cannot begin a connection to its containers",
-		"name", a.saved.Name, "where", a.saved.where(), "err", err, "remedy", "in the namespace: iptables -I FORWARD -i "+t.IfName+" -j ACCEPT")
+		"name", a.saved.Name, "where", a.saved.where(), "err", err, "remedy", "in the namespace: iptables -A FORWARD -i "+t.IfName+" -j ACCEPT")
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	a.problem = err.Error()
@@ -109,10 +109,17 @@ func (n *Node) takeBack(s savedAttachment) {
 		return // it has ended
 	}
 	defer ns.Close()
-	if ns.Inode() != s.Inode {
+	if ns.Inode() == s.Inode {
+		n.forbid(ns, s)
+	}
+}
+
+// forbid has the firewall of an attachment's namespace forget what letThrough has made.
+func (n *Node) forbid(ns namespace, s savedAttachment) {
+	if !s.Gateway {
 		return
 	}
-	if err := ns.forbid(); err != nil {
+	if err := ns.forbid(s.IfName); err != nil {
 		n.log.Warn("firewall rules not removed from the namespace", "name", s.Name, "where", s.where(), "err", err)
 	}
 }

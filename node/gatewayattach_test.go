@@ -167,7 +167,7 @@ func TestAttachGateway_TellsOfAFirewallThatCannotBeChanged(t *testing.T) {
 	var logged bytes.Buffer
 	conf.Log = slog.New(slog.NewTextHandler(&logged, nil))
 	got := attachGateway(t, readyNode(t, w, conf, "10.5.72.0/24"), 77)
-	if !strings.Contains(got.Problem, "no nftables here") || !strings.Contains(logged.String(), "iptables -I FORWARD -i rovl0 -j ACCEPT") {
+	if !strings.Contains(got.Problem, "no nftables here") || !strings.Contains(logged.String(), "iptables -A FORWARD -i rovl0 -j ACCEPT") {
 		t.Errorf("%+v\n%s", got, logged.String())
 	}
 }
@@ -224,6 +224,36 @@ func TestAdopt_TakesUpAGatewayWithItsFirewall(t *testing.T) {
 	w.start(2)
 	if _, err := second.Attach(t.Context(), api.AttachRequest{PID: 2}); !errors.Is(err, api.ErrInUse) {
 		t.Errorf("an address beside it: %v", err)
+	}
+}
+
+func TestAdopt_TakesBackTheFirewallOfAGatewayThatIsGone(t *testing.T) {
+	for name, tc := range map[string]struct {
+		change func(*container)
+		stays  bool
+	}{
+		"the interface was removed": {func(c *container) { delete(c.links, "rovl0") }, false},
+		"another namespace":         {func(c *container) { c.inode++ }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld()
+			conf := testConfig(t)
+			c := w.start(1)
+			first := readyNode(t, w, conf, "10.5.72.0/24")
+			attachGateway(t, first, 1)
+			stopNode(first)
+			tc.change(c)
+			second := readyNode(t, w, conf, "10.5.72.0/24")
+			if err := second.adopt(); err != nil {
+				t.Fatal(err)
+			}
+			if list, _ := second.Attachments(t.Context()); len(list) != 0 {
+				t.Errorf("got %+v", list)
+			}
+			if got := c.transit != nil; got != tc.stays {
+				t.Errorf("firewall: %+v", c.transit)
+			}
+		})
 	}
 }
 

@@ -3,14 +3,17 @@
 // namespace may have no nft or iptables program, and the daemon does not run programs there.
 //
 //	table ip filter                 the one of iptables, where a container engine may have set the policy of FORWARD to drop
-//	    chain DOCKER-USER           iifname TAP accept: where dockerd goes first, also if it is started later
-//	    chain FORWARD               iifname TAP accept: where there is no dockerd
-//	table ip rootless-ovl           ours alone
+//	    chain DOCKER-USER           iifname TAP accept: dockerd has FORWARD go there first, whether it starts before or after us
+//	    chain FORWARD               iifname TAP accept: without dockerd, or with one before 17.06, which drops by the policy alone
+//	table ip rootless-ovl-TAP       ours alone
 //	    chain postrouting           nat, priority srcnat
 //
-// A drop in any chain is final in nftables and an accept is not, so the accept must be in the engine's own table. Its rules are those that
-// `iptables -I CHAIN -i TAP -m comment --comment rootless-ovl -j ACCEPT` makes, or iptables would refuse to read the table; by the
-// comment they are found again.
+// A drop in any chain is final in nftables and an accept is not, so the accept must be in the engine's own table. It comes after the rules that
+// are there, so that those of the user have the last word; but before a return without a condition, which dockerd puts last in DOCKER-USER and
+// behind which nothing is reached. What the user inserts later comes before it, and where it is it stays when it is asked for again.
+//
+// The rules are those that `iptables -A CHAIN -i TAP -m comment --comment rootless-ovl-TAP -j ACCEPT` makes, or iptables would refuse to
+// read the table; by the comment they are found again. Two nodes may have a TAP each in one namespace.
 //
 // Sources: include/uapi/linux/netfilter/nf_tables.h, net/netfilter/nf_tables_api.c, iptables/nft-shared.c and nft-ipv4.c.
 
@@ -40,17 +43,20 @@ type Transit struct {
 
 const (
 	filterTable, forwardChain, userChain = "filter", "FORWARD", "DOCKER-USER"
-	ownTable, postroutingChain           = "rootless-ovl", "postrouting"
-
-	// comment marks our rules in a table of others.
-	comment = "rootless-ovl"
+	postroutingChain                     = "postrouting"
 
 	priorityFilter, prioritySrcNAT = 0, 100
 
 	nfAccept = 1 // NF_ACCEPT, linux/netfilter.h
 )
 
-// AllowTransit makes the rules, instead of those that an earlier call has made.
+// ruleTries is how often rules are changed that somebody else, dockerd say, changes at the same time.
+const ruleTries = 5
+
+// mark is the comment of the rules of a TAP in a table of others, and the name of the table that is ours.
+func mark(ifName string) string { return "rootless-ovl-" + ifName }
+
+// AllowTransit makes the rules that are not there yet.
 func (n *Namespace) AllowTransit(t Transit) error {
 	if err := checkIfName(t.IfName); err != nil {
 		return err
@@ -67,13 +73,13 @@ func (n *Namespace) AllowTransit(t Transit) error {
 	})
 }
 
-// ForbidTransit removes the rules of AllowTransit. A chain or table that is not ours alone stays.
-func (n *Namespace) ForbidTransit() error {
+// ForbidTransit removes the rules of AllowTransit for the TAP of that name. A chain or table that is not ours alone stays.
+func (n *Namespace) ForbidTransit(ifName string) error {
+	if err := checkIfName(ifName); err != nil {
+		return err
+	}
 	return n.netfilter(func(c *nftables) error {
-		err := wrapped(c.forget(), "removing rules")
-		if derr := c.batch(c.table(unix.NFT_MSG_DELTABLE, 0, ownTable)); !errors.Is(derr, unix.ENOENT) {
-			err = errors.Join(err, derr)
-		}
+		err := wrapped(c.forget(ifName), "removing rules")
 		// Refused where others use it.
 		if derr := c.batch(c.chain(unix.NFT_MSG_DELCHAIN, unix.NLM_F_NONREC, filterTable, userChain)); !errors.Is(derr, unix.ENOENT) && !errors.Is(derr, unix.EBUSY) {
 			err = errors.Join(err, derr)
@@ -102,114 +108,200 @@ func wrapped(err error, format string, args ...any) error {
 // nftables makes requests for rules of IPv4 in the namespace of its socket.
 type nftables struct{ *rtnl }
 
-// accept puts the rules that let through what comes in over a device before all others.
-func (c *nftables) accept(ifName string) error {
+// again does what reads rules and changes them by what it has read, until nobody else has changed them in between.
+func again(change func() error) error {
 	var err error
-	for range 3 { // dockerd may make the same chains at the same time
-		if err = c.forget(); err != nil {
-			return err
-		}
-		var chains map[string]bool
-		if chains, err = c.chains(filterTable); err != nil {
-			return err
-		}
-		var b []*nl.NetlinkRequest
-		if len(chains) == 0 {
-			b = append(b, c.table(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, filterTable))
-		}
-		if !chains[forwardChain] {
-			b = append(b, c.chain(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE|unix.NLM_F_EXCL, filterTable, forwardChain, base("filter", unix.NF_INET_FORWARD, priorityFilter)...))
-		}
-		if !chains[userChain] {
-			b = append(b, c.chain(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE|unix.NLM_F_EXCL, filterTable, userChain))
-		}
-		for _, chain := range []string{forwardChain, userChain} {
-			b = append(b, c.rule(unix.NLM_F_CREATE, filterTable, chain,
-				slices.Concat(meta(unix.NFT_META_IIFNAME), compare(unix.NFT_CMP_EQ, nl.ZeroTerminated(ifName)), expr("counter"), verdict(nfAccept))))
-		}
-		if err = c.batch(b...); !errors.Is(err, unix.EEXIST) {
+	for range ruleTries {
+		// EEXIST: a chain that was not there; ENOENT: a chain or rule that was.
+		if err = change(); !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENOENT) {
 			return err
 		}
 	}
 	return err
 }
 
+// accept makes the rules that let through what comes in over a device.
+func (c *nftables) accept(ifName string) error {
+	return again(func() error {
+		var b []*nl.NetlinkRequest
+		for _, name := range []string{forwardChain, userChain} {
+			there, err := c.hasChain(filterTable, name)
+			if err != nil {
+				return err
+			}
+			var old []mainRule
+			if there {
+				if old, err = c.mainRules(name, ifName); err != nil {
+					return err
+				}
+			} else {
+				var attrs []*nl.RtAttr
+				if name == forwardChain {
+					attrs = base("filter", unix.NF_INET_FORWARD, priorityFilter)
+				}
+				b = append(b, c.table(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, filterTable),
+					c.chain(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE|unix.NLM_F_EXCL, filterTable, name, attrs...))
+			}
+			b = append(b, c.placed(name, ifName, old)...)
+		}
+		if len(b) == 0 {
+			return nil
+		}
+		return c.batch(b...)
+	})
+}
+
+// placed are the requests that make our accept of a chain out of what is there: one, which is reached.
+func (c *nftables) placed(chain, ifName string, old []mainRule) (b []*nl.NetlinkRequest) {
+	var end []byte // handle of the rule behind which nothing is reached
+	there := false
+	for _, r := range old {
+		switch {
+		case !r.ours:
+			if end == nil {
+				end = r.handle
+			}
+		case end != nil || there:
+			b = append(b, c.withoutRule(chain, r.handle))
+		default:
+			there = true
+		}
+	}
+	if there {
+		return b
+	}
+	flags := unix.NLM_F_CREATE // before the rule of NFTA_RULE_POSITION
+	if end == nil {
+		flags |= unix.NLM_F_APPEND
+	}
+	rule := c.rule(flags, filterTable, chain, mark(ifName),
+		slices.Concat(meta(unix.NFT_META_IIFNAME), compare(unix.NFT_CMP_EQ, nl.ZeroTerminated(ifName)), expr("counter"), verdict(nfAccept)))
+	if end != nil {
+		rule.AddData(nl.NewRtAttr(unix.NFTA_RULE_POSITION, end))
+	}
+	return append(b, rule)
+}
+
 // masquerade makes our own table anew.
 func (c *nftables) masquerade(t Transit) error {
-	b := []*nl.NetlinkRequest{
-		// A table that is not there cannot be deleted.
-		c.table(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, ownTable),
-		c.table(unix.NFT_MSG_DELTABLE, 0, ownTable),
-	}
+	ownTable := mark(t.IfName)
+	b := c.withoutTable(ownTable)
 	if t.Masquerade {
 		const saddr, daddr = 12, 16
 		multicast := netip.PrefixFrom(netip.AddrFrom4([4]byte{224}), 4)
 		tap := nl.ZeroTerminated(t.IfName)
 		b = append(b, c.table(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, ownTable),
 			c.chain(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, ownTable, postroutingChain, base("nat", unix.NF_INET_POST_ROUTING, prioritySrcNAT)...),
-			c.rule(unix.NLM_F_CREATE|unix.NLM_F_APPEND, ownTable, postroutingChain, slices.Concat(
+			c.rule(unix.NLM_F_CREATE|unix.NLM_F_APPEND, ownTable, postroutingChain, ownTable, slices.Concat(
 				within(saddr, t.Subnet, unix.NFT_CMP_EQ), within(daddr, t.Network, unix.NFT_CMP_NEQ), within(daddr, multicast, unix.NFT_CMP_NEQ),
 				meta(unix.NFT_META_OIFNAME), compare(unix.NFT_CMP_NEQ, tap), expr("masq"))),
-			c.rule(unix.NLM_F_CREATE|unix.NLM_F_APPEND, ownTable, postroutingChain, slices.Concat(
+			c.rule(unix.NLM_F_CREATE|unix.NLM_F_APPEND, ownTable, postroutingChain, ownTable, slices.Concat(
 				meta(unix.NFT_META_OIFNAME), compare(unix.NFT_CMP_EQ, tap), within(saddr, t.Network, unix.NFT_CMP_NEQ), expr("masq"))))
 	}
 	return c.batch(b...)
 }
 
-// forget removes our rules from the table of others.
-func (c *nftables) forget() error {
-	req := c.request(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP)
-	req.AddData(nl.NewRtAttr(unix.NFTA_RULE_TABLE, nl.ZeroTerminated(filterTable)))
-	answers, err := c.do(req)
-	if errors.Is(err, unix.ENOENT) {
-		return nil
-	}
-	if err != nil {
-		return wrapped(err, "listing rules")
-	}
-	var b []*nl.NetlinkRequest
-	for _, rule := range answers {
-		attrs := attrsOf(rule)
-		if string(attrs[unix.NFTA_RULE_TABLE]) != filterTable+"\x00" || !bytes.Equal(attrs[unix.NFTA_RULE_USERDATA], userData()) {
-			continue
+// forget removes the rules of a TAP from the table of others, and our own table for it.
+func (c *nftables) forget(ifName string) error {
+	return again(func() error {
+		b := c.withoutTable(mark(ifName))
+		for _, chain := range []string{forwardChain, userChain} {
+			rules, err := c.mainRules(chain, ifName)
+			if err != nil {
+				return err
+			}
+			for _, r := range rules {
+				if r.ours {
+					b = append(b, c.withoutRule(chain, r.handle))
+				}
+			}
 		}
-		req := c.request(unix.NFT_MSG_DELRULE, 0)
-		for _, a := range []int{unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN, unix.NFTA_RULE_HANDLE} {
-			req.AddData(nl.NewRtAttr(a, attrs[a]))
-		}
-		b = append(b, req)
-	}
-	if len(b) == 0 {
-		return nil
-	}
-	return c.batch(b...)
+		return c.batch(b...)
+	})
 }
 
-// chains are the names of those in a table.
-func (c *nftables) chains(table string) (map[string]bool, error) {
-	answers, err := c.do(c.request(unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP))
-	if err != nil {
-		return nil, wrapped(err, "listing chains")
+// withoutTable are the requests after which there is no such table: one that is not there cannot be deleted.
+func (c *nftables) withoutTable(name string) []*nl.NetlinkRequest {
+	return []*nl.NetlinkRequest{
+		c.table(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, name),
+		c.table(unix.NFT_MSG_DELTABLE, 0, name),
 	}
-	found := make(map[string]bool)
-	for _, chain := range answers {
-		if attrs := attrsOf(chain); string(attrs[unix.NFTA_CHAIN_TABLE]) == table+"\x00" {
-			found[unix.ByteSliceToString(attrs[unix.NFTA_CHAIN_NAME])] = true
+}
+
+func (c *nftables) withoutRule(chain string, handle []byte) *nl.NetlinkRequest {
+	req := c.ruleRequest(unix.NFT_MSG_DELRULE, 0, filterTable, chain)
+	req.AddData(nl.NewRtAttr(unix.NFTA_RULE_HANDLE, handle))
+	return req
+}
+
+// mainRule is one of the rules that matter to us: one of ours, or a return without a condition.
+type mainRule struct {
+	handle []byte
+	ours   bool
+}
+
+// mainRules are those of a chain of the filter table, in order; none if there is no such chain.
+func (c *nftables) mainRules(chain, ifName string) ([]mainRule, error) {
+	ours := userData(mark(ifName))
+	// Kernels that do not know the filter list other chains too.
+	rules, err := dump(c.rtnl, c.ruleRequest(unix.NFT_MSG_GETRULE, 0, filterTable, chain), func(answer []byte) (mainRule, bool) {
+		attrs := attrsOf(answer)
+		if unix.ByteSliceToString(attrs[unix.NFTA_RULE_TABLE]) != filterTable || unix.ByteSliceToString(attrs[unix.NFTA_RULE_CHAIN]) != chain {
+			return mainRule{}, false
+		}
+		r := mainRule{handle: bytes.Clone(attrs[unix.NFTA_RULE_HANDLE]), ours: bytes.Equal(attrs[unix.NFTA_RULE_USERDATA], ours)}
+		return r, r.ours || returnsAlways(attrs[unix.NFTA_RULE_EXPRESSIONS])
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
+	return rules, wrapped(err, "listing rules")
+}
+
+// returnsAlways tells of the expressions of a rule whether they are those of `-j RETURN` alone.
+func returnsAlways(exprs []byte) bool {
+	list, err := nl.ParseRouteAttr(exprs)
+	if err != nil {
+		return false
+	}
+	returns := false
+	for _, e := range list {
+		attrs := attrsIn(e.Value)
+		switch unix.ByteSliceToString(attrs[unix.NFTA_EXPR_NAME]) {
+		case "counter":
+		case "immediate":
+			verdict := attrsIn(attrsIn(attrsIn(attrs[unix.NFTA_EXPR_DATA])[unix.NFTA_IMMEDIATE_DATA])[unix.NFTA_DATA_VERDICT])
+			code := verdict[unix.NFTA_VERDICT_CODE]
+			returns = len(code) == 4 && int32(binary.BigEndian.Uint32(code)) == unix.NFT_RETURN
+		default:
+			return false
 		}
 	}
-	return found, nil
+	return returns
+}
+
+func (c *nftables) hasChain(table, name string) (bool, error) {
+	_, err := c.do(c.chain(unix.NFT_MSG_GETCHAIN, unix.NLM_F_ACK, table, name))
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	return err == nil, wrapped(err, "looking for chain %s", name)
 }
 
 // attrsOf are the attributes of an answer, behind its nfgenmsg.
 func attrsOf(answer []byte) map[int][]byte {
-	found := make(map[int][]byte)
 	if len(answer) < nl.SizeofNfgenmsg {
-		return found
+		return nil
 	}
-	attrs, err := nl.ParseRouteAttr(answer[nl.SizeofNfgenmsg:])
+	return attrsIn(answer[nl.SizeofNfgenmsg:])
+}
+
+func attrsIn(b []byte) map[int][]byte {
+	attrs, err := nl.ParseRouteAttr(b)
 	if err != nil {
-		return found
+		return nil
 	}
+	found := make(map[int][]byte)
 	for _, a := range attrs {
 		found[int(a.Attr.Type&^unix.NLA_F_NESTED)] = a.Value
 	}
@@ -289,22 +381,27 @@ func base(kind string, hook, priority uint32) []*nl.RtAttr {
 	return []*nl.RtAttr{at, nl.NewRtAttr(unix.NFTA_CHAIN_TYPE, nl.ZeroTerminated(kind)), nl.NewRtAttr(unix.NFTA_CHAIN_POLICY, nl.BEUint32Attr(nfAccept))}
 }
 
-// rule makes a rule of expressions; without NLM_F_APPEND it is the first.
-func (c *nftables) rule(flags int, table, chain string, exprs []*nl.RtAttr) *nl.NetlinkRequest {
-	req := c.request(unix.NFT_MSG_NEWRULE, flags)
-	req.AddData(nl.NewRtAttr(unix.NFTA_RULE_TABLE, nl.ZeroTerminated(table)))
-	req.AddData(nl.NewRtAttr(unix.NFTA_RULE_CHAIN, nl.ZeroTerminated(chain)))
+// rule makes a rule of expressions with a comment; without NLM_F_APPEND it is the first.
+func (c *nftables) rule(flags int, table, chain, comment string, exprs []*nl.RtAttr) *nl.NetlinkRequest {
+	req := c.ruleRequest(unix.NFT_MSG_NEWRULE, flags, table, chain)
 	list := nl.NewRtAttr(unix.NFTA_RULE_EXPRESSIONS|unix.NLA_F_NESTED, nil)
 	for _, e := range exprs {
 		list.AddChild(e)
 	}
 	req.AddData(list)
-	req.AddData(nl.NewRtAttr(unix.NFTA_RULE_USERDATA, userData()))
+	req.AddData(nl.NewRtAttr(unix.NFTA_RULE_USERDATA, userData(comment)))
 	return req
 }
 
-// userData is the comment as nft and iptables keep it: type, length, text.
-func userData() []byte {
+func (c *nftables) ruleRequest(kind, flags int, table, chain string) *nl.NetlinkRequest {
+	req := c.request(kind, flags)
+	req.AddData(nl.NewRtAttr(unix.NFTA_RULE_TABLE, nl.ZeroTerminated(table)))
+	req.AddData(nl.NewRtAttr(unix.NFTA_RULE_CHAIN, nl.ZeroTerminated(chain)))
+	return req
+}
+
+// userData is a comment as nft and iptables keep it: type, length, text.
+func userData(comment string) []byte {
 	const udataComment = 0 // NFTNL_UDATA_RULE_COMMENT, libnftnl/udata.h
 	text := nl.ZeroTerminated(comment)
 	return append([]byte{udataComment, byte(len(text))}, text...)

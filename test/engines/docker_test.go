@@ -143,6 +143,17 @@ func (d *docker) attach() {
 	ok(d.t, d.host, "bash", "-c", d.host.Binary()+` attach --gateway $(cat $XDG_RUNTIME_DIR/dockerd-rootless/child_pid)`)
 }
 
+// iptables runs it in dockerd's namespace, as the user can.
+func (d *docker) iptables(args ...string) string {
+	d.t.Helper()
+	pid, err := d.childPID()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return ok(d.t, d.host, append([]string{"nsenter", "--user", "--preserve-credentials", "--mount", "--net", "--target", strconv.Itoa(pid),
+		program(d.t, "iptables", "iptables")}, args...)...)
+}
+
 // serve starts a container with a web server, and returns its address.
 func (d *docker) serve(args ...string) string {
 	d.t.Helper()
@@ -246,6 +257,32 @@ func TestDocker_TheFlannelWay(t *testing.T) {
 			t.Fatalf("attachments %+v", a)
 		}
 		reach()
+	})
+
+	t.Run("the user's rules have the last word", func(t *testing.T) {
+		theirs := []string{"DOCKER-USER", "-i", "rovl0", "-s", netip.MustParsePrefix(subnet[1]).Masked().String(), "-j", "DROP"}
+		dropped := func(when string) {
+			t.Helper()
+			if r := d2.run("exec", "web", "ping", "-c", "1", "-W", "1", addr[0]); r.Code == 0 {
+				t.Errorf("%s: what the user drops arrives\n%s", when, d1.iptables("-S"))
+			}
+		}
+		d1.iptables(append([]string{"-I"}, theirs...)...)
+		dropped("after attach")
+		n1.Stop()
+		n1 = h1.Up("--listen-etcd", store.String())
+		dropped("after a restart")
+		ok(t, h1, h1.Binary(), "detach", n1.Attachments()[0].Name)
+		d1.attach()
+		dropped("before attach")
+		d1.iptables(append([]string{"-D"}, theirs...)...)
+		reach()
+	})
+
+	t.Run("without DOCKER-USER", func(t *testing.T) {
+		d1.iptables("-D", "FORWARD", "-j", "DOCKER-USER")
+		reach()
+		d1.iptables("-I", "FORWARD", "-j", "DOCKER-USER")
 	})
 
 	t.Run("detach and attach", func(t *testing.T) {
