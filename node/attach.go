@@ -259,13 +259,13 @@ func (n *Node) enter(a *attachment, l link, exit exitWatch, mtu int) error {
 	broken := make(chan struct{})
 	c := forwarder.PortConfig{
 		Name:    a.saved.Name,
-		Sources: a.saved.hosts(),
+		Sources: a.saved.sources(),
 		MTU:     mtu,
 		Device:  l,
 		Gone:    func(error) { close(broken) },
 	}
 	if a.saved.Gateway {
-		c = gatewayPort(c, a.saved.Addr)
+		c.Errors = dummyAddr
 	}
 	port, err := n.path.AddPort(c)
 	if err != nil {
@@ -321,8 +321,8 @@ func (n *Node) leave(a *attachment, why string) (bool, error) {
 	n.mu.Unlock()
 	n.takeBack(a.saved)
 	err := errors.Join(removed.Delete(), a.exit.Close())
-	for _, addr := range a.saved.addrs() {
-		n.gateway.Release(addr)
+	for _, p := range a.saved.sources() {
+		n.gateway.Release(p)
 	}
 
 	n.mu.Lock()
@@ -545,12 +545,15 @@ func (s *savedAttachment) addrs() []netip.Addr {
 	return []netip.Addr{s.Addr.Addr()}
 }
 
-// hosts are the same as prefixes.
-func (s *savedAttachment) hosts() (hosts []netip.Prefix) {
-	for _, a := range s.addrs() {
-		hosts = append(hosts, netip.PrefixFrom(a, a.BitLen()))
+// sources are where what comes from the namespace may come from: its addresses, or the subnet behind it.
+func (s *savedAttachment) sources() (sources []netip.Prefix) {
+	if s.Gateway {
+		return []netip.Prefix{s.Addr.Masked()}
 	}
-	return hosts
+	for _, a := range s.addrs() {
+		sources = append(sources, netip.PrefixFrom(a, a.BitLen()))
+	}
+	return sources
 }
 
 // where is how a person would name the attached namespace.

@@ -82,7 +82,7 @@ func TestAttach_GivesTheContainerWhatItNeeds(t *testing.T) {
 	if len(c.interfaces()) != 0 {
 		t.Errorf("left in the container: %v", c.interfaces())
 	}
-	if !slices.Equal(w.released, []netip.Addr{netip.MustParseAddr("10.5.72.2")}) {
+	if !slices.Equal(w.released, []netip.Prefix{netip.MustParsePrefix("10.5.72.2/32")}) {
 		t.Errorf("flows released: %v", w.released)
 	}
 	nothingLeft(t, w, n)

@@ -216,7 +216,7 @@ func TestAttach_GivesBothAddressesInADualStackNetwork(t *testing.T) {
 	if err := again.Detach(t.Context(), "77"); err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Contains(w.released, addr6.Addr()) {
+	if !slices.Contains(w.released, netip.PrefixFrom(addr6.Addr(), 128)) {
 		t.Errorf("flows released: %v", w.released)
 	}
 	nothingLeft(t, w, again)

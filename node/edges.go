@@ -33,7 +33,7 @@ type dataPath interface {
 type gateway interface {
 	packet.Sender
 	SetAddresses([]netip.Addr) error
-	Release(container netip.Addr)
+	Release(containers netip.Prefix)
 }
 
 // namespace is a container's network namespace.

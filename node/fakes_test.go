@@ -29,7 +29,7 @@ type world struct {
 	containers map[int]*container // by pid
 	ports      map[*forwarder.Port]forwarder.PortConfig
 	table      forwarder.TableConfig
-	released   []netip.Addr
+	released   []netip.Prefix
 	own        []netip.Addr
 	addPortErr error
 	host       external // the external interface; the loopback's if there is none
@@ -342,7 +342,7 @@ func (w *world) SetAddresses(addrs []netip.Addr) error {
 	return nil
 }
 
-func (w *world) Release(a netip.Addr) {
+func (w *world) Release(a netip.Prefix) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.released = append(w.released, a)

@@ -62,13 +62,6 @@ func (n *Node) excludedLocked(gateway bool) error {
 	return nil
 }
 
-// gatewayPort is the router's side of a gateway attachment, where c is that of an ordinary one.
-func gatewayPort(c forwarder.PortConfig, subnet netip.Prefix) forwarder.PortConfig {
-	c.Sources = []netip.Prefix{subnet.Masked()}
-	c.Errors = dummyAddr
-	return c
-}
-
 // gatewayTAP is the namespace's side of a gateway attachment, where c is that of an ordinary one.
 func gatewayTAP(c nsutil.TAPConfig, subnet, network netip.Prefix) nsutil.TAPConfig {
 	c.Addrs = []netip.Prefix{netip.PrefixFrom(networkAddr(subnet), 32)}

@@ -78,6 +78,9 @@ func TestAttachGateway_RoutesTheSubnetToTheNamespace(t *testing.T) {
 	if len(c.interfaces()) != 0 || c.transit != nil {
 		t.Errorf("left in the namespace: %v, %+v", c.interfaces(), c.transit)
 	}
+	if !slices.Equal(w.released, []netip.Prefix{subnet}) {
+		t.Errorf("flows released: %v", w.released)
+	}
 	if got := lookup(t, w.table, "10.5.72.1"); got != forwarder.ToGateway(w) || lookup(t, w.table, "10.5.72.9") != forwarder.UnreachableHost {
 		t.Errorf("after detach .1 leads to %+v", got)
 	}

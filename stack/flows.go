@@ -157,9 +157,9 @@ func (t *flowTable) counts() [kinds]int {
 	return t.total
 }
 
-// release ends the flows of one container.
-func (t *flowTable) release(src netip.Addr) {
-	t.endWhere(func(k flowKey) bool { return k.src.Addr() == src })
+// release ends the flows of the containers of a prefix.
+func (t *flowTable) release(src netip.Prefix) {
+	t.endWhere(func(k flowKey) bool { return src.Contains(k.src.Addr()) })
 }
 
 // close ends all flows and lets no more in.

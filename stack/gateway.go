@@ -116,10 +116,10 @@ func (g *Gateway) Deny(hosts []netip.AddrPort) {
 	g.deny.Store(&m)
 }
 
-// Release ends every flow of a container, so that the next one with its address starts clean.
-func (g *Gateway) Release(container netip.Addr) {
+// Release ends every flow of a container, or of all in a subnet, so that the next one with its address starts clean.
+func (g *Gateway) Release(containers netip.Prefix) {
 	if ns := g.live.Load(); ns != nil {
-		ns.flows.release(container.Unmap())
+		ns.flows.release(containers)
 	}
 }
 

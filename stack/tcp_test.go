@@ -360,7 +360,7 @@ func TestTCP_ReleaseEndsTheFlowsOfOneContainer(t *testing.T) {
 	defer a.Close()
 	defer b.Close()
 	eventually(t, "both are established", func() bool { s := w.g.Stats(); return s.TCPFlows == 2 && s.TCPHalfOpen == 0 })
-	w.g.Release(aliceAddr)
+	w.g.Release(netip.PrefixFrom(aliceAddr, 32))
 	if _, err := a.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("read: %v, want a reset", err)
 	}
@@ -369,6 +369,12 @@ func TestTCP_ReleaseEndsTheFlowsOfOneContainer(t *testing.T) {
 	if n, err := b.Read(make([]byte, 1)); n != 1 {
 		t.Errorf("the other container's connection: %v", err)
 	}
+	a = alice.mustDialTCP(server)
+	defer a.Close()
+	eventually(t, "there are two again", func() bool { s := w.g.Stats(); return s.TCPFlows == 2 && s.TCPHalfOpen == 0 })
+	w.g.Release(netip.MustParsePrefix("10.99.0.0/16"))
+	w.g.Release(netip.PrefixFrom(aliceAddr, 24).Masked())
+	eventually(t, "none of the subnet is left", func() bool { return w.g.Stats().TCPFlows == 0 })
 }
 
 // A receiver that does not read must not stop others, nor the goroutine that sends for all of them.
