@@ -72,7 +72,7 @@ func stamped(a Attrs, nodeID string) Attrs {
 }
 
 // Acquire gets the node a subnet of cfg's network: the one that is its own already, by NodeID; else a reservation made
-// for its public IP; else Previous if free; else a random free one. What comes back is held but not kept alive: call
+// for its public IPv4 address, which is all that flannel goes by; else Previous if free; else a random free one. What comes back is held but not kept alive: call
 // Run. Errors: ErrForeignLease, ErrExhausted, ErrContended, or the store's.
 func (r *Registry) Acquire(ctx context.Context, cfg NetworkConfig, req Request) (*Held, error) {
 	if err := req.check(); err != nil {
@@ -159,7 +159,7 @@ func (r *Registry) findOwn(entries []entry, cfg NetworkConfig, req Request) (*en
 			if ordinary && (own == nil || better(cfg, e.lease, own.lease)) {
 				own = e
 			}
-		case theirs.sharesAddress(req.Attrs) && theirs.RootlessOvl == nil && e.lease.Reservation:
+		case theirs.sharesPublicIP(req.Attrs) && theirs.RootlessOvl == nil && e.lease.Reservation:
 			if ordinary && reserved == nil && compatible(cfg, e.lease) {
 				reserved = e
 			}
@@ -175,21 +175,33 @@ func (r *Registry) findOwn(entries []entry, cfg NetworkConfig, req Request) (*en
 	return own, nil
 }
 
-// foreign is an ErrForeignLease if e is a lease of another node that cannot be beside one of req's.
+// foreign is an ErrForeignLease if e is a lease of another node that cannot be beside one of req's: one of ours that receives at
+// an address and port of req's node, or a stock one that has its PublicIP. A stock one that has its PublicIPv6 only is another
+// node, as it is to flannel.
 func foreign(e *entry, req Request) error {
 	theirs := e.lease.Attrs
+	shared := theirs.shared(req.Attrs)
 	switch {
-	case e.skip != "" || theirs.nodeID() == req.NodeID || !theirs.sharesAddress(req.Attrs):
+	case e.skip != "" || theirs.nodeID() == req.NodeID || !shared.IsValid():
 		return nil
 	case theirs.RootlessOvl != nil:
 		if theirs.port(req.StockPort) != req.Attrs.port(req.StockPort) {
 			return nil
 		}
-		return fmt.Errorf("%w: %s holds %v with the same port (key %s): give this node a public IP or a port of its own; if that node is gone for good, delete the key or wait for the lease to expire", ErrForeignLease, theirs.who(), e.lease.Subnet, e.Key)
-	case e.lease.Reservation:
+		return fmt.Errorf("%w: %s holds %v with the same address and port (key %s): give this node %s or a port of its own; if that node is gone for good, delete the key or wait for the lease to expire",
+			ErrForeignLease, theirs.whoAt(shared), e.lease.Subnet, e.Key, publicIPOfFamily(shared))
+	case e.lease.Reservation || !theirs.sharesPublicIP(req.Attrs):
 		return nil
 	}
 	return fmt.Errorf("%w: %s holds %v (key %s) and would take this node's lease for its own: stop flanneld on that address, or give this node another public IP; if that node is gone for good, delete the key or wait for the lease to expire", ErrForeignLease, theirs.who(), e.lease.Subnet, e.Key)
+}
+
+// publicIPOfFamily is what to ask for in the place of a.
+func publicIPOfFamily(a netip.Addr) string {
+	if a.Is6() {
+		return "a public IPv6 address"
+	}
+	return "a public IP"
 }
 
 func better(cfg NetworkConfig, a, b Lease) bool {

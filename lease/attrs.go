@@ -139,9 +139,20 @@ func validNodeID(s string) bool {
 	return s != "" && len(s) <= maxNodeID
 }
 
-// sharesAddress: the two publish the same underlay address in either family.
-func (a Attrs) sharesAddress(b Attrs) bool {
-	return a.PublicIP.IsValid() && a.PublicIP == b.PublicIP || a.PublicIPv6.IsValid() && a.PublicIPv6 == b.PublicIPv6
+// sharesPublicIP: the two are one node to flannel, whose findLeaseByIP compares the IPv4 address alone.
+func (a Attrs) sharesPublicIP(b Attrs) bool {
+	return a.PublicIP.IsValid() && a.PublicIP == b.PublicIP
+}
+
+// shared is the underlay address that the two both publish, IPv4 before IPv6; the zero address if there is none.
+func (a Attrs) shared(b Attrs) netip.Addr {
+	switch {
+	case a.sharesPublicIP(b):
+		return a.PublicIP
+	case a.PublicIPv6.IsValid() && a.PublicIPv6 == b.PublicIPv6:
+		return a.PublicIPv6
+	}
+	return netip.Addr{}
 }
 
 // nodeID is "" for a stock node.
@@ -162,10 +173,14 @@ func (a Attrs) port(stock int) int {
 
 // who names a's node in an error or a log line.
 func (a Attrs) who() string {
-	ip := a.PublicIP
-	if !ip.IsValid() {
-		ip = a.PublicIPv6
+	if a.PublicIP.IsValid() {
+		return a.whoAt(a.PublicIP)
 	}
+	return a.whoAt(a.PublicIPv6)
+}
+
+// whoAt is who, with the one of a's addresses that matters.
+func (a Attrs) whoAt(ip netip.Addr) string {
 	switch {
 	case a.RootlessOvl != nil:
 		return fmt.Sprintf("rootless-ovl node %s at %v port %d", a.RootlessOvl.NodeID, ip, a.RootlessOvl.Port)

@@ -384,7 +384,7 @@ func (h *Held) settleLocked(ctx context.Context, own *entry, rev int64) (bool, e
 			h.end(fmt.Errorf("%w: it publishes %s for %v (key %s): does this node run twice, or was its state directory copied? Then give the copy a NodeID of its own", ErrDuplicateNode, theirs.who(), subnet, h.key))
 			return false, nil
 		}
-	case own.lease.Reservation && theirs.RootlessOvl == nil && theirs.sharesAddress(h.want): // reserved for us
+	case own.lease.Reservation && theirs.RootlessOvl == nil && theirs.sharesPublicIP(h.want): // reserved for us
 	default:
 		h.lost(*own)
 		return false, nil

@@ -41,7 +41,7 @@ func NewRegistry(store Store, prefix string, log *slog.Logger) *Registry {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	r := &Registry{store: store, prefix: path.Join("/", prefix), log: log}
+	r := &Registry{store: store, prefix: path.Clean(prefix), log: log}
 	r.health.init(log, store.String())
 	return r
 }
@@ -49,10 +49,14 @@ func NewRegistry(store Store, prefix string, log *slog.Logger) *Registry {
 // Prefix is where the network's keys are.
 func (r *Registry) Prefix() string { return r.prefix }
 
-func (r *Registry) configKey() string  { return r.prefix + "/config" }
-func (r *Registry) subnetsKey() string { return r.prefix + "/subnets" } // flannel lists without a slash
+// ConfigKey is the key of the network config at prefix, to the byte as flannel forms it: prefix is cleaned as a path is, and
+// gets no slash in front that it does not have. The other keys are formed likewise.
+func ConfigKey(prefix string) string { return path.Join(prefix, "config") }
+
+func (r *Registry) configKey() string  { return ConfigKey(r.prefix) }
+func (r *Registry) subnetsKey() string { return path.Join(r.prefix, "subnets") } // flannel lists without a slash
 func (r *Registry) leaseKey(v4, v6 netip.Prefix) string {
-	return r.subnetsKey() + "/" + Key(v4, v6)
+	return path.Join(r.subnetsKey(), Key(v4, v6))
 }
 
 // Config reads the network config. ErrNoConfig and ErrBadConfig are about its content, the rest about the store.

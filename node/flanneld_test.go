@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"path"
 	"strings"
 	"testing"
 	"time"
@@ -137,6 +138,51 @@ func TestRun_CreatesTheGivenNetworkConfig(t *testing.T) {
 	bad.NetConfig = []byte(`{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}`)
 	if err := startNode(t, bad).fails(); err == nil || !strings.Contains(err.Error(), "--net-config-path") || !strings.Contains(err.Error(), "host-gw") {
 		t.Error(err)
+	}
+}
+
+func TestRun_WarnsOfANetworkThatNobodyAskedFor(t *testing.T) {
+	etcd := startEtcd(t, t.TempDir(), "127.0.0.1:0")
+	for name, tc := range map[string]struct {
+		level   string
+		prepare func(c *Config)
+	}{
+		"a prefix of nothing":   {"WARN", func(*Config) {}},
+		"--network":             {"INFO", func(c *Config) { c.Network, c.NetworkSet = netip.MustParsePrefix("10.5.0.0/16"), true }},
+		"--net-config-path":     {"INFO", func(c *Config) { c.NetConfig = []byte(`{"Network": "10.5.0.0/16"}`) }},
+		"a store of the node's": {"INFO", func(c *Config) { c.Etcd, c.ListenEtcd = lease.ClientConfig{}, "127.0.0.1:0" }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var logged syncBuffer
+			c := joinConfig(t, etcd.Endpoint())
+			c.EtcdPrefix = "/coreos.com/" + strings.ReplaceAll(name, " ", "-") + "/"
+			c.Log = slog.New(slog.NewTextHandler(&logged, nil))
+			tc.prepare(&c)
+			startNode(t, c).ready()
+			var line string
+			for l := range strings.Lines(logged.String()) {
+				if strings.Contains(l, "key=") && strings.Contains(l, "/config") {
+					line += l
+				}
+			}
+			if strings.Count(line, "\n") != 1 || !strings.Contains(line, "level="+tc.level) || !strings.Contains(line, path.Join(c.EtcdPrefix, "config")) {
+				t.Errorf("got %q, want one line of %s", line, tc.level)
+			}
+			if tc.level == "WARN" && !(strings.Contains(line, "--etcd-prefix") && strings.Contains(line, "--network") && strings.Contains(line, "new network was made")) {
+				t.Errorf("no remedy in %q", line)
+			}
+			if tc.level != "WARN" {
+				return
+			}
+			// Whoever joins it is told nothing.
+			var joined syncBuffer
+			again := joinConfig(t, etcd.Endpoint())
+			again.EtcdPrefix, again.Log = strings.TrimSuffix(c.EtcdPrefix, "/"), slog.New(slog.NewTextHandler(&joined, nil))
+			startNode(t, again).ready()
+			if strings.Contains(joined.String(), "--etcd-prefix") {
+				t.Errorf("a joiner logs:\n%s", joined.String())
+			}
+		})
 	}
 }
 

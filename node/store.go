@@ -244,7 +244,7 @@ func (n *Node) createConfig(ctx context.Context, r *lease.Registry, cfg lease.Ne
 		created, err = r.CreateConfig(ctx, cfg.Raw)
 		switch {
 		case created:
-			n.log.Info("network config created", "network", cfg.Network, "prefix", r.Prefix())
+			n.tellCreated(cfg)
 			return true, nil
 		case err == nil || ctx.Err() != nil:
 			return false, nil
@@ -255,6 +255,18 @@ func (n *Node) createConfig(ctx context.Context, r *lease.Registry, cfg lease.Ne
 		pause.wait(ctx, maxBackoff)
 	}
 	return false, nil
+}
+
+// tellCreated says that there is a new network now. One that nobody asked for by name, in a store of others, may well be
+// another than the one that was to be joined.
+func (n *Node) tellCreated(cfg lease.NetworkConfig) {
+	key := lease.ConfigKey(n.cfg.EtcdPrefix)
+	if len(n.cfg.Etcd.Endpoints) == 0 || n.cfg.NetworkSet || n.cfg.NetConfig != nil {
+		n.log.Info("network config created", "network", cfg.Network, "key", key)
+		return
+	}
+	n.log.Warn("the store had no network config at this key, so a new network was made: if this node was to join one that is there, stop it, check --etcd-prefix and delete the keys that it made; if a new network was meant, say so with --network",
+		"key", key, "network", cfg.Network, "store", strings.Join(n.cfg.Etcd.Endpoints, ","))
 }
 
 // The backends that are spoken, in flannel's words.
@@ -300,7 +312,7 @@ func checkBackend(cfg lease.NetworkConfig) error {
 // checkNetwork says whether the network that the store describes can be joined.
 func (n *Node) checkNetwork(cfg lease.NetworkConfig, ext external) error {
 	if err := checkBackend(cfg); err != nil {
-		return fmt.Errorf("key %s/config of the store: %w (`rootless-ovl config set` replaces it)", n.cfg.EtcdPrefix, err)
+		return fmt.Errorf("key %s of the store: %w (`rootless-ovl config set` replaces it)", lease.ConfigKey(n.cfg.EtcdPrefix), err)
 	}
 	if n.cfg.NetworkSet && cfg.Network != n.cfg.Network {
 		return fmt.Errorf("--network is %v, but the network at %s is %v: leave --network out to join it, or replace it with `rootless-ovl config set` and start all its nodes again, or use another --etcd-prefix",
@@ -492,17 +504,22 @@ func (n *Node) configStands(ctx context.Context, r *lease.Registry) error {
 	raw := n.netConfig.Raw
 	n.mu.Unlock()
 	for ctx.Err() == nil {
-		_, err := r.CreateConfig(ctx, raw)
-		if err == nil {
-			var now lease.NetworkConfig
-			if now, err = r.Config(ctx); err == nil {
-				if bytes.Equal(now.Raw, raw) {
-					return nil
-				}
-				return errors.New("the network config has changed while the store was away: start again to follow it")
+		now, err := r.Config(ctx)
+		switch {
+		case err == nil && bytes.Equal(now.Raw, raw):
+			return nil
+		case err == nil:
+			return errors.New("the network config has changed while the store was away: start again to follow it")
+		case errors.Is(err, lease.ErrBadConfig):
+			return err
+		case errors.Is(err, lease.ErrNoConfig):
+			var created bool
+			if created, err = r.CreateConfig(ctx, raw); created {
+				n.log.Warn("the store had lost the network config; put back that of the last run", "key", lease.ConfigKey(n.cfg.EtcdPrefix))
+				return nil
 			}
-			if errors.Is(err, lease.ErrBadConfig) {
-				return err
+			if err == nil {
+				continue // another node was faster
 			}
 		}
 		pause.wait(ctx, maxBackoff)

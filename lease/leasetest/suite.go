@@ -47,6 +47,7 @@ func Run(t *testing.T, open func(t *testing.T) Lab) {
 		"Acquire_TakesPreviousIfFree":             testPrevious,
 		"Acquire_RefusesForeignLease":             testForeign,
 		"Acquire_KeepsReservation":                testReservation,
+		"Acquire_LeavesReservationsOfOthers":      testReservationOfAnother,
 		"Acquire_SaysExhausted":                   testExhausted,
 		"Acquire_LeavesIncompatibleSubnet":        testIncompatible,
 		"Acquire_SkipsGarbage":                    testGarbage,
@@ -507,10 +508,16 @@ func testForeign(t *testing.T, r *room) {
 	r.put(t, r.key(netip.MustParsePrefix("10.5.3.0/24")), `{"PublicIP":"192.168.0.1","PublicIPv6":null}`, time.Hour)
 	r.put(t, r.key(netip.MustParsePrefix("10.5.4.0/24")), `{"PublicIP":"192.168.0.2","PublicIPv6":null,"RootlessOvl":{"V":1,"NodeID":"other","Port":18285,"MTU":1472}}`, time.Hour)
 	r.put(t, r.key(netip.MustParsePrefix("10.5.5.0/24")), `{"PublicIP":"192.168.0.3","PublicIPv6":null,"RootlessOvl":{"V":1,"NodeID":"stockport","Port":0,"MTU":1472}}`, time.Hour)
+	r.put(t, r.key(netip.MustParsePrefix("10.5.6.0/24")), `{"PublicIP":"192.168.9.6","PublicIPv6":"2001:db8::6"}`, time.Hour)
+	r.put(t, r.key(netip.MustParsePrefix("10.5.7.0/24")), `{"PublicIP":"192.168.9.7","PublicIPv6":"2001:db8::7","RootlessOvl":{"V":1,"NodeID":"six","Port":18285,"MTU":1472}}`, time.Hour)
 	for name, tc := range map[string]struct {
 		node, port int
 		says       string // "" if it is to succeed
 	}{
+		"stock, IPv6 address alone": {6, 18285, ""}, // to flannel another node
+		"ours, IPv6, same port":     {7, 18285, "node six at 2001:db8::7 port 18285 holds 10.5.7.0/24"},
+		"ours, IPv6, other port":    {7, 18286, ""},
+
 		"stock":                 {1, 18285, "flannel node at 192.168.0.1"},
 		"stock, other port":     {1, 20000, "10.5.3.0/24"},
 		"ours, same port":       {2, 18285, "node other at 192.168.0.2 port 18285"},
@@ -523,6 +530,7 @@ func testForeign(t *testing.T, r *room) {
 			q := request(tc.node)
 			q.NodeID = fmt.Sprintf("me-%d-%d", tc.node, tc.port)
 			q.Attrs.RootlessOvl.Port = tc.port
+			q.Attrs.PublicIPv6 = netip.MustParseAddr(fmt.Sprintf("2001:db8::%d", tc.node))
 			h, err := n.Acquire(r.ctx, cfg, q)
 			switch {
 			case tc.says == "" && err != nil:
@@ -572,6 +580,32 @@ func testReservation(t *testing.T, r *room) {
 				t.Errorf("after Update and Revoke: %+v", p)
 			}
 		})
+	}
+}
+
+// testReservationOfAnother: flannel goes by the IPv4 address alone, so a reservation that has our IPv6 address is not ours.
+func testReservationOfAnother(t *testing.T, r *room) {
+	cfg := r.config(t, network)
+	key := r.key(netip.MustParsePrefix("10.5.5.0/24"))
+	value := `{"PublicIP":"192.168.9.9","PublicIPv6":"2001:db8::1"}`
+	r.put(t, key, value, 0)
+	q := request(1)
+	q.Attrs.PublicIPv6 = netip.MustParseAddr("2001:db8::1")
+	h := r.acquire(t, r.node(t), cfg, q)
+	if l := h.Lease(); l.Subnet.String() == "10.5.5.0/24" || l.Reservation {
+		t.Errorf("took %+v", l)
+	}
+	if err := h.Update(r.ctx, q.Attrs); err != nil {
+		t.Error(err)
+	}
+	if p := r.get(t, key); p == nil || string(p.Value) != value || p.Lease != 0 {
+		t.Errorf("the reservation is now %+v", p)
+	}
+	// Written over our own key it takes the subnet from us.
+	run := r.run(t, h)
+	r.put(t, r.key(h.Lease().Subnet), value, 0)
+	if err := <-run; !errors.Is(err, lease.ErrTaken) || !strings.Contains(err.Error(), "192.168.9.9") {
+		t.Errorf("got %v, want ErrTaken", err)
 	}
 }
 
