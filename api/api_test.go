@@ -206,6 +206,8 @@ func TestAttachRequest_ValidateNamesTheFault(t *testing.T) {
 		{AttachRequest{PID: 1, IfName: "lo"}, "interface name"},
 		{AttachRequest{PID: 1, IfName: "eth%d"}, "interface name"},
 		{AttachRequest{PID: 1, IfName: "abcdefghijklmnop"}, "interface name"},
+		{AttachRequest{PID: 1, Gateway: true, Addr: "10.213.7.2"}, "leave it out"},
+		{AttachRequest{PID: 1, Gateway: true, NoDefaultRoute: true}, "leave --no-default-route out"},
 		{AttachRequest{PID: 1, MAC: "zz"}, "not a MAC address"},
 		{AttachRequest{PID: 1, MAC: "02:00:00:00:00:00:00:01"}, "not a MAC address"},
 		{AttachRequest{PID: 1, MAC: "01:00:5e:00:00:01"}, "unicast"},

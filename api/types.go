@@ -25,8 +25,10 @@ const (
 	StateStarting        = "starting"          // reading the state directory, choosing the public IP
 	StateWaitingForStore = "waiting-for-store" // no lease yet, and the store does not answer
 	StateReady           = "ready"             // lease held, forwarding
-	StateLeaseLost       = "lease-lost"        // forwarding on what was last known while a lease is acquired again
-	StateStopping        = "stopping"
+	// StateLeaseLost: forwarding on what was last known while a lease is acquired again, or, after a start without the store, until the store
+	// confirms that the one of the last run still stands. Store.Connected tells the two apart.
+	StateLeaseLost = "lease-lost"
+	StateStopping  = "stopping"
 )
 
 // Status is one look at a node.
@@ -153,6 +155,9 @@ func (r AttachRequest) Validate() error {
 	}
 	if r.Gateway && r.Addr != "" {
 		return Errorf(CodeInvalid, "an address (%s) is given to the gateway of the whole subnet: leave it out", clip(r.Addr))
+	}
+	if r.Gateway && r.NoDefaultRoute {
+		return Errorf(CodeInvalid, "the gateway of the whole subnet is to get no default route, and gets none in any case: leave --no-default-route out")
 	}
 	if r.Addr != "" {
 		addr, err := netip.ParseAddr(r.Addr)

@@ -213,7 +213,7 @@ func better(cfg NetworkConfig, a, b Lease) bool {
 
 // giveUp makes room for another attempt where our own lease no longer fits the network config.
 func (r *Registry) giveUp(ctx context.Context, own *entry) error {
-	r.log.Info("own lease does not fit the network config any more; taking another subnet", "subnet", own.lease.Subnet)
+	r.log.Info("own lease does not fit the network config any more; its key is deleted for a new one, with the subnets of the old one as far as they fit", "key", own.Key)
 	_, _, err := r.store.Commit(ctx, Txn{
 		If:  []Guard{{Key: own.Key, ModRevision: own.ModRevision}},
 		Key: own.Key, Delete: true,

@@ -270,6 +270,10 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	if own.v6.IsValid() {
 		args = append(args, "subnet6", own.v6)
 	}
+	if fromLast {
+		n.log.Info("forwarding; the lease of the last run is not confirmed yet, as the store is away", args...)
+		return nil
+	}
 	n.log.Info("ready", args...)
 	return nil
 }

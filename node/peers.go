@@ -34,6 +34,11 @@ type self struct {
 	alloc      bool // the network's backend is alloc
 }
 
+// isFor tells whether l, whose holder would receive on port, is a reservation for us who hold another lease.
+func (me self) isFor(l lease.Lease, port int) bool {
+	return l.Reservation && l.Attrs.RootlessOvl == nil && me.subnet.IsValid() && netip.AddrPortFrom(l.Attrs.PublicIP, uint16(port)) == me.public
+}
+
 // peer is another node as one lease describes it.
 type peer struct {
 	lease   lease.Lease
@@ -42,6 +47,7 @@ type peer struct {
 	alloc   bool // in a network whose backend is alloc
 	partial bool // takes partial checksums
 	steers  bool // steers trains to its loops by the inner destination
+	forUs   bool // a reservation for this node, which holds another subnet
 
 	way     // for IPv4; its problem is the peer's
 	v6  way // for IPv6; zero without IPv6 in the overlay
@@ -74,6 +80,15 @@ func (p peer) publicIP() string {
 		return a.String()
 	}
 	return "none"
+}
+
+// where is, for the log, what the peer has and where packets for it go, and then more.
+func (p peer) where(more ...any) []any {
+	attrs := []any{"subnet", p.lease.Subnet, "addr", p.addr}
+	if p.v6.addr.IsValid() {
+		attrs = append(attrs, "subnet6", p.v6.subnet, "addr6", p.v6.addr)
+	}
+	return append(attrs, more...)
 }
 
 // kind is what the peer runs, for the log.
@@ -135,6 +150,7 @@ func peersOf(leases []lease.Lease, me self) []peer {
 			}
 		}
 		p.way = wayTo(l, port, me)
+		p.forUs = me.isFor(l, port)
 		if t := p.backend(); t != backendUDP && me.vxlan == nil && p.problem == "" {
 			p.doubt = fmt.Sprintf("its lease is of the backend %.32q, and this network's is udp: packets are sent to %v all the same, but it may not listen there", t, p.addr)
 		}
@@ -214,6 +230,8 @@ func wayTo(l lease.Lease, port int, me self) way {
 		w.problem = fmt.Sprintf("its public IP %v cannot be sent to", public)
 	case port < 1 || port > 65535:
 		w.problem = fmt.Sprintf("its port %d is none", port)
+	case me.isFor(l, port):
+		w.problem = fmt.Sprintf("it is reserved for this node, which holds %v: to move, stop the node, delete the key of its lease from the store (subnets/%s) and start it again", me.subnet, lease.Key(me.subnet, me.subnet6))
 	case netip.AddrPortFrom(public, uint16(port)) == me.public:
 		w.problem = fmt.Sprintf("its address %v is our own", me.public)
 	case me.vxlan != nil:

@@ -3,6 +3,7 @@
 package node
 
 import (
+	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
@@ -179,6 +180,44 @@ func TestPeersOf_RefusesLeasesThatMakeNoSense(t *testing.T) {
 				t.Errorf("MTU %d", peers[0].mtu)
 			}
 		})
+	}
+}
+
+func TestPeersOf_SaysHowToMoveToAReservation(t *testing.T) {
+	me := testSelf()
+	me.stockPort = int(me.public.Port())
+	reserved := stockLease("10.5.1.0/24", "192.0.2.1")
+	reserved.Reservation = true
+	other := stockLease("10.5.2.0/24", "192.0.2.2")
+	other.Reservation = true
+	peers := peersOf([]lease.Lease{reserved, other, stockLease("10.5.3.0/24", "192.0.2.1")}, me)
+	if p := peers[0]; !p.forUs || p.addr.IsValid() || !strings.Contains(p.problem, "holds 10.5.72.0/24") || !strings.Contains(p.problem, "subnets/10.5.72.0-24") {
+		t.Errorf("reserved for us: %+v", p)
+	}
+	if p := peers[1]; p.forUs || p.problem != "" {
+		t.Errorf("reserved for another: %+v", p)
+	}
+	if p := peers[2]; p.forUs || !strings.Contains(p.problem, "our own") {
+		t.Errorf("not a reservation: %+v", p)
+	}
+}
+
+func TestNode_TellsOfPeersWithBothAddresses(t *testing.T) {
+	var logged syncBuffer
+	c := testConfig(t)
+	c.Log = slog.New(slog.NewTextHandler(&logged, nil))
+	n := dualStackNode(t, newWorld(), c)
+	peer := dualStackLease(ovlLease("10.5.1.0/24", "192.0.2.2", "bb", 18285, 1430), "fd00:5:0:1::/64", "2001:db8::2", 5, 5)
+	n.setLeases(nil)
+	n.setLeases([]lease.Lease{peer})
+	n.setLeases(nil)
+	for _, want := range []string{
+		`msg=peer subnet=10.5.1.0/24 addr=192.0.2.2:18285 subnet6=fd00:5:0:1::/64 addr6=[2001:db8::2]:18285 mtu=1430`,
+		`msg="peer gone" subnet=10.5.1.0/24 addr=192.0.2.2:18285 subnet6=fd00:5:0:1::/64 addr6=[2001:db8::2]:18285`,
+	} {
+		if !strings.Contains(logged.String(), want) {
+			t.Errorf("%q is not in the log:\n%s", want, logged.String())
+		}
 	}
 }
 

@@ -563,6 +563,9 @@ func (n *Node) leased(held *lease.Held, own subnets) error {
 		}
 	}
 	if n.state != api.StateStopping {
+		if n.state == api.StateLeaseLost && held != nil {
+			n.log.Info("ready: the lease is held", "subnet", subnet)
+		}
 		n.state, n.open = api.StateReady, true
 		if held == nil {
 			n.state = api.StateLeaseLost
@@ -622,14 +625,16 @@ func (n *Node) tellPeersLocked(old []peer, first bool) {
 		same, known := before[k]
 		switch {
 		case known && (same.vtep != p.vtep || same.v6.vtep != p.v6.vtep):
-			n.log.Info("peer has another VTEP MAC address", "subnet", k.subnet, "addr", k.addr, "mac", macText(p.vtep), "before", macText(same.vtep))
+			n.log.Info("peer has another VTEP MAC address", p.where("mac", macText(p.vtep), "before", macText(same.vtep))...)
 		case known:
+		case p.forUs:
+			n.log.Warn("a reservation for this node is not used", "subnet", k.subnet, "public_ip", p.publicIP(), "problem", p.problem)
 		case p.problem != "":
 			n.log.Warn("peer cannot be used", "subnet", k.subnet, "public_ip", p.publicIP(), "problem", p.problem)
 		case k.doubt != "":
-			n.log.Warn("peer may not be reachable", "subnet", k.subnet, "addr", k.addr, "problem", k.doubt)
+			n.log.Warn("peer may not be reachable", p.where("problem", k.doubt)...)
 		case !first:
-			n.log.Info("peer", "subnet", k.subnet, "addr", k.addr, "mtu", p.mtu, "kind", p.kind())
+			n.log.Info("peer", p.where("mtu", p.mtu, "kind", p.kind())...)
 		}
 	}
 	if first {
@@ -641,7 +646,7 @@ func (n *Node) tellPeersLocked(old []peer, first bool) {
 		case p.problem != "":
 			n.log.Info("lease of an unusable peer gone or changed", "subnet", k.subnet, "public_ip", p.publicIP())
 		default:
-			n.log.Info("peer gone", "subnet", k.subnet, "addr", k.addr)
+			n.log.Info("peer gone", p.where()...)
 		}
 	}
 }

@@ -119,7 +119,7 @@ func newFakeDaemon() *fakeDaemon {
 			{Name: "job7", Netns: "/run/user/1000/netns/x", IfName: "ovl0", Addr: "10.213.7.3/24", MAC: "02:00:0a:d5:07:03",
 				Gateway: "10.213.7.1", MTU: 1472, Since: start.Add(9*time.Minute + 55*time.Second)},
 			{Name: "web", PID: 815, IfName: "eth0", Addr: "10.213.7.2/24", MAC: "02:00:0a:d5:07:02",
-				Gateway: "10.213.7.1", MTU: 1472, DefaultRoute: true, Since: start.Add(-3 * time.Hour)},
+				Gateway: "10.213.7.1", MTU: 1472, DefaultRoute: true, Problem: "its MTU is 1430", Since: start.Add(-3 * time.Hour)},
 		},
 		peers: []api.Peer{
 			{Subnet: "10.213.9.0/24", PublicIP: "192.0.2.9", Port: 18285, MTU: 1472, PathMTU: 1372, NodeID: "fedc", Backend: "udp"},

@@ -19,9 +19,9 @@ func TestCommands_PrintForPeople(t *testing.T) {
 		want string
 	}{
 		{[]string{"ps"}, `
-NAME  ADDRESS        INTERFACE  MAC                PID  NETNS                   AGE
-job7  10.213.7.3/24  ovl0       02:00:0a:d5:07:03  -    /run/user/1000/netns/x  5s
-web   10.213.7.2/24  eth0       02:00:0a:d5:07:02  815  -                       3h10m
+NAME  ADDRESS        INTERFACE  MAC                PID  NETNS                   AGE    PROBLEM
+job7  10.213.7.3/24  ovl0       02:00:0a:d5:07:03  -    /run/user/1000/netns/x  5s     -
+web   10.213.7.2/24  eth0       02:00:0a:d5:07:02  815  -                       3h10m  its MTU is 1430
 `},
 		{[]string{"peers"}, `
 SUBNET          PUBLIC IP   PORT   MTU   PATH MTU  BACKEND  KIND          NODE ID  PROBLEM

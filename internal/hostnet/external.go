@@ -109,9 +109,30 @@ func (n network) external(o Options) (Ext, error) {
 	case e.MTU == 0:
 		return Ext{}, none("interface %s has no MTU: choose another (--iface)", e.Name)
 	}
+	for _, given := range []netip.Addr{o.PublicIP, o.PublicIPv6} {
+		if given.IsValid() && !fits(given, e.Addr) {
+			return Ext{}, none("other hosts cannot send to %v: give an address that they reach this host at; interface %s has %v", given, e.Name, e.Addr)
+		}
+	}
 	e.PublicIP, e.PublicIPv6 = cmp.Or(o.PublicIP, e.Addr), cmp.Or(o.PublicIPv6, e.Addr6)
 	return e, nil
 }
+
+// fits tells whether public could be an address of a host that is bound to bind. Loopback and link-local ones are good among hosts that
+// use such ones for everything.
+func fits(public, bind netip.Addr) bool {
+	switch {
+	case public.IsMulticast(), public.IsUnspecified(), public == broadcast:
+		return false
+	case public.IsLoopback():
+		return bind.IsLoopback()
+	case public.IsLinkLocalUnicast():
+		return bind.IsLinkLocalUnicast()
+	}
+	return true
+}
+
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
 // choice is an interface, and the addresses of it that the flags named; not valid: the best ones.
 type choice struct {

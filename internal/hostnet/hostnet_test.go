@@ -163,6 +163,13 @@ func TestExternal_SaysWhatToDo(t *testing.T) {
 		{"IPv4 as the IPv6 public IP", testHost(), Options{PublicIPv6: ip("192.0.2.10")}, []string{"192.0.2.10", "IPv6"}},
 		{"mapped IPv4 as the IPv6 public IP", testHost(), Options{PublicIPv6: ip("::ffff:192.0.2.10")}, []string{"192.0.2.10", "IPv6"}},
 		{"link-local IPv6 public IP", testHost(), Options{PublicIPv6: ip("fe80::7")}, []string{"fe80::7", "IPv6"}},
+		{"loopback public IP", testHost(), Options{Iface: []string{"eth0"}, PublicIP: ip("127.0.0.1")}, []string{"127.0.0.1", "eth0 has 192.0.2.10"}},
+		{"link-local public IP", testHost(), Options{Iface: []string{"eth0"}, PublicIP: ip("169.254.1.1")}, []string{"169.254.1.1", "cannot send"}},
+		{"multicast public IP", testHost(), Options{Iface: []string{"eth0"}, PublicIP: ip("224.0.0.1")}, []string{"224.0.0.1", "cannot send"}},
+		{"broadcast public IP", testHost(), Options{Iface: []string{"eth0"}, PublicIP: ip("255.255.255.255")}, []string{"255.255.255.255", "cannot send"}},
+		{"unspecified public IP", testHost(), Options{Iface: []string{"eth0"}, PublicIP: ip("0.0.0.0")}, []string{"0.0.0.0", "cannot send"}},
+		{"loopback IPv6 public IP", testHost(), Options{Iface: []string{"eth0"}, PublicIPv6: ip("::1")}, []string{"::1", "cannot send"}},
+		{"multicast IPv6 public IP", testHost(), Options{Iface: []string{"eth0"}, PublicIPv6: ip("ff02::1")}, []string{"ff02::1", "cannot send"}},
 		{"IPv6 public IP of nobody", testHost(), Options{PublicIPv6: ip("2001:db8:f::1")}, []string{"2001:db8:f::1", "--iface", "--public-ipv6", "NAT"}},
 		{"IPv6 public IP of an interface without IPv4", testHost(), Options{PublicIPv6: ip("2001:db8:4::1")}, []string{"bare0", "IPv4"}},
 	} {
