@@ -62,6 +62,24 @@ func ParseConfig(b []byte) (NetworkConfig, error) {
 	return c, nil
 }
 
+// UnknownMembers are the members of a network config that mean nothing to flannel or to us, sorted: most often one that is
+// misspelt. raw must parse.
+func UnknownMembers(raw []byte) []string {
+	var members map[string]json.RawMessage
+	if json.Unmarshal(raw, &members) != nil {
+		return nil
+	}
+	known := reflect.TypeFor[wireConfig]()
+	var unknown []string
+	for name := range members {
+		if _, ok := known.FieldByNameFunc(func(field string) bool { return strings.EqualFold(field, name) }); !ok {
+			unknown = append(unknown, name)
+		}
+	}
+	slices.Sort(unknown)
+	return unknown
+}
+
 func parseConfig(b []byte) (NetworkConfig, error) {
 	if len(b) > MaxValue {
 		return NetworkConfig{}, fmt.Errorf("%d bytes, at most %d are read", len(b), MaxValue)

@@ -5,6 +5,7 @@ package lease
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -135,6 +136,20 @@ func TestParseConfig_SpeaksToPeopleAndNotOfGo(t *testing.T) {
 			if strings.Contains(err.Error(), word) {
 				t.Errorf("%s: %v", config, err)
 			}
+		}
+	}
+}
+
+func TestUnknownMembers_AreThoseThatNobodyReads(t *testing.T) {
+	for raw, want := range map[string]string{
+		`{"Network":"10.5.0.0/16"}`: "[]",
+		`{"network":"10.5.0.0/16","SUBNETLEN":24,"EnableIPv4":true,"EnableNFTables":false,"IPv6SubnetMin":"::","Backend":{"Typo":1}}`: "[]",
+		`{"Network":"10.5.0.0/16","Backends":{"Type":"vxlan"},"SubnetLenght":24}`:                                                     "[Backends SubnetLenght]",
+		`{"Network":"10.5.0.0/16","BackendType":"vxlan"}`:                                                                             "[BackendType]",
+		`[`: "[]",
+	} {
+		if got := fmt.Sprint(UnknownMembers([]byte(raw))); got != want {
+			t.Errorf("%s: %s, want %s", raw, got, want)
 		}
 	}
 }

@@ -189,11 +189,12 @@ func (n *Node) Config(ctx context.Context) (json.RawMessage, error) {
 	return cfg.Raw, nil
 }
 
-// SetConfig replaces the network config in the store. Running nodes go on with the one that they started with.
+// SetConfig replaces the network config in the store. Running nodes go on with the one that they started with. One that flannel
+// takes and no node starts on is written too: it may be for flannel hosts, and whoever sends it can ask CheckConfig.
 func (n *Node) SetConfig(ctx context.Context, raw json.RawMessage) error {
 	cfg, err := lease.ParseConfig(raw)
 	if err == nil {
-		err = checkBackend(cfg)
+		err = CheckRanges(cfg)
 	}
 	if err != nil {
 		return api.Errorf(api.CodeInvalid, "%w", err)
@@ -206,6 +207,10 @@ func (n *Node) SetConfig(ctx context.Context, raw json.RawMessage) error {
 	defer cancel()
 	if err := r.PutConfig(ctx, raw); err != nil {
 		return configError(err)
+	}
+	if err := CheckConfig(cfg); err != nil {
+		n.log.Warn("network config replaced by one that no rootless-ovl node starts on", "network", cfg.Network, "err", err)
+		return nil
 	}
 	n.log.Info("network config replaced; nodes follow it when they are started again", "network", cfg.Network)
 	return nil

@@ -167,7 +167,7 @@ func (c Config) newNetwork() (lease.NetworkConfig, error) {
 	}
 	cfg, err := lease.ParseConfig(raw)
 	if err == nil {
-		err = checkBackend(cfg)
+		err = CheckConfig(cfg)
 	}
 	if err != nil {
 		return cfg, fmt.Errorf("%s: %w", from, err)

@@ -325,6 +325,7 @@ func TestRun_RefusesWithOneClearError(t *testing.T) {
 	}{
 		{name: "garbage config", config: "{nonsense", says: []string{DefaultEtcdPrefix + "/config", "rootless-ovl config set"}},
 		{name: "impossible config", config: `{"Network":"10.5.0.0/30"}`, says: []string{"too small"}},
+		{name: "multicast network", config: `{"Network":"224.0.0.0/8"}`, says: []string{"key " + DefaultEtcdPrefix + "/config", ": Network 224.0.0.0/8 is multicast: ", "rootless-ovl config set"}},
 		{name: "wireguard", config: `{"Network":"10.5.0.0/16","Backend":{"Type":"wireguard"}}`, says: []string{"wireguard", "udp", "vxlan"}},
 		{name: "vxlan without encapsulation", config: `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`, says: []string{"DirectRouting", "root", "leave it out"}},
 		{name: "dual-stack vxlan", config: `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48","Backend":{"Type":"vxlan"}}`, says: []string{"EnableIPv6", "IPv6 address", "--iface"}},
@@ -528,7 +529,7 @@ func TestConfig_OfTheNetworkIsReadAndReplaced(t *testing.T) {
 	if err != nil || !strings.Contains(string(raw), DefaultNetwork.String()) {
 		t.Errorf("%s, %v", raw, err)
 	}
-	for _, bad := range []string{`{}`, `{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}`, `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`} {
+	for _, bad := range []string{`{}`, `{"Network":"224.0.0.0/8"}`, `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"ff00::/8","Backend":{"Type":"vxlan"}}`} {
 		if err := r.client.SetConfig(t.Context(), []byte(bad)); !errors.Is(err, api.ErrInvalid) {
 			t.Errorf("%s: %v", bad, err)
 		}

@@ -269,49 +269,9 @@ func (n *Node) tellCreated(cfg lease.NetworkConfig) {
 		"key", key, "network", cfg.Network, "store", strings.Join(n.cfg.Etcd.Endpoints, ","))
 }
 
-// The backends that are spoken, in flannel's words.
-const (
-	backendUDP   = "udp"
-	backendVXLAN = "vxlan"
-)
-
-// refusals is why a backend of flannel's is not spoken, and what to do.
-var refusals = map[string]string{
-	"wireguard": "is not spoken by this version",
-	"host-gw":   "sends packets between hosts without encapsulation, which needs routes on the hosts and so root",
-	"ipip":      "needs raw sockets and so root",
-	"ipsec":     "needs the kernel's IPsec and so root",
-	"extension": "runs shell commands of the config as root",
-
-	"tencent-vpc": cloudRoutes,
-	"ali-vpc":     cloudRoutes,
-	"aws-vpc":     cloudRoutes,
-	"gce":         cloudRoutes,
-}
-
-const cloudRoutes = "puts routes into a cloud account and sends packets between hosts without encapsulation, which needs root"
-
-// checkBackend refuses network configs that a node without root, or this version, cannot serve.
-func checkBackend(cfg lease.NetworkConfig) error {
-	switch cfg.BackendType {
-	case backendUDP:
-		_, err := cfg.UDPPort()
-		return err
-	case backendVXLAN:
-		return checkVXLAN(cfg)
-	case backendAlloc:
-		return nil
-	}
-	why, ok := refusals[cfg.BackendType]
-	if !ok {
-		why = "is not known"
-	}
-	return fmt.Errorf("network config: backend %q %s: use {\"Backend\": {\"Type\": \"udp\"}} or \"vxlan\", which flannel speaks too", cfg.BackendType, why)
-}
-
 // checkNetwork says whether the network that the store describes can be joined.
 func (n *Node) checkNetwork(cfg lease.NetworkConfig, ext external) error {
-	if err := checkBackend(cfg); err != nil {
+	if err := CheckConfig(cfg); err != nil {
 		return fmt.Errorf("key %s of the store: %w (`rootless-ovl config set` replaces it)", lease.ConfigKey(n.cfg.EtcdPrefix), err)
 	}
 	if n.cfg.NetworkSet && cfg.Network != n.cfg.Network {

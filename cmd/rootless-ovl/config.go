@@ -9,12 +9,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/rootless-ovl/rootless-ovl/api"
 	"github.com/rootless-ovl/rootless-ovl/lease"
+	"github.com/rootless-ovl/rootless-ovl/node"
 )
 
 // configStore is where the network config is: the daemon, or the store itself.
@@ -73,7 +77,8 @@ func (a *app) configSetCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "set FILE|-|JSON",
 		Short: "Check the network config and write it",
-		Long: `Check a network config as flannel does, and write it to the store. It is read from a file, from standard input (-), or
+		Long: `Check a network config as flannel does, and write it to the store. One that flannel takes and no rootless-ovl node starts on is
+written with a warning. It is read from a file, from standard input (-), or
 given as it is when it begins with {. Nodes read it when they start.`,
 		Example: `  rootless-ovl config set '{"Network": "10.5.0.0/16", "SubnetLen": 24, "Backend": {"Type": "udp", "Port": 8285}}'
   rootless-ovl config set network.json --etcd-endpoints http://192.0.2.1:2379`,
@@ -84,7 +89,7 @@ given as it is when it begins with {. Nodes read it when they start.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			raw, err := a.readConfig(args[0])
+			raw, warnings, err := a.readConfig(args[0])
 			if err != nil {
 				return err
 			}
@@ -96,6 +101,9 @@ given as it is when it begins with {. Nodes read it when they start.`,
 			if err := s.SetConfig(cmd.Context(), raw); err != nil {
 				return err
 			}
+			for _, w := range warnings {
+				fmt.Fprintf(a.stderr, "rootless-ovl: warning: %s\n", w)
+			}
 			return a.print(raw, func(w io.Writer) { fmt.Fprintln(w, "network config written; nodes read it when they start") })
 		},
 	}
@@ -103,27 +111,42 @@ given as it is when it begins with {. Nodes read it when they start.`,
 	return cmd
 }
 
-// readConfig reads and checks what config set was given.
-func (a *app) readConfig(arg string) (json.RawMessage, error) {
+// readConfig reads and checks what config set was given. warnings are about a config that flannel takes.
+func (a *app) readConfig(arg string) (config json.RawMessage, warnings []string, err error) {
 	var raw []byte
-	var err error
 	name := arg
-	switch {
-	case bytes.HasPrefix(bytes.TrimSpace([]byte(arg)), []byte("{")):
-		raw, name = []byte(arg), "the given JSON"
+	switch text := bytes.TrimSpace([]byte(arg)); {
+	case bytes.HasPrefix(text, []byte("{")):
+		raw, name = text, "the given JSON"
 	case arg == "-":
 		raw, err = io.ReadAll(io.LimitReader(a.stdin, api.MaxBody+1))
 		name = "standard input"
 	default:
 		raw, err = readFile(arg)
+		if errors.Is(err, fs.ErrNotExist) && (len(text) == 0 || text[0] == '[' || json.Valid(text)) {
+			return nil, nil, usagef("config set: %q is not a JSON object, and no file: write a config as {\"Network\": \"10.5.0.0/16\"}", arg)
+		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("network config: %w", err)
+		return nil, nil, fmt.Errorf("network config: %w", err)
 	}
-	if _, err := lease.ParseConfig(raw); err != nil {
-		return nil, api.Errorf(api.CodeInvalid, "%s: %w", name, err)
+	cfg, err := lease.ParseConfig(raw)
+	if err == nil {
+		err = node.CheckRanges(cfg)
 	}
-	return bytes.TrimSpace(raw), nil
+	if err != nil {
+		return nil, nil, api.Errorf(api.CodeInvalid, "%s: %w", name, err)
+	}
+	if unknown := lease.UnknownMembers(raw); len(unknown) > 0 {
+		for i, u := range unknown {
+			unknown[i] = strconv.Quote(u)
+		}
+		warnings = append(warnings, fmt.Sprintf("nobody reads %s of this config: a misspelt name?", strings.Join(unknown, ", ")))
+	}
+	if err := node.CheckConfig(cfg); err != nil {
+		warnings = append(warnings, fmt.Sprintf("no rootless-ovl node starts on this: %v", err))
+	}
+	return bytes.TrimSpace(raw), warnings, nil
 }
 
 // readFile reads no more than could be a config, whatever the file is.

@@ -112,6 +112,66 @@ func TestConfig_SpeaksToARealStore(t *testing.T) {
 	b.checkError(code, 1, server.Endpoint())
 }
 
+func TestConfigSet_WarnsOfWhatNoNodeStartsOn(t *testing.T) {
+	for config, says := range map[string]string{
+		`{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":16777216}}`:       "VNI 16777216",
+		`{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","VNI":-1}}`:             "VNI -1",
+		`{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","Port":70000}}`:         "Port 70000",
+		`{"Network":"10.5.0.0/16","Backend":{"Type":"udp","Port":70000}}`:           "Port 70000",
+		`{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","MTU":10}}`:             "MTU 10",
+		`{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","MTU":100000}}`:         "MTU 100000",
+		`{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}`: "DirectRouting",
+		`{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}`:                    `"host-gw"`,
+		`{"Network":"10.5.0.0/16","Backend":{"Type":"nonsense"}}`:                   `"nonsense"`,
+		`{"Network":"10.5.0.0/16","Backends":{"Type":"vxlan"}}`:                     `nobody reads "Backends"`,
+		`{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`:                      "",
+	} {
+		for _, direct := range []bool{false, true} {
+			b := newBench(t)
+			s := &memStore{}
+			args := []string{"config", "set", config}
+			if direct {
+				b.world.openStore = func(context.Context, lease.ClientConfig, string) (configStore, error) { return s, nil }
+				args = append(args, "--etcd-endpoints", "http://a:1")
+			} else {
+				b.serve()
+			}
+			b.must(args...)
+			if !direct {
+				s.raw = b.daemon.config
+			}
+			if string(s.raw) != config {
+				t.Errorf("config set %s wrote %s", config, s.raw)
+			}
+			starts := strings.Contains(says, "nobody reads")
+			got := b.err.String()
+			if says == "" && got != "" || says != "" && (strings.Count(got, "warning: ") != 1 || !strings.Contains(got, says) ||
+				strings.Contains(got, "no rootless-ovl node starts on this: ") == starts) {
+				t.Errorf("config set %s, direct %t: %q, want a warning of %q", config, direct, got, says)
+			}
+		}
+	}
+}
+
+func TestConfigSet_RefusesWhatWorksNowhereOrIsNoConfig(t *testing.T) {
+	b := newBench(t)
+	for arg, says := range map[string]string{
+		`{"Network":"224.0.0.0/8"}`: "Network 224.0.0.0/8 is multicast",
+		`{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fe80::/10","Backend":{"Type":"vxlan"}}`: "IPv6Network fe80::/10 is link-local",
+		`[]`: "not a JSON object", `null`: "not a JSON object", ``: "not a JSON object", `7`: "not a JSON object", `[{`: "not a JSON object",
+		`nosuchfile`: "open nosuchfile",
+	} {
+		for _, flags := range [][]string{nil, {"--etcd-endpoints", "http://a:1"}} {
+			code := b.run(append([]string{"config", "set", arg}, flags...)...)
+			want := 1
+			if says == "not a JSON object" {
+				want = 2
+			}
+			b.checkError(code, want, says)
+		}
+	}
+}
+
 func TestStoreError_HasTheCodeOfItsKind(t *testing.T) {
 	for err, want := range map[error]error{
 		lease.ErrNoConfig: api.ErrNotFound, lease.ErrBadConfig: api.ErrInvalid, lease.ErrAuth: api.ErrDenied,
