@@ -85,6 +85,7 @@ func (r *Registry) Acquire(ctx context.Context, cfg NetworkConfig, req Request) 
 		case err != nil:
 			return nil, err
 		case h != nil:
+			r.held.Store(h, h.key)
 			return h, nil
 		}
 		// Somebody else was faster. A random pause keeps a crowd from colliding again.

@@ -78,6 +78,7 @@ func (h *Held) LastError() error { return h.r.Health().Err }
 
 func (h *Held) end(err error) {
 	h.endOnce.Do(func() {
+		h.r.held.Delete(h)
 		h.err = err
 		close(h.done)
 	})
@@ -375,7 +376,7 @@ func (h *Held) settleLocked(ctx context.Context, own *entry, rev int64) (bool, e
 	}
 	theirs := own.lease.Attrs
 	switch {
-	case own.skip != "": // nobody's: overwritten with garbage
+	case own.skip != "": // nobody's
 	case theirs.nodeID() == h.req.NodeID:
 		// Written on an etcd lease that is not ours, or with an address that we never had: not by this process. Of
 		// the two the one that started later goes on.
@@ -388,6 +389,14 @@ func (h *Held) settleLocked(ctx context.Context, own *entry, rev int64) (bool, e
 	default:
 		h.lost(*own)
 		return false, nil
+	}
+	if own.skip != "" {
+		// Whatever it hangs on: only a readable lease says that it is a reservation.
+		ok, err := h.putLocked(ctx, own.ModRevision)
+		if ok && err == nil {
+			h.r.log.Warn("own lease was overwritten with what is no lease; repaired it", "subnet", subnet, "key", h.key, "reason", own.skip)
+		}
+		return ok, err
 	}
 	if own.lease.Reservation != h.reserved {
 		// Somebody turned our lease into a reservation (flannel's Documentation/reservations.md), or back.

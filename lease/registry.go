@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"path"
 	"slices"
+	"sync"
 )
 
 // DefaultPrefix is flannel's --etcd-prefix.
@@ -30,6 +31,16 @@ type Registry struct {
 	prefix string
 	log    *slog.Logger
 	health health
+	held   sync.Map // *Held -> its key, of which that Held speaks by itself
+}
+
+// answersFor is whether a Held of ours keeps key in order.
+func (r *Registry) answersFor(key string) (found bool) {
+	r.held.Range(func(_, held any) bool {
+		found = held == key
+		return !found
+	})
+	return found
 }
 
 // NewRegistry names the network at prefix ("" for DefaultPrefix) in store. log receives one line when the store goes

@@ -100,7 +100,7 @@ func (r *Registry) watchFrom(ctx context.Context, list []entry, rev int64, logge
 	hand := func() {
 		maps.DeleteFunc(logged, func(key string, _ int64) bool { return state[key].skip == "" })
 		for key, e := range state {
-			if e.skip != "" && logged[key] != e.ModRevision {
+			if e.skip != "" && logged[key] != e.ModRevision && !r.answersFor(key) {
 				logged[key] = e.ModRevision
 				r.log.Warn("skipping a key that is not a lease", "key", clipped(key), "reason", e.skip)
 			}

@@ -803,14 +803,39 @@ func testTaken(t *testing.T, r *room) {
 }
 
 func testOverwrittenWithGarbage(t *testing.T, r *room) {
-	h := r.acquire(t, r.node(t), r.config(t, network), request(1))
+	n := r.node(t)
+	h := r.acquire(t, n, r.config(t, network), request(1))
 	r.run(t, h)
+	snapshots := make(chan lease.Snapshot, 100)
+	ctx, cancel := context.WithCancel(r.ctx)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		_ = n.Watch(ctx, func(s lease.Snapshot) { snapshots <- s })
+	}()
+	defer func() {
+		cancel()
+		<-watched
+	}()
+	<-snapshots
 	key := r.key(h.Lease().Subnet)
 	before := r.get(t, key)
-	r.put(t, key, "\x00garbage", time.Hour)
-	r.eventually(t, "the value is back", func() bool { return bytes.Equal(r.get(t, key).Value, before.Value) })
-	if h.Err() != nil {
-		t.Error(h.Err())
+	for i, ttl := range []time.Duration{time.Hour, 0} { // 0: a plain etcdctl put, which makes no reservation of it
+		r.put(t, key, "\x00garbage", ttl)
+		r.eventually(t, "the value is back", func() bool { return bytes.Equal(r.get(t, key).Value, before.Value) })
+		if p := r.get(t, key); p.Lease != before.Lease {
+			t.Errorf("TTL %v: put back on etcd lease %x, was %x", ttl, p.Lease, before.Lease)
+		}
+		r.eventually(t, "the log tells", func() bool { return n.log.count("overwritten") == i+1 })
+	}
+	for { // the watch has seen all of it
+		s := <-snapshots
+		if len(s.Leases) == 1 && s.Leases[0].ModRevision == r.get(t, key).ModRevision {
+			break
+		}
+	}
+	if h.Err() != nil || h.Lease().Reservation || n.log.count("reservation=true") != 0 || n.log.count("skipping a key") != 0 {
+		t.Errorf("%v, %+v:\n%s", h.Err(), h.Lease(), n.log)
 	}
 }
 
