@@ -446,10 +446,13 @@ func classify(ctx context.Context, store, doing string, err error) error {
 		e.kind = ErrAuth
 	case strings.Contains(text, "tls: "), strings.Contains(text, "x509: "):
 		e.kind = ErrTLS
+	case silence(text):
+		e.detail = "no answer in time"
 	case strings.Contains(text, "authentication handshake failed"):
 		// No word from crypto/tls, so the connection ended: the server stops, or does not speak TLS.
 		e.detail += " during the TLS handshake (does it speak http rather than https?)"
 	case strings.Contains(text, "error reading server preface"):
+		// The server hung up, or spoke something else than HTTP/2.
 		e.detail += " (does it want https? then write https and give a CA file if need be)"
 	case errors.Is(err, context.DeadlineExceeded), code == codes.DeadlineExceeded:
 		e.detail = "no answer in time"
@@ -458,6 +461,20 @@ func classify(ctx context.Context, store, doing string, err error) error {
 		}
 	}
 	return e
+}
+
+// silence is whether gRPC gave a connection up because nothing came: a read that failed because our own side closed it, or ran out
+// of time. What is in front of the phrases is about the request, which always runs out of time.
+func silence(text string) bool {
+	if strings.Contains(text, "use of closed network connection") {
+		return true
+	}
+	for _, phrase := range []string{"error reading server preface: ", "authentication handshake failed: "} {
+		if _, why, ok := strings.Cut(text, phrase); ok {
+			return strings.Contains(why, "context deadline exceeded") || strings.Contains(why, "i/o timeout")
+		}
+	}
+	return false
 }
 
 // tidy leaves of gRPC's "rpc error: code = Unavailable desc = connection error: desc = \"transport: Error while

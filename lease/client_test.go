@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -202,7 +203,28 @@ func TestDial_UnreachableIsToldInTime(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = silent.Close() })
+	answering := func(answer func(net.Conn)) string {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = ln.Close() })
+		go func() {
+			for {
+				conn, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				answer(conn)
+				_ = conn.Close()
+			}
+		}()
+		return ln.Addr().String()
+	}
+	hangsUp := answering(func(c net.Conn) { _, _ = c.Read(make([]byte, 4096)) })
+	speaksTLS := answering(func(c net.Conn) { _ = tls.Server(c, &tls.Config{}).Handshake() })
 	closed := freePort(t)
+	const short = 300 * time.Millisecond
 	for name, tc := range map[string]struct {
 		c    lease.ClientConfig
 		says string
@@ -210,14 +232,22 @@ func TestDial_UnreachableIsToldInTime(t *testing.T) {
 		"refused":           {lease.ClientConfig{Endpoints: []string{closed}}, "connection refused"},
 		"refused, two":      {lease.ClientConfig{Endpoints: []string{closed, "http://127.0.0.1:1"}}, closed + ",http://127.0.0.1:1"},
 		"refused, password": {lease.ClientConfig{Endpoints: []string{closed}, Username: "u", Password: "p"}, "connection refused"},
-		"silent":            {lease.ClientConfig{Endpoints: []string{"http://" + silent.Addr().String()}, Timeout: 200 * time.Millisecond}, silent.Addr().String()},
-		"silent, password":  {lease.ClientConfig{Endpoints: []string{"http://" + silent.Addr().String()}, Timeout: 200 * time.Millisecond, Username: "u", Password: "p"}, silent.Addr().String()},
+		"silent":            {lease.ClientConfig{Endpoints: []string{"http://" + silent.Addr().String()}, Timeout: short}, "unreachable: no answer in time"},
+		"silent, longer":    {lease.ClientConfig{Endpoints: []string{"http://" + silent.Addr().String()}, Timeout: 5 * short}, "unreachable: no answer in time"},
+		"silent, password":  {lease.ClientConfig{Endpoints: []string{"http://" + silent.Addr().String()}, Timeout: short, Username: "u", Password: "p"}, "unreachable: no answer in time"},
+		"silent, TLS":       {lease.ClientConfig{Endpoints: []string{"https://" + silent.Addr().String()}, Timeout: short}, "unreachable: no answer in time"},
+		"hangs up":          {lease.ClientConfig{Endpoints: []string{"http://" + hangsUp}, Timeout: short}, "does it want https?"},
+		"speaks TLS":        {lease.ClientConfig{Endpoints: []string{"http://" + speaksTLS}, Timeout: short}, "does it want https?"},
+		"hangs up, TLS":     {lease.ClientConfig{Endpoints: []string{"https://" + hangsUp}, Timeout: short}, "does it speak http rather than https?"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			err := try(t, tc.c)
 			if !errors.Is(err, lease.ErrUnreachable) || !strings.Contains(err.Error(), tc.says) {
 				t.Errorf("error %v; want ErrUnreachable with %q", err, tc.says)
+			}
+			if strings.HasPrefix(name, "silent") && (strings.Contains(err.Error(), "does it") || strings.Contains(err.Error(), "closed network")) {
+				t.Errorf("it guesses: %v", err)
 			}
 			t.Log(err)
 		})
