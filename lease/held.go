@@ -35,7 +35,7 @@ type Held struct {
 	view atomic.Pointer[Lease] // what Lease returns
 
 	// mu is held across the store's answers, so that a check and an Update do not interleave.
-	mu       sync.Mutex
+	mu       turn
 	key      string
 	want     Attrs   // what shall be published
 	value    []byte  // want as JSON
@@ -51,7 +51,27 @@ type Held struct {
 }
 
 func newHeld(r *Registry, req Request) *Held {
-	return &Held{r: r, req: req, done: make(chan struct{}), want: req.Attrs, ttl: req.TTL}
+	return &Held{r: r, req: req, done: make(chan struct{}), mu: make(turn, 1), want: req.Attrs, ttl: req.TTL}
+}
+
+// turn is a lock that somebody may give up waiting for: whoever holds it may be waiting for a store that is silent. Make it with room for
+// one.
+type turn chan struct{}
+
+func (t turn) Lock()   { t <- struct{}{} }
+func (t turn) Unlock() { <-t }
+
+// LockContext takes the lock, unless ctx ends first.
+func (t turn) LockContext(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	select {
+	case t <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // Lease is the subnet and what was last published.
@@ -206,8 +226,10 @@ func (h *Held) putLocked(ctx context.Context, rev int64, also ...Guard) (bool, e
 
 // acceptLocked notes that the store has our value at rev.
 func (h *Held) acceptLocked(rev int64) {
-	h.tried = []Attrs{h.want}
 	l := *h.view.Load()
+	if rev != l.ModRevision { // or else a write that was given up, and waits for the key as it is, may still come
+		h.tried = []Attrs{h.want}
+	}
 	l.Attrs, l.Reservation, l.ModRevision = h.want, h.reserved, rev
 	h.view.Store(&l)
 }
@@ -423,31 +445,53 @@ func samePlace(a, b Attrs) bool {
 }
 
 // Update publishes other attributes for the same subnet; NodeID stays. If another node's lease has their address it returns
-// ErrForeignLease and what was published stays. If the store is away it returns the error, and Run publishes them when the store is
-// back, without a look at the others: call it again until it has succeeded.
+// ErrForeignLease, if the store is away that error, and when ctx ends, for whatever it waits, soon. After an error what was published
+// stays what Run publishes: nobody but Update looks for other leases with an address, so that one which could not be looked for is not
+// written when the store is back. (Where only the store's answer was lost, the store may have a until Run or the next Update looks.)
+// Call it again until it has succeeded.
 func (h *Held) Update(ctx context.Context, a Attrs) error {
-	h.mu.Lock()
+	if err := h.mu.LockContext(ctx); err != nil {
+		return err
+	}
 	defer h.mu.Unlock()
+	if err := h.allowsLocked(ctx, a); err != nil {
+		return err
+	}
+	if err := h.encodeLocked(stamped(a, h.req.NodeID)); err != nil {
+		return err
+	}
+	if _, err := h.checkLocked(ctx); err != nil {
+		return errors.Join(err, h.encodeLocked(h.view.Load().Attrs))
+	}
+	return nil
+}
+
+// Allows is the error that Update would return for a, as far as can be told without writing anything: nil if the store answers and no other
+// node's lease has a's address.
+func (h *Held) Allows(ctx context.Context, a Attrs) error {
+	if err := h.mu.LockContext(ctx); err != nil {
+		return err
+	}
+	defer h.mu.Unlock()
+	return h.allowsLocked(ctx, a)
+}
+
+func (h *Held) allowsLocked(ctx context.Context, a Attrs) error {
 	if err := h.Err(); err != nil {
 		return err
 	}
-	a = stamped(a, h.req.NodeID)
-	entries, _, away := h.r.list(ctx)
-	req := h.req
-	req.Attrs = a
-	for i := range entries {
-		if err := foreign(&entries[i], req); err != nil {
-			return errors.Join(err, h.encodeLocked(h.view.Load().Attrs)) // a is not to be made up for any more
-		}
-	}
-	if err := h.encodeLocked(a); err != nil {
+	entries, _, err := h.r.list(ctx)
+	if err != nil {
 		return err
 	}
-	if away != nil {
-		return away
+	req := h.req
+	req.Attrs = stamped(a, h.req.NodeID)
+	for i := range entries {
+		if err := foreign(&entries[i], req); err != nil {
+			return err
+		}
 	}
-	_, err := h.checkLocked(ctx)
-	return err
+	return nil
 }
 
 // Revoke gives the lease back: the key goes, Done is closed with ErrReleased, and Run returns. A reservation stays in

@@ -136,6 +136,116 @@ func TestHeld_SurvivesOutageLongerThanTheTTL(t *testing.T) {
 	})
 }
 
+// silent is a store that gives no answer until a request is given up.
+type silent struct {
+	*leasetest.Store
+	gets, commits atomic.Bool // which requests
+}
+
+func (s *silent) Get(ctx context.Context, key string, prefix bool) ([]lease.Pair, int64, error) {
+	if s.gets.Load() {
+		<-ctx.Done()
+		return nil, 0, ctx.Err()
+	}
+	return s.Store.Get(ctx, key, prefix)
+}
+
+func (s *silent) Commit(ctx context.Context, x lease.Txn) (bool, int64, error) {
+	if s.commits.Load() {
+		<-ctx.Done()
+		return false, 0, ctx.Err()
+	}
+	return s.Store.Commit(ctx, x)
+}
+
+func TestHeld_UpdateEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &silent{Store: leasetest.NewStore()}
+		h, stop := hold(t, s, testRequest("node-1", "192.168.0.1"))
+		first := h.Lease()
+		a := testRequest("node-1", "192.168.0.2").Attrs
+		ask := map[string]func(context.Context, lease.Attrs) error{"Update": h.Update, "Allows": h.Allows}
+		giveUp := func(what string) {
+			t.Helper()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			begin := time.Now()
+			if err := ask[what](ctx, a); !errors.Is(err, context.DeadlineExceeded) || time.Since(begin) != time.Second {
+				t.Errorf("%s after %v: %v", what, time.Since(begin), err)
+			}
+		}
+		s.commits.Store(true)
+		giveUp("Update")
+		s.gets.Store(true)
+		giveUp("Update")
+		giveUp("Allows")
+		// Somebody else holds the lock and waits for the store.
+		waiting, cancel := context.WithCancel(t.Context())
+		other := make(chan error)
+		go func() { other <- h.Update(waiting, a) }()
+		synctest.Wait()
+		giveUp("Update")
+		giveUp("Allows")
+		cancel()
+		<-other
+		s.gets.Store(false)
+		s.commits.Store(false)
+		time.Sleep(24 * time.Hour) // of renewals
+		synctest.Wait()
+		if now := h.Lease(); now.ModRevision != first.ModRevision || now.Attrs.PublicIP != first.Attrs.PublicIP {
+			t.Errorf("an update that was given up changed the lease to %+v", now)
+		}
+		if err := h.Update(t.Context(), a); err != nil || h.Lease().Attrs.PublicIP != a.PublicIP {
+			t.Errorf("%+v, %v", h.Lease(), err)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// An update whose answer is lost, and which the store carries out only after somebody has looked, is ours all the same.
+func TestHeld_KnowsALateWrite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &late{Store: leasetest.NewStore()}
+		h, stop := hold(t, s, testRequest("node-1", "192.168.0.1"))
+		s.keep.Store(true)
+		a := testRequest("node-1", "192.168.0.2").Attrs
+		if err := h.Update(t.Context(), a); !errors.Is(err, lease.ErrUnreachable) {
+			t.Fatal(err)
+		}
+		time.Sleep(24 * time.Hour) // Run looks, and finds what it knows
+		if ok, _, err := s.Store.Commit(t.Context(), s.kept); !ok || err != nil {
+			t.Fatalf("%v, %v", ok, err)
+		}
+		synctest.Wait()
+		if err := h.Err(); err != nil {
+			t.Error(err)
+		}
+		if err := h.Update(t.Context(), a); err != nil || h.Lease().Attrs.PublicIP != a.PublicIP {
+			t.Errorf("%+v, %v", h.Lease(), err)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// late keeps a Commit back, when told to.
+type late struct {
+	*leasetest.Store
+	keep atomic.Bool
+	kept lease.Txn
+}
+
+func (l *late) Commit(ctx context.Context, x lease.Txn) (bool, int64, error) {
+	if l.keep.Swap(false) {
+		l.kept = x
+		return false, 0, lease.ErrUnreachable
+	}
+	return l.Store.Commit(ctx, x)
+}
+
 func TestHeld_EndsIfTakenDuringOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		// The node is cut off, not the store: cut fails the first node's requests only.

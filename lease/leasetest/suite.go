@@ -5,7 +5,6 @@ package leasetest
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -77,7 +76,7 @@ func Run(t *testing.T, open func(t *testing.T) Lab) {
 	// These take the store away, so each has its own.
 	for name, test := range map[string]func(*testing.T, *room){
 		"Outage_LeaseIsHeldAfterwards":     testOutage,
-		"Outage_UpdateIsMadeUpFor":         testUpdateWhileAway,
+		"Outage_UpdateLeavesWhatThereIs":   testUpdateWhileAway,
 		"Outage_CompactionListsAgain":      testCompactedWhileAway,
 		"Outage_RequestsFailNamed":         testRequestsWhileAway,
 		"Outage_OnlyWatchTellsOnceEachWay": testWatchOutage,
@@ -1173,22 +1172,48 @@ func testOutage(t *testing.T, r *room) {
 }
 
 func testUpdateWhileAway(t *testing.T, r *room) {
-	h := r.acquire(t, r.node(t), r.config(t, network), request(1))
+	n := r.node(t)
+	h := r.acquire(t, n, r.config(t, network), request(1))
 	r.run(t, h)
+	key := r.key(h.Lease().Subnet)
+	before := r.get(t, key)
+	// A stock node had the address, and is gone.
+	r.put(t, r.key(netip.MustParsePrefix("10.5.15.0/24")), `{"PublicIP":"172.16.0.5"}`, time.Hour)
 	r.Stop(t)
-	for _, ip := range []string{"172.16.0.5", "172.16.0.6"} {
-		a := request(1).Attrs
-		a.PublicIP = netip.MustParseAddr(ip)
+	taken, free := request(1).Attrs, request(1).Attrs
+	taken.PublicIP, free.PublicIP = netip.MustParseAddr("172.16.0.5"), netip.MustParseAddr("172.16.0.6")
+	for _, a := range []lease.Attrs{free, taken} {
 		if err := h.Update(r.ctx, a); !errors.Is(err, lease.ErrUnreachable) {
 			t.Errorf("Update while the store is away: %v", err)
 		}
+		if err := h.Allows(r.ctx, a); !errors.Is(err, lease.ErrUnreachable) {
+			t.Errorf("Allows while the store is away: %v", err)
+		}
 	}
 	r.Start(t)
-	r.eventually(t, "the last update is published", func() bool {
-		p := r.get(t, r.key(h.Lease().Subnet))
-		var v struct{ PublicIP string }
-		return p != nil && json.Unmarshal(p.Value, &v) == nil && v.PublicIP == "172.16.0.6"
-	})
+	r.eventually(t, "the lease is held again", h.Connected)
+	r.delete(t, key)
+	r.eventually(t, "the own key is put back", func() bool { return r.get(t, key) != nil })
+	if now := r.get(t, key); !bytes.Equal(now.Value, before.Value) {
+		t.Errorf("nobody looked whether the address is free, yet the lease became %s", now.Value)
+	}
+	for _, ask := range []func(context.Context, lease.Attrs) error{h.Allows, h.Update} {
+		if err := ask(r.ctx, taken); !errors.Is(err, lease.ErrForeignLease) {
+			t.Errorf("with the address of another: %v", err)
+		}
+	}
+	if err := h.Allows(r.ctx, free); err != nil {
+		t.Error(err)
+	}
+	if now := r.get(t, key); !bytes.Equal(now.Value, before.Value) {
+		t.Errorf("Allows wrote %s", now.Value)
+	}
+	if err := h.Update(r.ctx, free); err != nil {
+		t.Error(err)
+	}
+	if now := r.get(t, key); !bytes.Contains(now.Value, []byte("172.16.0.6")) {
+		t.Errorf("the lease has %s", now.Value)
+	}
 	if h.Err() != nil {
 		t.Error(h.Err())
 	}
