@@ -244,6 +244,7 @@ type realResult struct {
 	NoRoute, Err string
 	Ext, Reach   Ext
 	Overlaps     []string
+	Has          []string
 }
 
 func TestMain(m *testing.M) {
@@ -284,6 +285,21 @@ func inside() {
 	if r.Reach, err = ExternalInterface(Options{CanReach: ip("10.30.1.9")}); err != nil {
 		r.Err = err.Error()
 	}
+	run("addr", "add", "192.0.2.11/24", "dev", "up0") // secondary
+	run("route", "add", "local", "10.60.0.0/16", "dev", "lo")
+	run("route", "add", "unreachable", "10.70.0.0/16")
+	for _, a := range []string{
+		"192.0.2.10", "192.0.2.11", "192.0.2.12", "2001:db8:7::10", "2001:db8:7::11", "2001:db8:9::1", "10.30.1.1", "10.60.1.1", "10.40.0.1", "10.50.0.1",
+		"10.70.0.1", "::ffff:192.0.2.10", "198.51.100.1",
+	} {
+		has, err := Has(ip(a))
+		if err != nil {
+			r.Err = err.Error()
+		}
+		if has {
+			r.Has = append(r.Has, a)
+		}
+	}
 	found, err := Overlaps(prefix("10.0.0.0/8"))
 	if err != nil {
 		r.Err = err.Error()
@@ -297,9 +313,12 @@ func inside() {
 	os.Exit(0)
 }
 
-func TestHost_IsReadFromTheKernel(t *testing.T) {
+// runInside runs the test binary in a network namespace of its own, and returns what it prints. What it does there is TestMain's choice, by
+// its name.
+func runInside(t *testing.T, what string) []byte {
+	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), "HOSTNET_TEST_INSIDE=1", "PATH=/usr/sbin:/usr/bin:/sbin:/bin")
+	cmd.Env = append(os.Environ(), "HOSTNET_TEST_INSIDE="+what, "PATH=/usr/sbin:/usr/bin:/sbin:/bin")
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNET,
@@ -311,8 +330,13 @@ func TestHost_IsReadFromTheKernel(t *testing.T) {
 		t.Skipf("user namespaces cannot be made here: %v", err)
 	}
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v\n%s", err, out)
 	}
+	return out
+}
+
+func TestHost_IsReadFromTheKernel(t *testing.T) {
+	out := runInside(t, "read")
 	var r realResult
 	if err := json.Unmarshal(out, &r); err != nil || r.Err != "" {
 		t.Fatalf("%v %s", err, r.Err)
@@ -332,5 +356,8 @@ func TestHost_IsReadFromTheKernel(t *testing.T) {
 	slices.Sort(r.Overlaps)
 	if want := []string{"route to 10.30.1.0/24 over far0", "route to 10.40.0.0/16 over far0"}; !slices.Equal(r.Overlaps, want) {
 		t.Errorf("overlaps %q, want %q", r.Overlaps, want)
+	}
+	if want := []string{"192.0.2.10", "192.0.2.11", "2001:db8:7::10", "10.30.1.1", "10.60.1.1", "::ffff:192.0.2.10"}; !slices.Equal(r.Has, want) {
+		t.Errorf("the host has %q, want %q", r.Has, want)
 	}
 }

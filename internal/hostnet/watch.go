@@ -15,7 +15,8 @@ import (
 
 // Watch calls changed whenever ExternalInterface may answer otherwise than before: an interface, an address or a route that the choice
 // looks at is there, gone or different. One change may bring many calls, and many bring none that matters. They come one after another,
-// from the calling goroutine, until ctx ends (nil). An error says that the kernel tells nothing, or nothing any more.
+// from the calling goroutine, until ctx ends (nil); the first when the kernel has begun to tell, for what came before is not told. An error
+// says that the kernel tells nothing, or nothing any more.
 func Watch(ctx context.Context, o Options, changed func()) error {
 	f, err := subscribe(groups(o))
 	if err != nil {
@@ -25,6 +26,7 @@ func Watch(ctx context.Context, o Options, changed func()) error {
 	stop := context.AfterFunc(ctx, func() { _ = f.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	buf := make([]byte, 64<<10)
+	changed()
 	for {
 		n, err := f.Read(buf)
 		switch {
