@@ -2,7 +2,11 @@
 
 package stack
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"github.com/rootless-ovl/rootless-ovl/internal/hostnet"
+)
 
 // verdict is what becomes of a packet because of its destination address alone.
 type verdict uint8
@@ -65,13 +69,24 @@ func (c *Config) judge(a netip.Addr) verdict {
 	return open
 }
 
-// denied says whether Deny lists the destination.
+// denials are what Deny was given. They are never changed.
+type denials struct {
+	at     map[netip.AddrPort]bool
+	onHost map[uint16]bool // ports of this host at whatever address it has
+}
+
+// denied says whether Deny lists the destination. Which addresses this host has is asked when it matters, for a port that is denied, and of
+// the kernel, so that one which came a moment ago is no way around.
 func (g *Gateway) denied(dst netip.AddrPort) bool {
-	m := *g.deny.Load()
-	if len(m) == 0 {
+	d := g.deny.Load()
+	if d.at[dst] || d.at[netip.AddrPortFrom(dst.Addr(), 0)] {
+		return true
+	}
+	if !d.onHost[dst.Port()] && !d.onHost[0] {
 		return false
 	}
-	return m[dst] || m[netip.AddrPortFrom(dst.Addr(), 0)]
+	has, err := hostnet.Has(dst.Addr())
+	return has || err != nil
 }
 
 // target is where a flow to dst is carried on to: dst itself, or the host's loopback when dst is the gateway and that is

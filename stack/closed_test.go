@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
@@ -175,6 +176,85 @@ func TestDeny_ClosesOnTheDirectWayAndByTheGateway(t *testing.T) {
 	w.g.Deny([]netip.AddrPort{netip.AddrPortFrom(loopback, 0)})
 	if _, err := c.dialTCP(server); err == nil {
 		t.Error("an address denied on all ports was reached")
+	}
+}
+
+// All of 127/8 is this host's, and no list has it all.
+func TestDeny_ClosesEveryAddressOfTheHost(t *testing.T) {
+	for _, everywhere := range []string{"0.0.0.0", "::", "::ffff:0.0.0.0"} {
+		w := newWire(t, nil)
+		c := w.container(aliceAddr)
+		l, err := net.Listen("tcp4", "0.0.0.0:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		port := l.Addr().(*net.TCPAddr).AddrPort().Port()
+		at := func(a string) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr(a), port) }
+		c.mustDialTCP(at("127.0.0.1")).Close()
+		w.g.Deny([]netip.AddrPort{at(everywhere)})
+		for _, a := range []string{"127.0.0.1", "127.9.8.7", gatewayAddr.String()} {
+			if _, err := c.dialTCP(at(a)); err == nil {
+				t.Errorf("%s: %s was reached", everywhere, a)
+			}
+		}
+		w.send(makeUDP(netip.AddrPortFrom(aliceAddr, 1), at("127.0.0.1"), []byte("x")))
+		w.send(makeEcho(aliceAddr, netip.MustParseAddr("127.0.0.1"), 1, 1, "x")) // no port is every port, not this one
+		if n := w.drops(dropDenied); n != 4 {
+			t.Errorf("%d drops, want 4", n)
+		}
+		// Others stay open: other ports of the host, and the port elsewhere.
+		c.mustDialTCP(listenTCP(t, func(*net.TCPConn) {})).Close()
+		if w.g.denied(at("192.0.2.1")) || w.g.denied(at("2001:db8::1")) {
+			t.Error("the port of another host is denied")
+		}
+		w.g.Deny([]netip.AddrPort{netip.AddrPortFrom(netip.MustParseAddr(everywhere), 0)})
+		w.send(makeEcho(aliceAddr, netip.MustParseAddr("127.0.0.1"), 1, 2, "x"))
+		if n := w.drops(dropDenied); n != 5 {
+			t.Errorf("%d drops, want 5", n)
+		}
+	}
+}
+
+// What is denied when the host answers is denied, though it was not when the container called.
+func TestDeny_ClosesWhatIsBeingDialled(t *testing.T) {
+	w := newWire(t, nil)
+	c := w.container(aliceAddr)
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Addr: loopback.As4()}), unix.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := netip.AddrPortFrom(loopback, uint16(sa.(*unix.SockaddrInet4).Port))
+	filler, err := net.Dial("tcp4", server.String()) // the only place in the queue: who comes next calls again every second
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer filler.Close()
+	dialled := make(chan error, 1)
+	go func() {
+		_, err := c.dialTCP(server)
+		dialled <- err
+	}()
+	eventually(t, "it is dialled", func() bool { return w.g.Stats().TCPHalfOpen == 1 })
+	w.g.Deny([]netip.AddrPort{netip.AddrPortFrom(netip.IPv4Unspecified(), server.Port())})
+	conn, _, err := unix.Accept(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(conn)
+	if err := <-dialled; err == nil {
+		t.Error("the server was reached")
+	}
+	if n := w.drops(dropDenied); n != 1 {
+		t.Errorf("%d drops, want 1", n)
 	}
 }
 

@@ -22,9 +22,9 @@ type Gateway struct {
 	log      *slog.Logger
 	resolver *dns.Resolver
 
-	own   atomic.Pointer[[]netip.Addr]            // a published slice is never changed
-	deny  atomic.Pointer[map[netip.AddrPort]bool] // a published map is never changed
-	live  atomic.Pointer[netstack]                // nil when Run is not running
+	own   atomic.Pointer[[]netip.Addr] // a published slice is never changed
+	deny  atomic.Pointer[denials]
+	live  atomic.Pointer[netstack] // nil when Run is not running
 	count counters
 
 	mu      sync.Mutex // orders SetAddresses with the start and the end of Run
@@ -50,7 +50,7 @@ func New(c Config) (*Gateway, error) {
 	g.resolver = dns.New(dns.Config{ResolvConf: c.ResolvConf, MaxQueries: c.Limits.DNSQueries, Log: c.Log})
 	own := slices.Clone(c.Addresses)
 	g.own.Store(&own)
-	g.deny.Store(&map[netip.AddrPort]bool{})
+	g.deny.Store(&denials{})
 	return g, nil
 }
 
@@ -107,13 +107,18 @@ func (g *Gateway) SetAddresses(addrs []netip.Addr) error {
 }
 
 // Deny replaces the set of addresses and ports that are never dialled, whatever else is open: the store, the API. Port 0 means every port
-// of the address. An address of the host's loopback is denied on the way through the gateway's address, too. Flows that exist go on.
+// of the address. 0.0.0.0, or ::, stands for every address that this host has when a container calls it: for a server that listens on all of
+// them. An address of the host's loopback is denied on the way through the gateway's address, too. Flows that exist go on.
 func (g *Gateway) Deny(hosts []netip.AddrPort) {
-	m := make(map[netip.AddrPort]bool, len(hosts))
+	d := &denials{at: make(map[netip.AddrPort]bool, len(hosts)), onHost: make(map[uint16]bool)}
 	for _, h := range hosts {
-		m[netip.AddrPortFrom(h.Addr().Unmap(), h.Port())] = true
+		if a := h.Addr().Unmap(); a.IsUnspecified() {
+			d.onHost[h.Port()] = true
+		} else {
+			d.at[netip.AddrPortFrom(a, h.Port())] = true
+		}
 	}
-	g.deny.Store(&m)
+	g.deny.Store(d)
 }
 
 // Release ends every flow of a container, or of all in a subnet, so that the next one with its address starts clean.

@@ -129,6 +129,13 @@ func (ns *netstack) openTCP(r *tcp.ForwarderRequest) {
 			f.refuse(r, err)
 			return
 		}
+		if ns.gw.denied(f.to) { // dialling takes its time, in which the host may get the address
+			ns.count.drop(dropDenied)
+			reset(host)
+			r.Complete(false)
+			ns.sendError(adminProhibited, f.quote)
+			return
+		}
 	}
 	ep, terr := r.CreateEndpoint(&f.queue)
 	r.Complete(false)
