@@ -8,12 +8,10 @@ import (
 	"net/netip"
 )
 
-// Rebind binds the underlay to other addresses of the host, on the port that it has; addr6 is invalid where the host has no IPv6 address
-// any more. Ports, tables, counters and probes that wait for an answer stay. What is on its way to an old address is lost; a family
-// whose address stays keeps its sockets. After an error nothing has changed.
-//
-// Packets for IPv6 peers of a table are dropped and counted from when the IPv6 address went (DropUnderlayRefused). Rebind may be
-// called at any time before the Router has stopped, from any goroutine but the packet path's.
+// Rebind binds the underlay to other addresses of the host, on the port that it has. A family whose address stays, or that addr6, invalid,
+// has none for, keeps its sockets. Ports, tables, counters and probes that wait for an answer stay. What is on its way to an old address is
+// lost. After an error nothing has changed. Rebind may be called at any time before the Router has stopped, from any goroutine but the
+// packet path's.
 func (r *Router) Rebind(addr, addr6 netip.Addr) error {
 	if err := checkUnderlayAddrs(addr, addr6); err != nil {
 		return err
@@ -26,11 +24,7 @@ func (r *Router) Rebind(addr, addr6 netip.Addr) error {
 	old := r.under.Load()
 	next := *old
 	for f, a := range [families]netip.Addr{outer4: addr, outer6: addr6} {
-		if old[f] != nil && old[f].addr.Addr() == a {
-			continue
-		}
-		next[f] = nil
-		if !a.IsValid() {
+		if !a.IsValid() || old[f] != nil && old[f].addr.Addr() == a {
 			continue
 		}
 		to := netip.AddrPortFrom(a, old[outer4].addr.Port())

@@ -265,7 +265,7 @@ func newWorker(r *Router, loop int) *worker {
 // begin opens a batch: from here to end, nothing that the table points to goes away, and no socket is closed.
 func (w *worker) begin() {
 	w.epoch.Add(1)
-	w.table = w.router.table.Load()
+	w.table = w.router.table.Load() // before the sockets: it has peers of a family only where there were sockets of it already
 	if u := w.router.under.Load(); u != w.under {
 		w.adopt(u)
 	}
@@ -443,10 +443,6 @@ func (w *worker) flush() {
 			b.hop.port.cfg.Device.Send(w.scratch, b.pkts)
 		case hopPeer:
 			q := w.tx[b.hop.peer.family]
-			if q == nil { // a table from before a Rebind
-				w.drops[DropUnderlayRefused].Add(uint64(len(b.pkts)))
-				break
-			}
 			for _, p := range b.pkts {
 				q.sendTo(b.hop.peer, p)
 			}
