@@ -65,7 +65,8 @@ type edges struct {
 	watchPID  func(pid int) (exitWatch, error)
 
 	external  func(c Config, now external) (external, error)            // of this host; what is now in use stays if it can
-	watchHost func(ctx context.Context, c Config, changed func()) error // calls changed when external may answer differently
+	hasAddr   func(a netip.Addr) (bool, error)                          // tells whether it is this host's
+	watchHost func(ctx context.Context, c Config, changed func()) error // calls changed at first, and when external may answer differently
 	overlaps  func(overlay netip.Prefix) ([]hostnet.Overlap, error)     // of this host with the overlay
 }
 
@@ -83,6 +84,7 @@ func kernelEdges() edges {
 			return e, nil
 		},
 		external:  hostExternal,
+		hasAddr:   hostnet.Has,
 		watchHost: watchHost,
 		overlaps:  hostnet.Overlaps,
 	}

@@ -32,7 +32,8 @@ type world struct {
 	released   []netip.Prefix
 	own        []netip.Addr
 	addPortErr error
-	host       external // the external interface; the loopback's if there is none
+	host       external     // the external interface; the loopback's if there is none
+	also       []netip.Addr // addresses that the host has beside those of the external interface
 	hostErr    error
 	watchErr   error
 	bound      [2]netip.Addr // by the last Rebind
@@ -135,6 +136,11 @@ func (w *world) edges() edges {
 				public = c.PublicIP
 			}
 			return external{ifName: "lo", bind: lo, public: public, mtu: 1500}, nil
+		},
+		hasAddr: func(a netip.Addr) (bool, error) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return a == w.host.bind || a == w.host.bind6 || slices.Contains(w.also, a), nil
 		},
 		watchHost: func(ctx context.Context, _ Config, changed func()) error {
 			w.mu.Lock()

@@ -5,8 +5,11 @@
 //
 //	none         a warning; everything stays as it is until there is one
 //	the same     nothing
-//	another      the underlay is bound to its address; the route table, path MTUs and the shown endpoint follow; then the lease has the
+//	another      where the address before is still there: nothing until the store answers and no other node's lease has the new one
+//	             the underlay is bound to its address; the route table, path MTUs and the shown endpoint follow; then the lease has the
 //	             new address under the same key, as soon as the store is there
+//
+// What waits for the store is given up when the next look finds the host somewhere else again.
 //
 // flannel does none of it: a host with another address gets another subnet when flanneld is started again (flannel#205, #760).
 
@@ -33,15 +36,34 @@ const (
 	roamRetry = 5 * time.Second
 )
 
-// roamer is the goroutine that follows the host.
+// roamer is the goroutine that looks at the host, and another for each thing found, one at a time, that does what is to be done.
 type roamer struct {
 	// constant
 	n     *Node
 	store *openedStore
 
-	// owned by run
+	// owned by the one that does, by run between two of them
 	said string // the trouble that was logged last; empty: there is none
 	owed bool   // the lease may not have what it was last told to
+}
+
+// sight is the host at a look.
+type sight struct {
+	next  external // as it is chosen now
+	stays bool     // it is elsewhere than the node is bound, and the addresses that the node is bound to are still there
+	err   error    // nothing can be chosen
+}
+
+// same tells whether nothing is to be done about s that is not being done about other.
+func (s sight) same(other sight) bool {
+	return s.err == nil && other.err == nil && s.next == other.next && s.stays == other.stays
+}
+
+// pursuit is what follows a sight, under way.
+type pursuit struct {
+	of   sight
+	stop context.CancelFunc
+	done chan bool // has one element at the end; false: not all of it worked
 }
 
 // What may be wrong, for the log and for status.
@@ -51,6 +73,8 @@ const (
 	notBound     = "the underlay cannot follow to another external address; trying again"
 	notPublished = "the new external address is not published, so that peers do not follow; trying again"
 	storeAway    = "the new external address is not published yet, as the store is away; peers follow when it is back"
+	staying      = "another external address is to be used, for which the store is to answer; the one before is still there and stays in use until then"
+	foreignNext  = "another external address is to be used, which another node has by its lease; the one before is still there and stays in use"
 )
 
 // run follows the host until ctx ends.
@@ -65,21 +89,49 @@ func (r *roamer) run(ctx context.Context) error {
 	var watch sync.WaitGroup
 	defer watch.Wait()
 	watch.Go(func() { r.watch(ctx, tell) })
-	for ctx.Err() == nil {
-		var again <-chan time.Time
-		if !r.look(ctx) {
-			again = time.After(roamRetry)
+	var under pursuit // its channel is nil while there is none
+	halt := func() {
+		if under.done != nil {
+			under.stop()
+			<-under.done
+			under = pursuit{}
 		}
+	}
+	defer halt()
+	var again <-chan time.Time
+	look := true
+	for ctx.Err() == nil {
+		if look {
+			if seen := r.look(); under.done == nil || !seen.same(under.of) {
+				halt()
+				under, again = r.pursue(ctx, seen), nil
+			}
+		}
+		look = true
 		select {
 		case <-changed:
 			settle(ctx, changed)
 		case <-r.n.newLease:
-			r.closeStore(ctx) // the gateway may be new as well
+			halt()
+		case ok := <-under.done:
+			under.stop()
+			under, look = pursuit{}, false
+			if !ok {
+				again = time.After(roamRetry)
+			}
 		case <-again:
 		case <-ctx.Done():
 		}
 	}
 	return nil
+}
+
+// pursue does what is to be done about seen, until it is stopped.
+func (r *roamer) pursue(ctx context.Context, seen sight) pursuit {
+	ctx, stop := context.WithCancel(ctx)
+	p := pursuit{of: seen, stop: stop, done: make(chan bool, 1)}
+	go func() { p.done <- r.follow(ctx, seen) }()
+	return p
 }
 
 // watch calls tell when the host's network has changed, or now and then if the kernel does not say, until ctx ends.
@@ -120,19 +172,52 @@ func settle(ctx context.Context, changed <-chan struct{}) {
 	}
 }
 
-// look compares the host with what the node and its lease say of it, and does what is to be done; false: not all of it worked.
-func (r *roamer) look(ctx context.Context) bool {
+// look is what the host is now.
+func (r *roamer) look() sight {
 	n := r.n
 	n.mu.Lock()
-	now, dual, alloc := n.external, carriesIPv6(n.netConfig), allocates(n.netConfig)
+	now, dual, alloc, client := n.external, carriesIPv6(n.netConfig), allocates(n.netConfig), n.client
 	n.mu.Unlock()
+	if client != nil {
+		if err := client.DropLost(); err != nil {
+			n.log.Warn("connections to the store from an address that is gone may hang for a while", "err", err)
+		}
+	}
 	next, err := n.edges.external(n.cfg, now)
 	if err != nil {
-		if r.inTrouble(addressGone, err, "") {
-			n.log.Warn(addressGone, "err", err)
+		return sight{err: err}
+	}
+	s := sight{next: next}
+	if alloc || next.bind == now.bind && (!dual || next.bind6 == now.bind6) {
+		return s
+	}
+	s.stays = r.stays(now.bind, next.bind) && (!dual || !next.bind6.IsValid() || r.stays(now.bind6, next.bind6))
+	return s
+}
+
+// stays tells whether sockets that are to go from one address to another would go on working at the one.
+func (r *roamer) stays(from, to netip.Addr) bool {
+	if from == to {
+		return true
+	}
+	has, err := r.n.edges.hasAddr(from)
+	return has && err == nil
+}
+
+// follow compares a look at the host with what the node and its lease say of it, and does what is to be done; false: not all of it worked,
+// or not before ctx ended.
+func (r *roamer) follow(ctx context.Context, seen sight) bool {
+	n := r.n
+	if seen.err != nil {
+		if r.inTrouble(addressGone, seen.err, "") {
+			n.log.Warn(addressGone, "err", seen.err)
 		}
 		return false
 	}
+	n.mu.Lock()
+	now, dual, alloc := n.external, carriesIPv6(n.netConfig), allocates(n.netConfig)
+	n.mu.Unlock()
+	next := seen.next
 	var gone6 error
 	switch {
 	case !dual:
@@ -142,13 +227,17 @@ func (r *roamer) look(ctx context.Context) bool {
 		gone6 = fmt.Errorf("interface %s has no IPv6 address that other nodes could send to", next.ifName)
 	}
 	if next != now {
-		if err := r.move(ctx, now, next, dual); err != nil {
+		if seen.stays && !r.mayPublish(ctx, next) {
+			return false
+		}
+		if err := r.move(now, next, dual); err != nil {
 			if r.inTrouble(notBound, err, err.Error()) {
 				n.log.Error(notBound, "err", err)
 			}
 			return false
 		}
-	} else if r.said == addressGone || r.said == address6Gone && gone6 == nil || strings.HasPrefix(r.said, notBound) {
+	} else if r.said == addressGone || r.said == staying || strings.HasPrefix(r.said, foreignNext) || r.said == address6Gone && gone6 == nil ||
+		strings.HasPrefix(r.said, notBound) {
 		n.log.Info("the external address is back", now.attrs()...)
 	}
 	if !r.publish(ctx) {
@@ -167,6 +256,47 @@ func (r *roamer) look(ctx context.Context) bool {
 	return true
 }
 
+// mayPublish tells whether next can be published as soon as the underlay is there. Until then it is better to stay: peers drop what comes from
+// an address that no lease has.
+func (r *roamer) mayPublish(ctx context.Context, next external) bool {
+	n := r.n
+	n.mu.Lock()
+	held := n.held
+	n.mu.Unlock()
+	if held == nil { // the one that is being acquired will have it
+		return true
+	}
+	attrs := n.request(subnets{}).Attrs
+	attrs.PublicIP = next.public
+	if attrs.PublicIPv6.IsValid() {
+		attrs.PublicIPv6 = next.public6
+	}
+	if !r.tells(held, attrs) {
+		return true
+	}
+	err := held.Allows(ctx, attrs)
+	switch {
+	case err == nil, held.Err() != nil:
+		return true
+	case ctx.Err() != nil:
+	case errors.Is(err, lease.ErrForeignLease):
+		if r.inTrouble(foreignNext, err, err.Error()) {
+			n.log.Error(foreignNext, "err", err)
+		}
+	default:
+		if r.inTrouble(staying, err, "") {
+			n.log.Warn(staying, "err", err)
+		}
+	}
+	return false
+}
+
+// tells is whether a lease has to be told of attrs.
+func (r *roamer) tells(held *lease.Held, attrs lease.Attrs) bool {
+	has := held.Lease().Attrs
+	return r.owed || has.PublicIP != attrs.PublicIP || has.PublicIPv6 != attrs.PublicIPv6
+}
+
 // inTrouble has status show what is wrong, and tells whether it is to be logged: once for as long as it lasts, and each variant of it.
 func (r *roamer) inTrouble(what string, err error, variant string) bool {
 	r.n.mu.Lock()
@@ -178,10 +308,10 @@ func (r *roamer) inTrouble(what string, err error, variant string) bool {
 }
 
 // move has everything on this host follow from one external interface or address to another. After an error nothing has changed.
-func (r *roamer) move(ctx context.Context, now, next external, dual bool) error {
+func (r *roamer) move(now, next external, dual bool) error {
 	n := r.n
 	n.mu.Lock()
-	path, client, alloc := n.path, n.client, allocates(n.netConfig)
+	path, alloc := n.path, allocates(n.netConfig)
 	n.mu.Unlock()
 	if !alloc {
 		bind6 := next.bind6
@@ -192,24 +322,8 @@ func (r *roamer) move(ctx context.Context, now, next external, dual bool) error 
 			return err
 		}
 	}
-	if client != nil {
-		if err := client.DropLost(); err != nil {
-			n.log.Warn("connections to the store from an address that is gone may hang for a while", "err", err)
-		}
-	}
 	r.take(now, next)
-	r.closeStore(ctx)
 	return nil
-}
-
-// closeStore keeps containers from the embedded store, which may listen on every address that this host has.
-func (r *roamer) closeStore(ctx context.Context) {
-	r.n.mu.Lock()
-	gw := r.n.stack
-	r.n.mu.Unlock()
-	if gw != nil && r.store.server != nil {
-		gw.Deny(r.store.addrs(ctx))
-	}
 }
 
 // take makes next what the node knows of the host.
@@ -268,7 +382,7 @@ func (r *roamer) publish(ctx context.Context) bool {
 	}
 	attrs := n.request(subnets{}).Attrs
 	has := held.Lease().Attrs
-	if !r.owed && has.PublicIP == attrs.PublicIP && has.PublicIPv6 == attrs.PublicIPv6 {
+	if !r.tells(held, attrs) {
 		return true
 	}
 	err := held.Update(ctx, attrs)
@@ -281,9 +395,10 @@ func (r *roamer) publish(ctx context.Context) bool {
 		}
 		n.log.Info("the lease has the new address", where...)
 		return true
-	case ctx.Err() != nil, held.Err() != nil: // nothing to publish it in
+	case held.Err() != nil: // nothing to publish it in
 		r.owed = false
 		return true
+	case ctx.Err() != nil:
 	case errors.Is(err, lease.ErrForeignLease):
 		if r.inTrouble(notPublished, err, err.Error()) {
 			n.log.Error(notPublished, "err", err)

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,7 +29,7 @@ type traveller struct {
 	*Node
 	t      *testing.T
 	w      *world
-	store  *leasetest.Store
+	store  *silentStore
 	logged syncBuffer
 	read   int // of logged
 	stop   context.CancelFunc
@@ -36,9 +37,24 @@ type traveller struct {
 	looks  int
 }
 
+// silentStore gives no answer while it is silent.
+type silentStore struct {
+	*leasetest.Store
+	silent atomic.Bool
+}
+
+func (s *silentStore) Get(ctx context.Context, key string, prefix bool) ([]lease.Pair, int64, error) {
+	if s.silent.Load() {
+		<-ctx.Done()
+		return nil, 0, ctx.Err()
+	}
+	return s.Store.Get(ctx, key, prefix)
+}
+
 var (
 	home     = external{ifName: "eth0", bind: netip.MustParseAddr("192.0.2.1"), public: netip.MustParseAddr("192.0.2.1"), mtu: 1500}
 	away     = external{ifName: "eth0", bind: netip.MustParseAddr("198.51.100.7"), public: netip.MustParseAddr("198.51.100.7"), mtu: 1500}
+	third    = external{ifName: "wlan0", bind: netip.MustParseAddr("203.0.113.3"), public: netip.MustParseAddr("203.0.113.3"), mtu: 1500}
 	farPeer  = ovlLease("10.5.2.0/24", "192.0.2.12", "bb", 8285, 1472)
 	farRoute = netip.MustParseAddr("10.5.2.7")
 )
@@ -51,7 +67,7 @@ func travel(t *testing.T, config string, change func(*Config, *external), body f
 		if change != nil {
 			change(&c, &host)
 		}
-		r := &traveller{t: t, w: newWorld(), store: leasetest.NewStore()}
+		r := &traveller{t: t, w: newWorld(), store: &silentStore{Store: leasetest.NewStore()}}
 		c.Log = slog.New(slog.NewTextHandler(&r.logged, nil))
 		r.Node = readyNode(t, r.w, c, "10.5.72.0/24")
 		cfg, err := lease.ParseConfig([]byte(config))
@@ -179,7 +195,44 @@ const (
 	saysBack    = "INFO the external address is back"
 	saysForeign = "ERROR " + notPublished
 	saysAway    = "WARN " + storeAway
+	saysStaying = "WARN " + staying
+	saysNext    = "ERROR " + foreignNext
+	saysOutage  = "WARN the store is away; keeping what is known and trying again"
+	saysStore   = "INFO the store is back"
 )
+
+// anotherAt gives a stock node with that address a lease, until it leaves.
+func (r *traveller) anotherAt(public netip.Addr) (leave func()) {
+	r.t.Helper()
+	id, err := r.store.Grant(r.t.Context(), 24*time.Hour)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	const theirs = DefaultEtcdPrefix + "/subnets/10.5.9.0-24"
+	value := fmt.Sprintf(`{"PublicIP":%q,"PublicIPv6":null}`, public)
+	commit := func(x lease.Txn) {
+		r.t.Helper()
+		if ok, _, err := r.store.Commit(r.t.Context(), x); !ok || err != nil {
+			r.t.Fatalf("%v, %v", ok, err)
+		}
+	}
+	commit(lease.Txn{Key: theirs, Value: []byte(value), Lease: id})
+	return func() { commit(lease.Txn{Key: theirs, Delete: true}) }
+}
+
+// atHome has everything say that the node is where it was, and forgets what was logged.
+func (r *traveller) atHome() {
+	r.w.mu.Lock()
+	r.w.bound[0] = home.bind
+	r.w.mu.Unlock()
+	r.logs("INFO leased a subnet", "INFO peers")
+}
+
+// later is when the node has tried again.
+func (r *traveller) later() {
+	time.Sleep(2 * roamRetry)
+	synctest.Wait()
+}
 
 func TestRoam_FollowsAnotherAddressInPlace(t *testing.T) {
 	travel(t, udpConfig, nil, func(t *testing.T, r *traveller) {
@@ -274,7 +327,7 @@ func TestRoam_PublishesWhenTheStoreIsBack(t *testing.T) {
 		r.to(home)
 		r.to(away)
 		time.Sleep(time.Minute)
-		r.logs("INFO leased a subnet", "INFO peers", "WARN the store is away; keeping what is known and trying again",
+		r.logs("INFO leased a subnet", "INFO peers", saysOutage,
 			saysChanged, saysAway, saysChanged, saysChanged)
 		if s := r.status(); s.PublicIP != away.public.String() || !strings.Contains(s.Problem, "store") {
 			t.Errorf("status %+v", s)
@@ -283,7 +336,7 @@ func TestRoam_PublishesWhenTheStoreIsBack(t *testing.T) {
 		time.Sleep(2 * roamRetry)
 		synctest.Wait()
 		r.wants(away, away.public)
-		r.logs("INFO the store is back", saysLease)
+		r.logs(saysStore, saysLease)
 		if s := r.status(); s.Problem != "" {
 			t.Errorf("problem %q", s.Problem)
 		}
@@ -293,14 +346,7 @@ func TestRoam_PublishesWhenTheStoreIsBack(t *testing.T) {
 func TestRoam_DoesNotFightForAnAddress(t *testing.T) {
 	travel(t, udpConfig, nil, func(t *testing.T, r *traveller) {
 		r.logs("INFO leased a subnet", "INFO peers")
-		id, err := r.store.Grant(t.Context(), 24*time.Hour)
-		if err != nil {
-			t.Fatal(err)
-		}
-		const theirs = DefaultEtcdPrefix + "/subnets/10.5.9.0-24"
-		if _, _, err := r.store.Commit(t.Context(), lease.Txn{Key: theirs, Value: []byte(`{"PublicIP":"198.51.100.7","PublicIPv6":null}`), Lease: id}); err != nil {
-			t.Fatal(err)
-		}
+		leave := r.anotherAt(away.public)
 		_, before := r.stored()
 		r.to(away)
 		time.Sleep(10 * time.Minute)
@@ -312,9 +358,7 @@ func TestRoam_DoesNotFightForAnAddress(t *testing.T) {
 		if s := r.status(); !strings.Contains(s.Problem, "10.5.9.0/24") || !strings.Contains(s.Problem, "flannel node at 198.51.100.7") {
 			t.Errorf("problem %q", s.Problem)
 		}
-		if _, _, err := r.store.Commit(t.Context(), lease.Txn{Key: theirs, Delete: true}); err != nil {
-			t.Fatal(err)
-		}
+		leave()
 		time.Sleep(2 * roamRetry)
 		synctest.Wait()
 		r.wants(away, away.public)
@@ -322,6 +366,203 @@ func TestRoam_DoesNotFightForAnAddress(t *testing.T) {
 		if s := r.status(); s.Problem != "" {
 			t.Errorf("problem %q", s.Problem)
 		}
+	})
+}
+
+// A lease with the new address, which nobody could look for while the store was away, is looked for before anything is written.
+func TestRoam_DoesNotPublishUnseenWhenTheStoreIsBack(t *testing.T) {
+	travel(t, udpConfig, nil, func(t *testing.T, r *traveller) {
+		r.atHome()
+		leave := r.anotherAt(away.public)
+		_, before := r.stored()
+		r.store.SetAway(lease.ErrUnreachable)
+		synctest.Wait()
+		r.to(away)
+		time.Sleep(time.Minute)
+		r.logs(saysOutage, saysChanged, saysAway)
+		r.store.SetAway(nil)
+		for range 1000 {
+			time.Sleep(10 * time.Millisecond)
+			synctest.Wait()
+			if _, now := r.stored(); now != before {
+				t.Fatal("the lease was written")
+			}
+		}
+		time.Sleep(time.Hour)
+		r.wants(away, home.public)
+		r.logs(saysStore, saysForeign)
+		if s := r.status(); !strings.Contains(s.Problem, "flannel node at 198.51.100.7") {
+			t.Errorf("problem %q", s.Problem)
+		}
+		leave()
+		r.later()
+		r.wants(away, away.public)
+		r.logs(saysLease)
+	})
+}
+
+// Peers send to the old address, and take what comes from it, until the lease has another.
+func TestRoam_StaysWhereItCanBeReachedUntilTheStoreAnswers(t *testing.T) {
+	stay := func(w *world) { w.host, w.also = away, []netip.Addr{home.bind} }
+	outage := func(t *testing.T, r *traveller) {
+		r.atHome()
+		r.store.SetAway(lease.ErrUnreachable)
+		synctest.Wait()
+		r.moves(stay)
+		time.Sleep(time.Minute)
+		r.logs(saysOutage, saysStaying)
+		r.w.mu.Lock()
+		bound := r.w.bound[0]
+		r.w.mu.Unlock()
+		if s := r.status(); s.PublicIP != home.public.String() || !strings.Contains(s.Problem, "one before is still there") || bound != home.bind {
+			t.Errorf("bound to %v, status %+v", bound, s)
+		}
+	}
+	back := func(t *testing.T, r *traveller) {
+		t.Helper()
+		r.store.SetAway(nil)
+		r.later()
+		if s := r.status(); s.Problem != "" {
+			t.Errorf("problem %q", s.Problem)
+		}
+	}
+	t.Run("it is back", func(t *testing.T) {
+		travel(t, udpConfig, nil, func(t *testing.T, r *traveller) {
+			outage(t, r)
+			back(t, r)
+			r.wants(away, away.public)
+			r.logs(saysStore, saysChanged, saysLease)
+		})
+	})
+	t.Run("the old address goes first", func(t *testing.T) {
+		travel(t, udpConfig, nil, func(t *testing.T, r *traveller) {
+			outage(t, r)
+			r.moves(func(w *world) { w.also = nil })
+			if s := r.status(); s.PublicIP != away.public.String() {
+				t.Errorf("status %+v", s)
+			}
+			r.logs(saysChanged, saysAway)
+			back(t, r)
+			r.wants(away, away.public)
+			r.logs(saysStore, saysLease)
+		})
+	})
+	t.Run("the route goes back first", func(t *testing.T) {
+		travel(t, udpConfig, nil, func(t *testing.T, r *traveller) {
+			_, before := r.stored()
+			outage(t, r)
+			r.to(home)
+			r.logs(saysBack)
+			back(t, r)
+			r.wants(home, home.public)
+			r.logs(saysStore)
+			if _, now := r.stored(); now != before {
+				t.Error("the lease was written")
+			}
+		})
+	})
+	t.Run("nothing to publish", func(t *testing.T) {
+		public := netip.MustParseAddr("203.0.113.9")
+		given := func(e external) external {
+			e.public = public
+			return e
+		}
+		travel(t, udpConfig, func(c *Config, host *external) { c.PublicIP, *host = public, given(*host) }, func(t *testing.T, r *traveller) {
+			r.atHome()
+			r.store.SetAway(lease.ErrUnreachable)
+			synctest.Wait()
+			r.moves(func(w *world) { w.host, w.also = given(away), []netip.Addr{home.bind} })
+			r.logs(saysOutage, saysChanged)
+			back(t, r)
+			r.wants(given(away), public)
+		})
+	})
+	t.Run("another node has it", func(t *testing.T) {
+		travel(t, udpConfig, nil, func(t *testing.T, r *traveller) {
+			r.atHome()
+			leave := r.anotherAt(away.public)
+			r.moves(stay)
+			time.Sleep(10 * time.Minute)
+			r.wants(home, home.public)
+			r.logs(saysNext)
+			if s := r.status(); !strings.Contains(s.Problem, "10.5.9.0/24") {
+				t.Errorf("problem %q", s.Problem)
+			}
+			leave()
+			r.later()
+			r.wants(away, away.public)
+			r.logs(saysChanged, saysLease)
+		})
+	})
+	t.Run("it cannot be bound", func(t *testing.T) {
+		travel(t, udpConfig, nil, func(t *testing.T, r *traveller) {
+			r.atHome()
+			_, before := r.stored()
+			r.moves(func(w *world) {
+				stay(w)
+				w.rebindErr = errKernel
+			})
+			time.Sleep(time.Minute)
+			r.wants(home, home.public)
+			if _, now := r.stored(); now != before {
+				t.Error("the lease was written")
+			}
+			r.logs("ERROR " + notBound)
+		})
+	})
+}
+
+// A store that is silent holds up nothing but what is to be written there.
+func TestRoam_FollowsWhileTheStoreIsSilent(t *testing.T) {
+	for _, stays := range []bool{false, true} {
+		travel(t, udpConfig, nil, func(t *testing.T, r *traveller) {
+			r.atHome()
+			r.store.silent.Store(true)
+			for _, e := range []external{away, third, home, third, away, third} { // within twelve seconds
+				r.moves(func(w *world) {
+					w.host, w.also = e, nil
+					if stays {
+						w.also = []netip.Addr{home.bind}
+					}
+				})
+				want := e
+				if stays {
+					want = home
+				}
+				if s := r.status(); s.PublicIP != want.public.String() {
+					t.Errorf("the old address stays: %v. At %v, the node says %s", stays, e.bind, s.PublicIP)
+				}
+			}
+			time.Sleep(time.Hour)
+			r.store.silent.Store(false)
+			r.moves(func(w *world) { w.host = away })
+			r.moves(func(w *world) { w.host = third })
+			r.wants(third, third.public)
+			time.Sleep(24 * time.Hour)
+			r.wants(third, third.public)
+			if s := r.status(); s.Problem != "" {
+				t.Errorf("problem %q", s.Problem)
+			}
+		})
+	}
+}
+
+func TestRoam_EndsOnTheLastOfManyAddresses(t *testing.T) {
+	travel(t, udpConfig, nil, func(t *testing.T, r *traveller) {
+		for i := range 60 {
+			r.w.mu.Lock()
+			r.w.host = []external{home, away, third}[i%3]
+			if i%5 == 0 {
+				r.store.SetAway([]error{lease.ErrUnreachable, nil}[i/5%2])
+			}
+			news := r.w.hostNews
+			r.w.mu.Unlock()
+			news()
+			time.Sleep(time.Duration(i) * 20 * time.Millisecond) // sooner than it is settled, and later
+		}
+		r.store.SetAway(nil)
+		r.later()
+		r.wants(third, third.public)
 	})
 }
 

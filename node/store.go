@@ -623,7 +623,8 @@ func (n *Node) storeAway(err error) {
 	n.state, n.storeErr = api.StateWaitingForStore, err
 }
 
-// storeAddrs are the addresses of the store, which containers may not reach through the gateway.
+// storeAddrs are the addresses of the store, which containers may not reach through the gateway. An embedded one that listens on every
+// address of this host is at 0.0.0.0 (stack.Gateway.Deny).
 func storeAddrs(ctx context.Context, endpoints []string) []netip.AddrPort {
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
@@ -646,25 +647,7 @@ func storeAddrs(ctx context.Context, endpoints []string) []netip.AddrPort {
 			continue // what we cannot resolve, the client cannot reach either
 		}
 		for _, ip := range ips {
-			if ip.IsUnspecified() {
-				addrs = append(addrs, hostAddrs(uint16(port))...)
-				continue
-			}
 			addrs = append(addrs, netip.AddrPortFrom(ip.Unmap(), uint16(port)))
-		}
-	}
-	return addrs
-}
-
-// hostAddrs is port on every address of this host.
-func hostAddrs(port uint16) (addrs []netip.AddrPort) {
-	list, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil
-	}
-	for _, a := range list {
-		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			addrs = append(addrs, netip.AddrPortFrom(p.Addr().Unmap(), port))
 		}
 	}
 	return addrs
