@@ -194,3 +194,32 @@ func TestRoam_AHostWithoutAnAddressWaits(t *testing.T) {
 		t.Errorf("%d warnings of two events:\n%s", n, s.d2.LogText())
 	}
 }
+
+// The embedded store that listens on every address has no password: no container reaches it at one that the host gets later.
+func TestRoam_StoreStaysClosedToContainersAtEveryAddress(t *testing.T) {
+	l := lab.New(t, 1)
+	h := l.Host(1)
+	h.Up("--listen-etcd", "0.0.0.0:2379", "--network", network.String())
+	a := join(t, h, "a")
+	closed := func(addr netip.Addr) {
+		t.Helper()
+		if c, err := h.DialContext(t.Context(), "tcp4", port(addr, 2379).String()); err != nil {
+			t.Errorf("the store does not listen there: %v", err)
+		} else {
+			c.Close()
+		}
+		if c, err := a.DialContext(t.Context(), "tcp4", port(addr, 2379).String()); err == nil {
+			c.Close()
+			t.Errorf("a container reached the store at %v", addr)
+		}
+	}
+	closed(h.Addr)
+	if err := h.GetAddress(newAddr); err != nil { // beside the one that it has
+		t.Fatal(err)
+	}
+	closed(newAddr)
+	h.HTTPServer(t, port(newAddr, 8080))
+	if got, err := a.Fetch("http://" + port(newAddr, 8080).String() + "/"); err != nil {
+		t.Errorf("another server of the host: %q, %v", got, err)
+	}
+}
