@@ -163,7 +163,7 @@ var goldenSubnetEnv = map[string]struct {
 	},
 	"dual-stack": {
 		"FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.72.1/24\nFLANNEL_IPV6_NETWORK=2001:cafe:42::/56\nFLANNEL_IPV6_SUBNET=2001:cafe:42::1/64\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n",
-		SubnetEnv{prefix("10.5.0.0/16"), prefix("10.5.72.0/24"), prefix("2001:cafe:42::/56"), prefix("2001:cafe:42::/64"), 1450, true},
+		SubnetEnv{prefix("10.5.0.0/16"), prefix("10.5.72.0/24"), prefix("2001:cafe:42::/56"), prefix("2001:cafe:42::/64"), 1450, true, false},
 	},
 }
 
@@ -206,7 +206,7 @@ func TestSubnetEnv_IsFlannelsByteForByte(t *testing.T) {
 }
 
 func TestParseSubnetEnv_ForgivesPeople(t *testing.T) {
-	want := SubnetEnv{Network: prefix("10.5.0.0/16"), Subnet: prefix("10.5.52.0/24"), MTU: 1450}
+	want := SubnetEnv{Network: prefix("10.5.0.0/16"), Subnet: prefix("10.5.52.0/24"), MTU: 1450, IPMasqAbsent: true}
 	for name, s := range map[string]string{
 		"quotes, export, CRLF": "export FLANNEL_NETWORK=\"10.5.0.0/16\"\r\n\r\n# mine\r\nFLANNEL_SUBNET='10.5.52.1/24'\r\nFLANNEL_MTU=1450\r\nOTHER=1",
 		"several networks":     "FLANNEL_NETWORK=10.5.0.0/16,10.6.0.0/16\nFLANNEL_SUBNET=10.5.52.1/24\nFLANNEL_MTU=1450\n",
@@ -215,16 +215,17 @@ func TestParseSubnetEnv_ForgivesPeople(t *testing.T) {
 			t.Errorf("%s: %+v, %v", name, e, err)
 		}
 	}
+	if e, err := ParseSubnetEnv([]byte("FLANNEL_SUBNET=10.5.52.1/24\n")); err != nil || e != (SubnetEnv{Subnet: prefix("10.5.52.0/24"), IPMasqAbsent: true}) {
+		t.Errorf("a subnet alone: %+v, %v", e, err)
+	}
 	for name, s := range map[string]string{
-		"no equals sign":         "FLANNEL_NETWORK",
-		"network alone":          "FLANNEL_NETWORK=10.5.0.0/16",
-		"subnet is no prefix":    "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.52.1",
-		"subnet of other kind":   "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=fd00::1/64",
-		"MTU is no number":       "FLANNEL_MTU=x",
-		"MTU too large":          "FLANNEL_MTU=65536",
-		"IPMASQ is no truth":     "FLANNEL_IPMASQ=perhaps",
-		"far too long":           strings.Repeat("#", MaxValue+1),
-		"IPv6 subnet but no net": "FLANNEL_IPV6_SUBNET=fd00::1/64",
+		"no equals sign":       "FLANNEL_NETWORK",
+		"subnet is no prefix":  "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.52.1",
+		"subnet of other kind": "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=fd00::1/64",
+		"MTU is no number":     "FLANNEL_MTU=x",
+		"MTU too large":        "FLANNEL_MTU=65536",
+		"IPMASQ is no truth":   "FLANNEL_IPMASQ=perhaps",
+		"far too long":         strings.Repeat("#", MaxValue+1),
 	} {
 		if e, err := ParseSubnetEnv([]byte(s)); err == nil {
 			t.Errorf("%s: %+v", name, e)

@@ -29,19 +29,32 @@ type SubnetEnv struct {
 	IPv6Network, IPv6Subnet netip.Prefix
 	MTU                     int // bytes
 	IPMasq                  bool
+	IPMasqAbsent            bool // a file that was read, and people had edited, does not have the line
 }
 
 // Bytes is the file as flannel writes it.
 func (e SubnetEnv) Bytes() []byte {
-	first := func(p netip.Prefix) netip.Prefix { return netip.PrefixFrom(p.Masked().Addr().Next(), p.Bits()) }
+	first := func(p netip.Prefix) netip.Prefix {
+		if !p.IsValid() {
+			return p
+		}
+		return netip.PrefixFrom(p.Masked().Addr().Next(), p.Bits())
+	}
 	var b []byte
-	if e.Network.IsValid() {
-		b = fmt.Appendf(b, "FLANNEL_NETWORK=%v\nFLANNEL_SUBNET=%v\n", e.Network, first(e.Subnet))
+	line := func(name string, p netip.Prefix) {
+		if p.IsValid() {
+			b = fmt.Appendf(b, "%s=%v\n", name, p)
+		}
 	}
-	if e.IPv6Network.IsValid() {
-		b = fmt.Appendf(b, "FLANNEL_IPV6_NETWORK=%v\nFLANNEL_IPV6_SUBNET=%v\n", e.IPv6Network, first(e.IPv6Subnet))
+	line("FLANNEL_NETWORK", e.Network)
+	line("FLANNEL_SUBNET", first(e.Subnet))
+	line("FLANNEL_IPV6_NETWORK", e.IPv6Network)
+	line("FLANNEL_IPV6_SUBNET", first(e.IPv6Subnet))
+	b = fmt.Appendf(b, "FLANNEL_MTU=%d\n", e.MTU)
+	if !e.IPMasqAbsent {
+		b = fmt.Appendf(b, "FLANNEL_IPMASQ=%t\n", e.IPMasq)
 	}
-	return fmt.Appendf(b, "FLANNEL_MTU=%d\nFLANNEL_IPMASQ=%t\n", e.MTU, e.IPMasq)
+	return b
 }
 
 // WriteSubnetEnv replaces the file at path in one step, mode 0644 whatever the umask, making its directory (0755) if
@@ -96,12 +109,13 @@ func ReadSubnetEnv(path string) (SubnetEnv, error) {
 }
 
 // ParseSubnetEnv reads what Bytes writes. Comments, blank lines, unknown names, quotes around values and a leading
-// "export" are allowed, because people edit the file; of several networks separated by commas the first is taken.
+// "export" are allowed, because people edit the file; of several networks separated by commas the first is taken. What the file does
+// not have stays zero: flannel's own readers ask for no more than they use.
 func ParseSubnetEnv(b []byte) (SubnetEnv, error) {
 	if len(b) > MaxValue {
 		return SubnetEnv{}, fmt.Errorf("over %d bytes", MaxValue)
 	}
-	var e SubnetEnv
+	e := SubnetEnv{IPMasqAbsent: true}
 	for i, line := range bytes.Split(b, []byte("\n")) {
 		s := strings.TrimSpace(string(line))
 		if s == "" || s[0] == '#' {
@@ -126,18 +140,18 @@ func ParseSubnetEnv(b []byte) (SubnetEnv, error) {
 			e.IPv6Subnet, err = maskedPrefix(value, 128)
 		case "FLANNEL_MTU":
 			e.MTU, err = strconv.Atoi(value)
-			if err == nil && (e.MTU < 0 || e.MTU > 65535) {
-				err = fmt.Errorf("%d is not an MTU", e.MTU)
+			if err != nil || e.MTU < 0 || e.MTU > 65535 {
+				err = fmt.Errorf("FLANNEL_MTU %.64q is not an MTU", value)
 			}
 		case "FLANNEL_IPMASQ":
-			e.IPMasq, err = strconv.ParseBool(value)
+			e.IPMasqAbsent = false
+			if e.IPMasq, err = strconv.ParseBool(value); err != nil {
+				err = fmt.Errorf("FLANNEL_IPMASQ %.64q is not true or false", value)
+			}
 		}
 		if err != nil {
 			return SubnetEnv{}, fmt.Errorf("line %d: %w", i+1, err)
 		}
-	}
-	if e.Network.IsValid() != e.Subnet.IsValid() || e.IPv6Network.IsValid() != e.IPv6Subnet.IsValid() {
-		return SubnetEnv{}, errors.New("a network without its subnet, or a subnet without its network")
 	}
 	return e, nil
 }
@@ -145,7 +159,7 @@ func ParseSubnetEnv(b []byte) (SubnetEnv, error) {
 func maskedPrefix(s string, bits int) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(s)
 	if err != nil {
-		return p, err
+		return p, fmt.Errorf("%.64q is not an address and a length, as in 10.5.72.1/24", s)
 	}
 	if p.Addr().BitLen() != bits || p.Addr().Is4In6() {
 		return netip.Prefix{}, fmt.Errorf("%v is of the wrong address family", p)

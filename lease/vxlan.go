@@ -60,7 +60,7 @@ func (c NetworkConfig) VXLAN() (VXLANConfig, error) {
 	return v, nil
 }
 
-// VXLANData is the BackendData of a vxlan node's lease.
+// VXLANData is the BackendData, or BackendV6Data, of a vxlan node's lease.
 type VXLANData struct {
 	VNI     uint32
 	VtepMAC [6]byte // to which the other nodes address their frames
@@ -76,22 +76,22 @@ func (d VXLANData) JSON() json.RawMessage {
 	return fmt.Appendf(nil, `{"VNI":%d,"VtepMAC":%q}`, d.VNI, net.HardwareAddr(d.VtepMAC[:]).String())
 }
 
-// ParseVXLANData reads the BackendData of a vxlan node's lease.
-func ParseVXLANData(b []byte) (VXLANData, error) {
+// ParseVXLANData reads what a vxlan node's lease has for a family: member is its name, BackendData or BackendV6Data, which errors say.
+func ParseVXLANData(member string, b []byte) (VXLANData, error) {
 	if len(b) == 0 {
-		return VXLANData{}, fmt.Errorf("its lease has no BackendData, which holds the VTEP's MAC address")
+		return VXLANData{}, fmt.Errorf("its lease has no %s, which holds the VTEP's MAC address", member)
 	}
 	var w wireVXLANData
 	if err := json.Unmarshal(b, &w); err != nil {
-		return VXLANData{}, inWords("BackendData", err)
+		return VXLANData{}, inWords(member, err)
 	}
 	mac, err := net.ParseMAC(w.VtepMAC)
 	if err != nil || len(mac) != 6 {
-		return VXLANData{}, fmt.Errorf("VtepMAC %.64q is not a MAC address", w.VtepMAC)
+		return VXLANData{}, fmt.Errorf("%s VtepMAC %.64q is not a MAC address", member, w.VtepMAC)
 	}
 	d := VXLANData{VNI: w.VNI, VtepMAC: [6]byte(mac)}
 	if mac[0]&1 != 0 || d.VtepMAC == [6]byte{} {
-		return VXLANData{}, fmt.Errorf("VtepMAC %v is not the address of one interface", mac)
+		return VXLANData{}, fmt.Errorf("%s VtepMAC %v is not the address of one interface", member, mac)
 	}
 	return d, nil
 }

@@ -87,7 +87,7 @@ func TestVXLANData_IsFlannels(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := ParseVXLANData(a.BackendData); err != nil || got != d {
+	if got, err := ParseVXLANData("BackendData", a.BackendData); err != nil || got != d {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
@@ -108,7 +108,10 @@ func TestParseVXLANData_RefusesWhatIsNoVTEP(t *testing.T) {
 		`{"VNI":-1,"VtepMAC":"c6:d2:32:6f:8f:44"}`:      "BackendData VNI is of the wrong kind",
 		`{"VNI":1,"VtepMAC":`:                           "not JSON",
 	} {
-		if d, err := ParseVXLANData([]byte(data)); err == nil || !strings.Contains(err.Error(), says) {
+		if _, err := ParseVXLANData("BackendV6Data", []byte(data)); err == nil || !strings.Contains(err.Error(), "BackendV6Data") || strings.Contains(err.Error(), "BackendData") {
+			t.Errorf("%s in BackendV6Data: %v", data, err)
+		}
+		if d, err := ParseVXLANData("BackendData", []byte(data)); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %+v, %v; want %q", data, d, err, says)
 		}
 	}
@@ -119,11 +122,11 @@ func FuzzParseVXLANData(f *testing.F) {
 	f.Add([]byte(`{"vni":16777215,"vtepmac":"C6-D2-32-6F-8F-44"}`))
 	f.Add([]byte(`null`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		d, err := ParseVXLANData(b)
+		d, err := ParseVXLANData("BackendData", b)
 		if err != nil {
 			return
 		}
-		if again, err := ParseVXLANData(d.JSON()); err != nil || again != d {
+		if again, err := ParseVXLANData("BackendV6Data", d.JSON()); err != nil || again != d {
 			t.Fatalf("%s: %+v, %+v, %v", b, d, again, err)
 		}
 	})

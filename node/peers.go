@@ -236,7 +236,7 @@ func wayTo(l lease.Lease, port int, me self) way {
 		w.problem = fmt.Sprintf("its address %v is our own", me.public)
 	case me.vxlan != nil:
 		if w.problem = notVXLAN(l.Attrs); w.problem == "" {
-			w.vtep, w.problem, w.doubt = vtepOf(l.Attrs.BackendData, me.vxlan)
+			w.vtep, w.problem, w.doubt = vtepOf("BackendData", l.Attrs.BackendData, me.vxlan)
 		}
 	}
 	if w.problem == "" {
@@ -267,7 +267,7 @@ func way6To(l lease.Lease, port, mtu int, me self) way {
 	case len(l.Attrs.BackendV6Data) == 0:
 		w.problem = "its lease has no BackendV6Data, which holds the MAC address of its VTEP for IPv6"
 	default:
-		w.vtep, w.problem, w.doubt = vtepOf(l.Attrs.BackendV6Data, me.vxlan)
+		w.vtep, w.problem, w.doubt = vtepOf("BackendV6Data", l.Attrs.BackendV6Data, me.vxlan)
 	}
 	if w.problem == "" {
 		w.addr = netip.AddrPortFrom(public, uint16(port))

@@ -496,6 +496,13 @@ func TestRun_StartsOnTheLastKnownLeasesWhileTheStoreIsAway(t *testing.T) {
 	if away.Subnet != s.Subnet || away.Port != s.Port || away.Peers != 1 || away.Store.Connected {
 		t.Errorf("status %+v", away)
 	}
+	// It has read the config before, and means to write none.
+	r.until("its requests are told of", func(s api.Status) bool { return s.Store.Error != "" })
+	for range 20 {
+		if s, err := r.client.Status(t.Context()); err != nil || strings.Contains(s.Store.Error, "writing") {
+			t.Fatalf("%q, %v", s.Store.Error, err)
+		}
+	}
 	startEtcd(t, dir, addr)
 	back := r.ready()
 	if back.Subnet != s.Subnet || back.Port != s.Port {

@@ -109,10 +109,10 @@ func notVXLAN(a lease.Attrs) string {
 	return fmt.Sprintf("its lease is of the backend %.32q, and this network's is vxlan", theirs)
 }
 
-// vtepOf reads the MAC address of a peer in our vxlan network from what its lease has for a family, or says why nothing is sent to it;
+// vtepOf reads the MAC address of a peer in our vxlan network from the member of its lease that is for a family, or says why nothing is sent to it;
 // doubt is as in peer.
-func vtepOf(data json.RawMessage, v *forwarder.VXLAN) (mac [6]byte, problem, doubt string) {
-	d, err := lease.ParseVXLANData(data)
+func vtepOf(member string, data json.RawMessage, v *forwarder.VXLAN) (mac [6]byte, problem, doubt string) {
+	d, err := lease.ParseVXLANData(member, data)
 	switch {
 	case err != nil:
 		return mac, err.Error(), ""

@@ -182,7 +182,7 @@ func TestRun_JoinsAVXLANNetwork(t *testing.T) {
 		t.Fatalf("leases %+v", leases)
 	}
 	a := leases[0].Attrs
-	d, err := lease.ParseVXLANData(a.BackendData)
+	d, err := lease.ParseVXLANData("BackendData", a.BackendData)
 	if err != nil || a.BackendType != "vxlan" || d.VNI != 7 || d.VtepMAC[0]&3 != 2 || a.RootlessOvl.MTU != 1350 {
 		t.Errorf("%+v, %v", a, err)
 	}

@@ -93,7 +93,7 @@ func (a *app) subnetEnv(ctx context.Context, file string) (lease.SubnetEnv, erro
 	case errors.Is(err, fs.ErrNotExist):
 		return env, fmt.Errorf("%w: start the node with `rootless-ovl up`, or name the file with --subnet-file", err)
 	case err == nil && !env.Subnet.IsValid():
-		err = fmt.Errorf("subnet file %s names no IPv4 subnet, and docker needs one", file)
+		err = fmt.Errorf("subnet file %s has no FLANNEL_SUBNET, so no IPv4 subnet, and docker needs one", file)
 	}
 	return env, err
 }
@@ -132,7 +132,7 @@ func (f dockerOptsFlags) variables(env lease.SubnetEnv, environ []string) []shel
 	if env.MTU != 0 {
 		single[dockerOption+"MTU"] = fmt.Sprintf("--mtu=%d", env.MTU)
 	}
-	if !f.noIPMasq { // what the node masquerades, docker must not
+	if !f.noIPMasq && !env.IPMasqAbsent { // what the node masquerades, docker must not
 		single[dockerOption+"IPMASQ"] = fmt.Sprintf("--ip-masq=%t", !env.IPMasq)
 	}
 	var all []shellVariable

@@ -43,6 +43,8 @@ func TestDockerOpts_PrintsWhatFlannelsScriptWrites(t *testing.T) {
 		{"both", "-ic", sampleSubnetEnv, nil, bip + masq + mtu + "DOCKER_OPTS" + all},
 		{"several letters", "-cmk CUSTOM_KEY", sampleSubnetEnv, nil, `CUSTOM_KEY=" --bip=10.1.74.1/24 --mtu=1472"` + "\n"},
 		{"the node masquerades", "-c", masqueraded, nil, `DOCKER_OPTS=" --bip=10.1.74.1/24 --ip-masq=false --mtu=1472"` + "\n"},
+		{"no network", "-c", strings.Replace(sampleSubnetEnv, "FLANNEL_NETWORK=10.1.0.0/16\n", "", 1), nil, "DOCKER_OPTS" + all},
+		{"a subnet alone", "", "FLANNEL_SUBNET=10.1.74.1/24\n", nil, bip + `DOCKER_OPTS=" --bip=10.1.74.1/24"` + "\n"},
 		{"options before", "-c", sampleSubnetEnv, [][2]string{{"DOCKER_OPTS", "--debug"}}, `DOCKER_OPTS="--debug  --bip=10.1.74.1/24 --ip-masq=true --mtu=1472"` + "\n"},
 		{"options of others", "", sampleSubnetEnv, [][2]string{{"DOCKER_OPT_LABEL", "--label=a"}, {"DOCKER_OPT_MTU", "--mtu=9000"}},
 			bip + masq + `DOCKER_OPT_LABEL="--label=a"` + "\n" + mtu + `DOCKER_OPTS=" --bip=10.1.74.1/24 --ip-masq=true --label=a --mtu=1472"` + "\n"},
@@ -102,7 +104,9 @@ func TestDockerOpts_RefusesWhatDockerCouldNotUse(t *testing.T) {
 	code := b.run("docker-opts")
 	b.checkError(code, 1, "subnet.env", "rootless-ovl up", "--subnet-file")
 	code = b.run("docker-opts", "-f", subnetFile(t, "FLANNEL_MTU=1472\nFLANNEL_IPMASQ=true\n"))
-	b.checkError(code, 1, "no IPv4 subnet")
+	b.checkError(code, 1, "no FLANNEL_SUBNET")
+	code = b.run("docker-opts", "-f", subnetFile(t, "FLANNEL_NETWORK=10.1.0.0/16\n"))
+	b.checkError(code, 1, "no FLANNEL_SUBNET")
 	code = b.run("docker-opts", "-f", subnetFile(t, "FLANNEL_SUBNET=; rm -r ~\n"))
 	b.checkError(code, 1, "subnet.env", "line 1")
 	code = b.run("docker-opts", "-k", "a b")
