@@ -117,10 +117,10 @@ func (n *Node) describeLocked(a *attachment) api.Attachment {
 		Addr:         s.Addr.String(),
 		MAC:          s.MAC,
 		Gateway:      s.gateway().String(),
-		MTU:          n.mtu,
+		MTU:          s.MTU,
 		DefaultRoute: !s.NoDefault,
 		WholeSubnet:  s.Gateway,
-		Problem:      a.problem,
+		Problem:      n.troubleLocked(a),
 		Since:        s.Since,
 	}
 	if s.Addr6.IsValid() {

@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"path/filepath"
 	"regexp"
@@ -59,7 +60,7 @@ type attachment struct {
 	saved savedAttachment
 
 	phase   phase
-	problem string // what of it does not work
+	problem string // what of it did not work when it was attached or taken up
 	link    link
 	port    *forwarder.Port
 	exit    exitWatch
@@ -102,6 +103,9 @@ func (n *Node) Attach(ctx context.Context, r api.AttachRequest) (api.Attachment,
 	n.log.Info("attached", "name", a.saved.Name, "addr", a.saved.Addr.Addr(), "where", a.saved.where(), "ifname", a.saved.IfName)
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if r.Gateway {
+		n.tellMisfitLocked(a)
+	}
 	return n.describeLocked(a), nil
 }
 
@@ -179,7 +183,7 @@ func (n *Node) reserve(r api.AttachRequest, ns namespace) (*attachment, error) {
 			return nil, err
 		}
 	}
-	s.MAC = macText(mac)
+	s.MAC, s.MTU = macText(mac), n.mtu
 	a := &attachment{saved: s, off: make(chan struct{})}
 	n.attachments[s.Name] = a
 	if err := n.saveAttachmentsLocked(); err != nil {
@@ -447,7 +451,11 @@ func (n *Node) adopt() error {
 	n.mu.Unlock()
 	for _, s := range saved.Attachments {
 		if err := n.adoptOne(s); err != nil {
-			n.log.Info("attachment dropped", "name", s.Name, "addr", s.Addr.Addr(), "where", s.where(), "err", err)
+			level := slog.LevelInfo
+			if errors.Is(err, errBadEntry) {
+				level = slog.LevelWarn
+			}
+			n.log.Log(context.Background(), level, "attachment dropped", "name", s.Name, "addr", s.Addr.Addr(), "where", s.where(), "err", err)
 			continue
 		}
 		n.log.Info("attachment taken up again", "name", s.Name, "addr", s.Addr.Addr(), "where", s.where())
@@ -457,10 +465,19 @@ func (n *Node) adopt() error {
 	return n.saveAttachmentsLocked()
 }
 
+// errBadEntry is an entry of the state file that the node has not written.
+var errBadEntry = errors.New("its entry in the state file is not valid")
+
 func (n *Node) adoptOne(s savedAttachment) (err error) {
 	r := api.AttachRequest{PID: s.PID, Netns: s.Netns, Name: s.Name, IfName: s.IfName, MAC: s.MAC}
-	if err := r.Validate(); err != nil || s.Name == "" || !s.Addr.Addr().Is4() || s.Addr6.IsValid() && !s.Addr6.Addr().Is6() {
-		return errors.Join(errors.New("its entry in the state file is not valid"), err)
+	if err := r.Validate(); err != nil {
+		return fmt.Errorf("%w: %w", errBadEntry, err)
+	}
+	switch {
+	case s.Name == "":
+		return fmt.Errorf("%w: it has no name", errBadEntry)
+	case !s.Addr.Addr().Is4() || s.Addr6.IsValid() && !s.Addr6.Addr().Is6():
+		return fmt.Errorf("%w: it has no address", errBadEntry)
 	}
 	if s.PID != 0 {
 		if start, err := n.edges.startTime(s.PID); err != nil || start != s.StartTime {
@@ -499,7 +516,8 @@ func (n *Node) adoptOne(s savedAttachment) (err error) {
 	if err != nil {
 		return err
 	}
-	l, err := ns.adopt(s)
+	n.refit(a, ns)
+	l, err := ns.adopt(a.saved)
 	if err != nil {
 		exit.Close()
 		return err

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -347,9 +348,12 @@ func TestAdopt_GoesOnWithoutABrokenStateFile(t *testing.T) {
 }
 
 func TestAdopt_RefusesEntriesThatMakeNoSense(t *testing.T) {
+	var logged syncBuffer
+	conf := testConfig(t)
+	conf.Log = slog.New(slog.NewTextHandler(&logged, nil))
 	w := newWorld()
 	c := w.start(1)
-	n := readyNode(t, w, testConfig(t), "10.5.72.0/24")
+	n := readyNode(t, w, conf, "10.5.72.0/24")
 	good := savedAttachment{Name: "web", PID: 1, StartTime: c.start, Inode: c.inode, IfName: "eth0", Addr: netip.MustParsePrefix("10.5.72.9/24"), MAC: "02:00:00:00:00:07"}
 	noName, noAddr, badIf, both := good, good, good, good
 	noName.Name, noAddr.Addr, badIf.IfName, both.Netns = "", netip.Prefix{}, "../x", "/x"
@@ -360,6 +364,9 @@ func TestAdopt_RefusesEntriesThatMakeNoSense(t *testing.T) {
 		t.Fatal(err)
 	}
 	nothingLeft(t, w, n)
+	if text := logged.String(); strings.Count(text, "level=WARN") != 5 || strings.Contains(text, `\n`) {
+		t.Errorf("log: %s", text)
+	}
 }
 
 func TestDefaultName_IsAlwaysValid(t *testing.T) {

@@ -42,6 +42,8 @@ type namespace interface {
 	create(c nsutil.TAPConfig, s savedAttachment) (link, error)
 	adopt(s savedAttachment) (link, error)
 	inTheWay(c nsutil.TAPConfig) ([]nsutil.Device, error)
+	change(c nsutil.TAPConfig) error // of a TAP that is there
+	bridges() ([]nsutil.Bridge, error)
 	remove(ifName string) error // a TAP that nobody holds
 	allow(nsutil.Transit) error // through its firewall
 	forbid(ifName string) error // what allow has let through
@@ -157,6 +159,10 @@ func (ns kernelNamespace) adopt(s savedAttachment) (link, error) {
 func (ns kernelNamespace) inTheWay(c nsutil.TAPConfig) ([]nsutil.Device, error) {
 	return ns.TAPsInTheWay(c)
 }
+
+func (ns kernelNamespace) change(c nsutil.TAPConfig) error { return ns.ChangeTAP(c) }
+
+func (ns kernelNamespace) bridges() ([]nsutil.Bridge, error) { return ns.Bridges() }
 
 func (ns kernelNamespace) remove(ifName string) error {
 	t, err := ns.AdoptTAP(ifName, 1)

@@ -51,9 +51,13 @@ type container struct {
 	exited    chan struct{}
 	links     map[string]*fakeLink // TAPs in the namespace by interface name
 	createErr error
-	noIPv6    bool
-	transit   *nsutil.Transit // what its firewall lets through
-	refuses   error           // of its firewall
+	changeErr error
+	bridges   []nsutil.Bridge
+
+	bridgesErr error
+	noIPv6     bool
+	transit    *nsutil.Transit // what its firewall lets through
+	refuses    error           // of its firewall
 }
 
 func newWorld() *world {
@@ -224,6 +228,26 @@ func (f fakeNamespace) remove(ifName string) error {
 	delete(f.c.links, ifName)
 	return nil
 }
+
+func (f fakeNamespace) change(c nsutil.TAPConfig) error {
+	f.c.world.mu.Lock()
+	defer f.c.world.mu.Unlock()
+	l := f.c.links[c.IfName]
+	switch {
+	case l == nil:
+		return fmt.Errorf("%s: %w", c.IfName, nsutil.ErrNoTAP)
+	case f.c.changeErr != nil:
+		return f.c.changeErr
+	case f.c.noIPv6 && len(c.Addrs) > 0:
+		return fmt.Errorf("process %d: %w", f.c.pid, nsutil.ErrNoIPv6)
+	}
+	l.config.MTU, l.config.GSOMaxSize = c.MTU, c.GSOMaxSize
+	l.config.Addrs = append(l.config.Addrs, c.Addrs...)
+	l.config.Routes = append(l.config.Routes, c.Routes...)
+	return nil
+}
+
+func (f fakeNamespace) bridges() ([]nsutil.Bridge, error) { return f.c.bridges, f.c.bridgesErr }
 
 func (f fakeNamespace) allow(t nsutil.Transit) error {
 	f.c.world.mu.Lock()

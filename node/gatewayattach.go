@@ -17,6 +17,8 @@
 package node
 
 import (
+	"cmp"
+	"fmt"
 	"net/netip"
 
 	"github.com/rootless-ovl/rootless-ovl/api"
@@ -81,6 +83,7 @@ func (n *Node) letThrough(a *attachment, ns namespace) {
 	n.mu.Lock()
 	t := nsutil.Transit{IfName: a.saved.IfName, Network: n.netConfig.Network, Subnet: a.saved.Addr.Masked(), Masquerade: !n.cfg.NoIPMasq}
 	n.mu.Unlock()
+	n.lookAtBridges(a, ns)
 	err := ns.allow(t)
 	if err == nil {
 		return
@@ -89,7 +92,38 @@ func (n *Node) letThrough(a *attachment, ns namespace) {
 		"name", a.saved.Name, "where", a.saved.where(), "err", err, "remedy", "in the namespace: iptables -A FORWARD -i "+t.IfName+" -j ACCEPT")
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	a.problem = err.Error()
+	a.problem = joined(a.problem, err.Error())
+}
+
+// lookAtBridges tells of an engine that was not started with a bridge in the subnet, once: it may yet come.
+func (n *Node) lookAtBridges(a *attachment, ns namespace) {
+	bridges, err := ns.bridges()
+	if err != nil {
+		n.log.Debug("the bridges in the namespace are not known", "name", a.saved.Name, "err", err)
+		return
+	}
+	subnet, elsewhere := a.saved.Addr.Masked(), ""
+	for _, b := range bridges {
+		for _, p := range b.Addrs {
+			if subnet.Contains(p.Addr()) {
+				return
+			}
+			elsewhere = cmp.Or(elsewhere, fmt.Sprintf("%s has %v", b.IfName, p))
+		}
+	}
+	if elsewhere == "" {
+		return
+	}
+	problem := fmt.Sprintf("when it was looked at, none of its bridges was in the subnet %v, and %s: start dockerd with --bip=%v (FLANNEL_SUBNET), or make podman's network with that subnet", subnet, elsewhere, gatewayOf(subnet))
+	n.log.Warn("the engine has no bridge in the subnet, so that its containers are not on the overlay", "name", a.saved.Name, "where", a.saved.where(), "problem", problem)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	a.problem = joined(a.problem, problem)
+}
+
+// gatewayOf is the bridge's address in the subnet, as subnet.env has it.
+func gatewayOf(subnet netip.Prefix) netip.Prefix {
+	return netip.PrefixFrom(gatewayAddr(subnet), subnet.Bits())
 }
 
 // takeBack undoes letThrough, where the namespace is still there.

@@ -204,6 +204,7 @@ type savedAttachment struct {
 	Addr      netip.Prefix `json:"addr"`           // address with the subnet's length
 	Addr6     netip.Prefix `json:"addr6,omitzero"` // likewise in a dual-stack network
 	MAC       string       `json:"mac"`
+	MTU       int          `json:"mtu,omitempty"` // that its interface was given, bytes; 0: not known
 	NoDefault bool         `json:"no_default_route,omitempty"`
 	Gateway   bool         `json:"gateway,omitempty"` // of all of Addr's subnet
 	Since     time.Time    `json:"since"`

@@ -511,16 +511,8 @@ func (n *Node) leased(held *lease.Held, own subnets) error {
 	if old.IsValid() && old != subnet {
 		n.log.Warn("the node has another subnet now", "old", old, "new", subnet)
 	}
-	for name, a := range n.attachments {
-		switch {
-		case subnet.Contains(a.saved.Addr.Addr()):
-		case a.saved.Gateway:
-			n.log.Warn("the subnet that is routed to the namespace is an earlier one: peers no longer reach its containers; detach it, start its engine again with what the subnet file says now (--bip), and attach it again",
-				"name", name, "subnet", a.saved.Addr.Masked(), "now", subnet, "subnet_file", n.cfg.SubnetFile)
-		default:
-			n.log.Warn("attachment has an address of an earlier subnet: it reaches this node and the outside, but no peer; detach it and attach it again",
-				"name", name, "addr", a.saved.Addr.Addr())
-		}
+	for _, a := range n.attachments {
+		n.tellMisfitLocked(a)
 	}
 	if n.state != api.StateStopping {
 		if n.state == api.StateLeaseLost && held != nil {

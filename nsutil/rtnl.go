@@ -211,32 +211,72 @@ func (c *rtnl) link(name string) (linkAttrs, error) {
 		if len(b) < unix.SizeofIfInfomsg {
 			continue
 		}
-		attrs, err := nl.ParseRouteAttr(b[unix.SizeofIfInfomsg:])
-		if err != nil {
-			return linkAttrs{}, err
-		}
-		l := linkAttrs{index: int32(binary.NativeEndian.Uint32(b[4:]))}
-		for _, a := range attrs {
-			switch a.Attr.Type &^ unix.NLA_F_NESTED {
-			case unix.IFLA_IFNAME:
-				l.name = unix.ByteSliceToString(a.Value)
-			case unix.IFLA_ADDRESS:
-				copy(l.mac[:], a.Value)
-			case unix.IFLA_LINKINFO:
-				info, err := nl.ParseRouteAttr(a.Value)
-				if err != nil {
-					return linkAttrs{}, err
-				}
-				for _, i := range info {
-					if i.Attr.Type == unix.IFLA_INFO_KIND {
-						l.kind = unix.ByteSliceToString(i.Value)
-					}
+		return parseLink(b)
+	}
+	return linkAttrs{}, syscall.ENODEV
+}
+
+// parseLink reads an ifinfomsg, of which b holds the fixed part at least, and its attributes.
+func parseLink(b []byte) (linkAttrs, error) {
+	attrs, err := nl.ParseRouteAttr(b[unix.SizeofIfInfomsg:])
+	if err != nil {
+		return linkAttrs{}, err
+	}
+	l := linkAttrs{index: int32(binary.NativeEndian.Uint32(b[4:]))}
+	for _, a := range attrs {
+		switch a.Attr.Type &^ unix.NLA_F_NESTED {
+		case unix.IFLA_IFNAME:
+			l.name = unix.ByteSliceToString(a.Value)
+		case unix.IFLA_ADDRESS:
+			copy(l.mac[:], a.Value)
+		case unix.IFLA_LINKINFO:
+			info, err := nl.ParseRouteAttr(a.Value)
+			if err != nil {
+				return linkAttrs{}, err
+			}
+			for _, i := range info {
+				if i.Attr.Type == unix.IFLA_INFO_KIND {
+					l.kind = unix.ByteSliceToString(i.Value)
 				}
 			}
 		}
-		return l, nil
 	}
-	return linkAttrs{}, syscall.ENODEV
+	return l, nil
+}
+
+// links lists the devices of a kind.
+func (c *rtnl) links(kind string) ([]linkAttrs, error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	return dump(c, req, func(b []byte) (linkAttrs, bool) {
+		if len(b) < unix.SizeofIfInfomsg {
+			return linkAttrs{}, false
+		}
+		l, err := parseLink(b)
+		return l, err == nil && l.kind == kind
+	})
+}
+
+// addrsOf lists the IPv4 addresses of a device.
+func (c *rtnl) addrsOf(index int32) ([]netip.Prefix, error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETADDR, 0)
+	req.AddData(nl.NewIfAddrmsg(unix.AF_INET))
+	return dump(c, req, func(b []byte) (netip.Prefix, bool) {
+		if len(b) < unix.SizeofIfAddrmsg || b[0] != unix.AF_INET || int32(binary.NativeEndian.Uint32(b[4:])) != index {
+			return netip.Prefix{}, false
+		}
+		attrs, err := nl.ParseRouteAttr(b[unix.SizeofIfAddrmsg:])
+		if err != nil {
+			return netip.Prefix{}, false
+		}
+		for _, a := range attrs {
+			if addr, ok := netip.AddrFromSlice(a.Value); ok && a.Attr.Type == unix.IFA_LOCAL && addr.Is4() {
+				p := netip.PrefixFrom(addr, int(b[1]))
+				return p, p.IsValid()
+			}
+		}
+		return netip.Prefix{}, false
+	})
 }
 
 // setLink changes attributes of a device that exists.

@@ -178,10 +178,7 @@ func (n *Namespace) setUp(t *TAP, rt *rtnl, c TAPConfig) error {
 	}
 	for _, p := range c.Addrs {
 		if err := rt.addAddr(link.index, p); err != nil {
-			if p.Addr().Is6() && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT)) {
-				return fail(ErrNoIPv6, err, "%s: address %v on %s: IPv6 is switched off in the namespace, or the MTU is below 1280 (%v)", n.name, p, c.IfName, err)
-			}
-			return fmt.Errorf("%s: address %v on %s: %w", n.name, p, c.IfName, err)
+			return n.addrRefused(p, c.IfName, err)
 		}
 	}
 	if err := rt.setUp(link.index); err != nil {
@@ -211,6 +208,13 @@ func (n *Namespace) setUp(t *TAP, rt *rtnl, c TAPConfig) error {
 		}
 	}
 	return nil
+}
+
+func (n *Namespace) addrRefused(p netip.Prefix, ifName string, err error) error {
+	if p.Addr().Is6() && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT)) {
+		return fail(ErrNoIPv6, err, "%s: address %v on %s: IPv6 is switched off in the namespace, or the MTU is below 1280 (%v)", n.name, p, ifName, err)
+	}
+	return fmt.Errorf("%s: address %v on %s: %w", n.name, p, ifName, err)
 }
 
 // routeTaken names the route that is in the way.
@@ -318,6 +322,78 @@ func (n *Namespace) adopt(t *TAP, rt *rtnl) error {
 		return fail(ErrNoTAP, err, "%s: the TAP %s has just gone", n.name, t.IfName)
 	}
 	return nil
+}
+
+// ChangeTAP gives a TAP that is there c's MTU and GSOMaxSize, and c's addresses and routes beside those that it has. The rest of c does
+// not count. An address of it that is there already stays, as does a route to the same destination. After an error, ErrNoTAP and
+// ErrNoIPv6 among them, a part of it may have been done.
+func (n *Namespace) ChangeTAP(c TAPConfig) error {
+	if err := c.check(); err != nil {
+		return err
+	}
+	in, err := n.enter(0)
+	if err != nil {
+		return err
+	}
+	defer func() { unix.Close(in.netlink) }()
+	rt := newRTNL(in.netlink)
+	link, err := rt.link(c.IfName)
+	switch {
+	case errors.Is(err, syscall.ENODEV), err == nil && link.kind != "tun":
+		return fail(ErrNoTAP, err, "%s has no TAP %s", n.name, c.IfName)
+	case err != nil:
+		return fmt.Errorf("%s: looking up %s: %w", n.name, c.IfName, err)
+	}
+	if err := rt.setLink(link.index, nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(c.MTU)))); err != nil {
+		return fmt.Errorf("%s: setting MTU %d of %s: %w", n.name, c.MTU, c.IfName, err)
+	}
+	if c.GSOMaxSize > 0 { // best effort, as in CreateTAP
+		_ = rt.setLink(link.index, nl.NewRtAttr(unix.IFLA_GSO_MAX_SIZE, nl.Uint32Attr(uint32(c.GSOMaxSize))))
+	}
+	for _, p := range c.Addrs {
+		if err := rt.addAddr(link.index, p); err != nil && !errors.Is(err, unix.EEXIST) {
+			return n.addrRefused(p, c.IfName, err)
+		}
+	}
+	for _, r := range c.Routes {
+		_, there, err := rt.routeTo(r.Dst)
+		if err == nil && !there {
+			err = rt.addRoute(link.index, r, r.Gateway.IsValid() && !covers(c.Addrs, r.Gateway))
+		}
+		if err != nil {
+			return fmt.Errorf("%s: route to %v over %s: %w", n.name, r.Dst, c.IfName, err)
+		}
+	}
+	return nil
+}
+
+// Bridge is a bridge in a namespace.
+type Bridge struct {
+	IfName string
+	Addrs  []netip.Prefix // its IPv4 addresses
+}
+
+// Bridges lists the bridges of the namespace.
+func (n *Namespace) Bridges() ([]Bridge, error) {
+	in, err := n.enter(0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { unix.Close(in.netlink) }()
+	rt := newRTNL(in.netlink)
+	links, err := rt.links("bridge")
+	if err != nil {
+		return nil, fmt.Errorf("%s: listing bridges: %w", n.name, err)
+	}
+	var bridges []Bridge
+	for _, l := range links {
+		addrs, err := rt.addrsOf(l.index)
+		if err != nil {
+			return nil, fmt.Errorf("%s: addresses of %s: %w", n.name, l.name, err)
+		}
+		bridges = append(bridges, Bridge{l.name, addrs})
+	}
+	return bridges, nil
 }
 
 // newTAP wraps descriptors. They are made non-blocking only after os.NewFile, which otherwise would register them with

@@ -356,6 +356,86 @@ func TestAdoptTAP_RefusesWhatIsNoTAPOfOurs(t *testing.T) {
 	}
 }
 
+func TestChangeTAP_AddsWhatADualStackNetworkHas(t *testing.T) {
+	h := startHolder(t, mappings[1])
+	n := open(t, h.pid)
+	after := testConfig()
+	before := after
+	before.MTU, before.Addrs, before.Routes, before.GSOMaxSize = 1472, after.Addrs[:1], after.Routes[:2], 60000
+	tap, err := n.CreateTAP(before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tap.Close() // as when the daemon has stopped
+	for range 2 {
+		if err := n.ChangeTAP(after); err != nil {
+			t.Fatal(err)
+		}
+		checkDevice(t, h)
+	}
+	if r := h.routes("-6")["default"]; r.Gateway != "fd00:5:1::1" || r.Dev != "eth0" {
+		t.Errorf("IPv6 default route %+v", r)
+	}
+	if got := len(h.routes("-4")); got != 3 { // with that of the subnet
+		t.Errorf("%d IPv4 routes: %v", got, h.routes("-4"))
+	}
+	for _, name := range []string{"lo", "eth1"} {
+		c := after
+		c.IfName = name
+		if err := n.ChangeTAP(c); !errors.Is(err, ErrNoTAP) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	again, err := n.AdoptTAP("eth0", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = again.Delete()
+}
+
+func TestChangeTAP_TellsThatIPv6IsSwitchedOff(t *testing.T) {
+	h := startHolder(t, mappings[0])
+	n := open(t, h.pid)
+	after := testConfig()
+	before := after
+	before.Addrs, before.Routes = after.Addrs[:1], after.Routes[:2]
+	tap, err := n.CreateTAP(before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tap.Delete() }()
+	if a := h.run("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6"); a.Err != "" {
+		t.Skipf("IPv6 cannot be switched off here: %s", a.Err)
+	}
+	if err := n.ChangeTAP(after); !errors.Is(err, ErrNoIPv6) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestBridges_ListsBridgesAndTheirIPv4Addresses(t *testing.T) {
+	h := startHolder(t, mappings[0])
+	n := open(t, h.pid)
+	if got, err := n.Bridges(); err != nil || len(got) != 0 {
+		t.Fatalf("got %v, %v", got, err)
+	}
+	for _, argv := range [][]string{
+		{"ip", "link", "add", "docker0", "type", "bridge"}, {"ip", "link", "add", "bare0", "type", "bridge"},
+		{"ip", "addr", "add", "172.17.0.1/16", "dev", "docker0"}, {"ip", "addr", "add", "10.5.1.1/24", "dev", "docker0"},
+		{"ip", "addr", "add", "fd00::1/64", "dev", "docker0"}, {"ip", "addr", "add", "10.9.0.1/24", "dev", "lo"},
+	} {
+		if a := h.run(argv...); a.Err != "" {
+			if argv[1] == "link" {
+				t.Skipf("%v: %s", argv, a.Err)
+			}
+			t.Fatalf("%v: %s", argv, a.Err)
+		}
+	}
+	got, err := n.Bridges()
+	if want := "[{docker0 [172.17.0.1/16 10.5.1.1/24]} {bare0 []}]"; err != nil || fmt.Sprint(got) != want {
+		t.Errorf("got %v, %v, want %s", got, err, want)
+	}
+}
+
 func TestTAPsInTheWay_FindsWhatCreateTAPWouldRefuse(t *testing.T) {
 	h := startHolder(t, mappings[0])
 	n := open(t, h.pid)

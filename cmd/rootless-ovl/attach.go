@@ -67,7 +67,7 @@ the --bip and --mtu that subnet.env says.`,
 				// Apart from the address, so that $(rootless-ovl attach ...) is the address.
 				fmt.Fprintf(a.stderr, "attached %s: %s on %s, gateway %s\n", att.Name, both(att.Addr, att.Addr6), att.IfName, both(att.Gateway, att.Gateway6))
 				if att.Problem != "" {
-					fmt.Fprintf(a.stderr, "warning: %s; the log of the daemon has the remedy\n", att.Problem)
+					fmt.Fprintf(a.stderr, "warning: %s; the log of the daemon says more\n", att.Problem)
 				}
 			}
 			return err
