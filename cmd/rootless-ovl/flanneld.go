@@ -6,6 +6,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -111,6 +112,26 @@ func flanneldVariable(flag string) string {
 	return "FLANNELD_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
+// strayVariables are those of the environment that look like flanneld's and stand for none of its flags, sorted: most often a
+// name that is misspelt.
+func strayVariables() (stray []string) {
+	known := map[string]bool{flanneldVariable("version"): true} // flanneld looks at that flag before the environment
+	for _, name := range flanneldFlags {
+		known[flanneldVariable(name)] = true
+	}
+	for _, f := range idleFlags {
+		known[flanneldVariable(f.name)] = true
+	}
+	for _, e := range os.Environ() {
+		name, value, _ := strings.Cut(e, "=")
+		if strings.HasPrefix(name, flanneldVariable("")) && value != "" && !known[name] {
+			stray = append(stray, name)
+		}
+	}
+	slices.Sort(stray)
+	return stray
+}
+
 // fromEnvironment sets the flags of flanneld that the command line does not have from the environment. It returns the
 // variables that it took. One that is set and empty counts as unset, as for flanneld.
 func fromEnvironment(fs *pflag.FlagSet) (taken []string, err error) {
@@ -128,7 +149,7 @@ func fromEnvironment(fs *pflag.FlagSet) (taken []string, err error) {
 			continue
 		}
 		if err := fs.Set(name, text); err != nil {
-			return nil, usagef("%s: %w", variable, err)
+			return nil, usagef("%s: %w", variable, flagError(err))
 		}
 		taken = append(taken, variable)
 	}

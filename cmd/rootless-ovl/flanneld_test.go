@@ -114,6 +114,23 @@ func TestUp_TakesItsOwnFlagsWithOneDashToo(t *testing.T) {
 	}
 }
 
+func TestUp_NamesVariablesThatStandForNoFlag(t *testing.T) {
+	b := newBench(t)
+	t.Setenv("FLANNELD_IFACE", "eth0")
+	t.Setenv("FLANNELD_VERSION", "true")
+	t.Setenv("FLANNELD_KUBE_SUBNET_MGR", "false")
+	t.Setenv("FLANNELD_EMPTY", "")
+	if _, logged := b.upWith(); strings.Contains(logged, "misspelt") {
+		t.Errorf("logged %s", logged)
+	}
+	t.Setenv("FLANNELD_FOO", "1")
+	t.Setenv("FLANNELD_ETCD_ENDPOINT", "http://a:2379")
+	_, logged := b.upWith()
+	if strings.Count(logged, "level=WARN") != 1 || !strings.Contains(logged, "variables=FLANNELD_ETCD_ENDPOINT,FLANNELD_FOO\n") {
+		t.Errorf("logged %s", logged)
+	}
+}
+
 func TestDoubleDashes_LeaveEverythingElse(t *testing.T) {
 	for _, tt := range []struct{ args, want string }{
 		{"-iface eth0 -v 2 -v=2 -v2", "--iface eth0 -v 2 -v=2 -v2"},

@@ -157,6 +157,7 @@ with "run".`,
 	root.SetIn(a.stdin)
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return flagError(err) })
 	root.SetVersionTemplate(thisBuild().line())
 	root.Flags().Bool("version", false, "show what this program was built from")
 	root.SuggestionsMinimumDistance = 2

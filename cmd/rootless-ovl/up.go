@@ -154,6 +154,9 @@ func (a *app) upConfig(cmd *cobra.Command, f *upFlags) (node.Config, error) {
 	if len(taken) > 0 {
 		c.Log.Info("flags from the environment", "variables", strings.Join(taken, ","))
 	}
+	if stray := strayVariables(); len(stray) > 0 {
+		c.Log.Warn("variables of the environment that stand for no flag of flanneld: is a name misspelt?", "variables", strings.Join(stray, ","))
+	}
 	if flags := idle(cmd.Flags()); flags != "" {
 		c.Log.Warn("flags of flanneld that have no effect here", "flags", flags)
 	}

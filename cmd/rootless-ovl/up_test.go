@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -145,6 +146,15 @@ func TestUp_RefusesFlagsThatCannotBeRight(t *testing.T) {
 		{"--kube-subnet-mgr=maybe", "true or false"},
 		{"--etcd-endpoints http://u:hunter2@a:2379", "--etcd-username"},
 		{"-v loud", "loud"},
+		{"--subnet-lease-renew-margin 60m", `--subnet-lease-renew-margin: "60m" is not a number of minutes`},
+		{"--public-ip junk", `--public-ip: "junk" is not an IP address`},
+		{"--network junk", `--network: "junk" is not a network in CIDR form`},
+		{"--port http", `"http" is not a number`},
+		{"--port 99999999999999999999", "is not a number"},
+		{"--lease-ttl 60", `"60" is not a time with its unit`},
+		{"--ephemeral=perhaps", `"perhaps" is not true or false`},
+		{"-logtostderr", "unknown flag: -logtostderr"},
+		{"-alsologtostderr=true", "unknown flag: -alsologtostderr=true"},
 		{"--log-level loud", "debug or info or warn or error"},
 		{"--log-format xml", "text or json"},
 	}
@@ -153,7 +163,28 @@ func TestUp_RefusesFlagsThatCannotBeRight(t *testing.T) {
 		t.Run(tt.args, func(t *testing.T) {
 			code := b.run(append([]string{"up"}, strings.Fields(tt.args)...)...)
 			b.checkError(code, 2, tt.says)
+			for _, word := range []string{"strconv", "ParsePrefix", "ParseAddr", "netip", "parsing", "invalid syntax"} {
+				if strings.Contains(b.err.String(), word) && !strings.Contains(tt.says, "regex") {
+					t.Errorf("it speaks of Go: %s", &b.err)
+				}
+			}
 		})
+	}
+}
+
+func TestUp_ResolvesDirectoriesAgainstTheWorkingDirectory(t *testing.T) {
+	b := newBench(t)
+	t.Chdir(t.TempDir())
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv(envRuntimeDir, "relative")
+	t.Setenv(envStateDir, "./state")
+	c := b.withNode(&fakeNode{err: errors.New("enough")})
+	b.run("up")
+	if c.RuntimeDir != here+"/relative" || c.StateDir != here+"/state" {
+		t.Errorf("in %s: %s and %s", here, c.RuntimeDir, c.StateDir)
 	}
 }
 
