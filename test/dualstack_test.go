@@ -621,6 +621,40 @@ func TestDualStack_AllocGivesAddressesOfBothFamilies(t *testing.T) {
 	}
 }
 
+// The network becomes a dual-stack vxlan one while containers live.
+func TestDualStack_ContainersFollowTheNetwork(t *testing.T) {
+	l, e, client := withEtcd(t, 2, lab.WithIPv6)
+	put(t, client, prefix+"/config", `{"Network":"10.66.0.0/16"}`)
+	h1, h2 := l.Host(1), l.Host(2)
+	d1, d2 := h1.Up("--etcd-endpoints", e.Endpoint), h2.Up("--etcd-endpoints", e.Endpoint)
+	waitPeers(t, 1, d1, d2)
+	a, b := join(t, h1, "a"), join(t, h2, "b")
+	d1.Stop()
+	d2.Stop()
+	put(t, client, prefix+"/config", dualConfig)
+	d1, d2 = h1.Up("--etcd-endpoints", e.Endpoint), h2.Up("--etcd-endpoints", e.Endpoint)
+	waitPeers(t, 1, d1, d2)
+	for d, m := range map[*lab.Daemon]*member{d1: a, d2: b} {
+		var at lab.Attachment
+		lab.Eventually(t, "the container is attached again", func() bool {
+			list := d.Attachments()
+			if len(list) == 1 {
+				at = list[0]
+			}
+			return len(list) == 1
+		})
+		inside := eth0(t, m.Space)
+		if addr6, err := netip.ParsePrefix(at.Addr6); err != nil || at.Addr != m.at.Addr || at.MTU != dualMTU || inside.MTU != dualMTU || !slices.Contains(inside.Addrs6, addr6) {
+			t.Errorf("attached as %+v, which was %+v, and inside it is %+v", at, m.at, inside)
+		} else {
+			m.addr6 = addr6.Addr()
+		}
+	}
+	for _, to := range b.addrs() {
+		pings(t, a.Space, to)
+	}
+}
+
 func TestDualStack_UDPBackendCarriesIPv4Only(t *testing.T) {
 	l, e, client := withEtcd(t, 2, lab.WithIPv6)
 	put(t, client, prefix+"/config", strings.Replace(dualConfig, "vxlan", "udp", 1))
