@@ -1177,8 +1177,8 @@ func testUpdateWhileAway(t *testing.T, r *room) {
 	r.run(t, h)
 	key := r.key(h.Lease().Subnet)
 	before := r.get(t, key)
-	// A stock node had the address, and is gone.
-	r.put(t, r.key(netip.MustParsePrefix("10.5.15.0/24")), `{"PublicIP":"172.16.0.5"}`, time.Hour)
+	// A stock node had the address, and is gone. Its subnet is none that we may have been given.
+	r.put(t, r.key(netip.MustParsePrefix("10.9.9.0/24")), `{"PublicIP":"172.16.0.5"}`, time.Hour)
 	r.Stop(t)
 	taken, free := request(1).Attrs, request(1).Attrs
 	taken.PublicIP, free.PublicIP = netip.MustParseAddr("172.16.0.5"), netip.MustParseAddr("172.16.0.6")
