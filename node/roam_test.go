@@ -802,13 +802,16 @@ func TestRun_FollowsTheHostToAnotherAddress(t *testing.T) {
 		t.Fatalf("%s has leases %+v", endpoint, before)
 	}
 	there := netip.MustParseAddr("127.0.0.2")
+	var news func()
+	r.until("watching its host", func(api.Status) bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		news = w.hostNews
+		return news != nil
+	})
 	w.mu.Lock()
 	w.host = external{ifName: "lo", bind: there, public: there, mtu: 1500}
-	news := w.hostNews
 	w.mu.Unlock()
-	if news == nil {
-		t.Fatal("the node does not watch its host")
-	}
 	news()
 	now := r.until("at another address", func(s api.Status) bool {
 		return s.PublicIP == there.String() && strings.HasPrefix(s.Store.Endpoints[0], "http://127.0.0.2:")
