@@ -312,6 +312,30 @@ func TestLifeCycle_NodeComesBackElsewhere(t *testing.T) {
 }
 
 // Whoever holds our public address without our name is not touched: flanneld would take our lease for its own.
+// flannel knows a lease by its IPv4 address alone.
+func TestLifeCycle_AFlannelHostWithOurIPv6AddressKeepsItsLease(t *testing.T) {
+	t.Parallel()
+	l, e, client := withEtcd(t, 1, lab.WithIPv6)
+	put(t, client, prefix+"/config", networks["dual-stack"].config)
+	h := l.Host(1)
+	const vtep = `{"VNI":1,"VtepMAC":"02:00:00:00:00:99"}`
+	key := leaseKey("10.66.5.0/24", "fd66:0:0:5::/64")
+	value := `{"PublicIP":"192.0.2.77","PublicIPv6":"` + h.Addr6.String() + `","BackendType":"vxlan","BackendData":` + vtep + `,"BackendV6Data":` + vtep + `}`
+	put(t, client, key, value)
+	d := h.Up("--etcd-endpoints", e.Endpoint)
+	if s := d.Status(); s.Subnet == "10.66.5.0/24" {
+		t.Errorf("the node took it for its own: %+v", s)
+	}
+	if got := keys(t, client, prefix+"/subnets"); len(got) != 2 || got[key] != value {
+		t.Errorf("the other's lease was touched: %v", got)
+	}
+	var peers []struct{ Problem string }
+	lab.Eventually(t, "peers tells that its IPv6 address is ours", func() bool {
+		h.CLIJSON(&peers, "peers")
+		return len(peers) == 1 && strings.Contains(peers[0].Problem, "is our own")
+	})
+}
+
 func TestLifeCycle_ForeignLeaseOnOurAddressIsRefused(t *testing.T) {
 	t.Parallel()
 	const vtep = `{"VNI":1,"VtepMAC":"02:00:00:00:00:99"}`
@@ -324,9 +348,6 @@ func TestLifeCycle_ForeignLeaseOnOurAddressIsRefused(t *testing.T) {
 		}},
 		"flannel, dual-stack vxlan": {"dual-stack", func(h *lab.Host) string {
 			return `{"PublicIP":"` + h.Addr.String() + `","PublicIPv6":"` + h.Addr6.String() + `","BackendType":"vxlan","BackendData":` + vtep + `,"BackendV6Data":` + vtep + `}`
-		}},
-		"flannel with our IPv6 address": {"dual-stack", func(h *lab.Host) string {
-			return `{"PublicIP":"192.0.2.77","PublicIPv6":"` + h.Addr6.String() + `","BackendType":"vxlan","BackendData":` + vtep + `,"BackendV6Data":` + vtep + `}`
 		}},
 		"one of ours on the same port": {"dual-stack", func(h *lab.Host) string {
 			return `{"PublicIP":"` + h.Addr.String() + `","PublicIPv6":"` + h.Addr6.String() + `","BackendType":"vxlan","BackendData":` + vtep + `,"BackendV6Data":` + vtep +

@@ -172,8 +172,11 @@ func TestUp_BadInput(t *testing.T) {
 			return []string{"--listen-etcd", listen(h)}
 		}, []string{"2379", "--listen-etcd"}},
 		{"network overlaps a route", func(_ *testing.T, h *lab.Host) []string {
+			return []string{"--listen-etcd", listen(h), "--network", "192.0.2.0/23"}
+		}, []string{"192.0.2.0/23", "overlap"}},
+		{"network of an address of ours", func(_ *testing.T, h *lab.Host) []string {
 			return []string{"--listen-etcd", listen(h), "--network", "192.0.0.0/16"}
-		}, []string{"192.0.0.0/16", "overlap"}},
+		}, []string{"192.0.0.0/16", "192.0.0.8"}},
 		{"network overlaps a resolver", func(_ *testing.T, h *lab.Host) []string {
 			h.SetResolvConf("nameserver 10.66.0.53\n")
 			return []string{"--listen-etcd", listen(h), "--network", network.String()}
@@ -294,7 +297,7 @@ func TestCommands_ConfigSet(t *testing.T) {
 	if config["Network"] != "10.99.0.0/16" {
 		t.Errorf("config is now %v", config)
 	}
-	for _, bad := range []string{`{`, `[]`, `{}`, `{"Network":"x"}`, `{"Network":"10.0.0.0/30"}`, `{"Network":"10.99.0.0/16","Backend":{"Type":"udp","Port":70000}}`} {
+	for _, bad := range []string{`{`, `[]`, `{}`, `{"Network":"x"}`, `{"Network":"10.0.0.0/30"}`, `{"Network":"224.0.0.0/8"}`} {
 		if r := h.CLI("config", "set", bad); r.Code == 0 {
 			t.Errorf("config %s was taken", bad)
 		}
@@ -302,6 +305,15 @@ func TestCommands_ConfigSet(t *testing.T) {
 	h.CLIJSON(&config, "config", "get")
 	if config["Network"] != "10.99.0.0/16" {
 		t.Errorf("a refused config changed the store: %v", config)
+	}
+	// flannel takes it, so it is written; but not without a word.
+	r := h.CLI("config", "set", `{"Network":"10.98.0.0/16","Backend":{"Type":"udp","Port":70000}}`)
+	if r.Code != 0 || !strings.Contains(r.Stderr, "70000") {
+		t.Errorf("exit code %d: %s", r.Code, r.Stderr)
+	}
+	h.CLIJSON(&config, "config", "get")
+	if config["Network"] != "10.98.0.0/16" {
+		t.Errorf("config is now %v", config)
 	}
 }
 
