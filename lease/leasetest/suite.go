@@ -1192,6 +1192,10 @@ func testUpdateWhileAway(t *testing.T, r *room) {
 	}
 	r.Start(t)
 	r.eventually(t, "the lease is held again", h.Connected)
+	r.eventually(t, "the test's own requests succeed again", func() bool {
+		_, _, err := r.store.Get(r.ctx, key, false)
+		return err == nil
+	})
 	r.delete(t, key)
 	r.eventually(t, "the own key is put back", func() bool { return r.get(t, key) != nil })
 	if now := r.get(t, key); !bytes.Equal(now.Value, before.Value) {
