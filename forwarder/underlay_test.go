@@ -574,20 +574,26 @@ func TestNewRouter_SaysWhyItCannotListen(t *testing.T) {
 		"no address":                  {netip.AddrPort{}, 1, []string{"IPv4"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			before := descriptors(t)
-			_, err := NewRouter(Config{Log: slog.New(slog.DiscardHandler), Loops: c.loops, Underlay: UnderlayConfig{Addr: c.addr}})
-			if err == nil {
-				t.Fatal("no error")
-			}
-			for _, w := range c.want {
-				if !strings.Contains(err.Error(), w) {
-					t.Errorf("%q does not say %q", err, w)
-				}
-			}
-			if after := descriptors(t); after != before {
-				t.Errorf("%d descriptors, before %d", after, before)
-			}
+			refusesRouter(t, c.loops, UnderlayConfig{Addr: c.addr}, c.want)
 		})
+	}
+}
+
+// refusesRouter checks that no Router is made of u, that the error says every word, and that no descriptor is left open.
+func refusesRouter(t *testing.T, loops int, u UnderlayConfig, words []string) {
+	t.Helper()
+	before := descriptors(t)
+	_, err := NewRouter(Config{Log: slog.New(slog.DiscardHandler), Loops: loops, Underlay: u})
+	if err == nil {
+		t.Fatal("no error")
+	}
+	for _, w := range words {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("%q does not say %q", err, w)
+		}
+	}
+	if after := descriptors(t); after != before {
+		t.Errorf("%d descriptors, before %d", after, before)
 	}
 }
 
