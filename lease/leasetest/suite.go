@@ -64,7 +64,6 @@ func Run(t *testing.T, open func(t *testing.T) Lab) {
 		"Held_GivesBack":                          testRevoke,
 		"Held_KeepsShortLeaseAlive":               testEphemeralLives,
 		"Watch_HandsOverFullSnapshots":            testWatch,
-		"Watch_SurvivesCompactionWhileConnected":  testWatchCompactedLive,
 		"Acquire_DualStackNeverSharesEitherHalf":  testDualStack,
 		"Acquire_LosesRaceAgainstEqualIPv4Subnet": testDualStackRival,
 	} {
@@ -73,13 +72,14 @@ func Run(t *testing.T, open func(t *testing.T) Lab) {
 			test(t, newRoom(t, shared, strings.ToLower("/suite/"+name)))
 		})
 	}
-	// These take the store away, so each has its own.
+	// These take the store away, or its history, so each has its own.
 	for name, test := range map[string]func(*testing.T, *room){
-		"Outage_LeaseIsHeldAfterwards":     testOutage,
-		"Outage_UpdateLeavesWhatThereIs":   testUpdateWhileAway,
-		"Outage_CompactionListsAgain":      testCompactedWhileAway,
-		"Outage_RequestsFailNamed":         testRequestsWhileAway,
-		"Outage_OnlyWatchTellsOnceEachWay": testWatchOutage,
+		"Outage_LeaseIsHeldAfterwards":           testOutage,
+		"Outage_UpdateLeavesWhatThereIs":         testUpdateWhileAway,
+		"Outage_CompactionListsAgain":            testCompactedWhileAway,
+		"Outage_RequestsFailNamed":               testRequestsWhileAway,
+		"Outage_OnlyWatchTellsOnceEachWay":       testWatchOutage,
+		"Watch_SurvivesCompactionWhileConnected": testWatchCompactedLive,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
