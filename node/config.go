@@ -102,6 +102,11 @@ type Config struct {
 	HostLoopback bool
 	LinkLocal    bool
 
+	// OutboundAddrs are the addresses of this host, at most one a family, that what containers send outside comes from; OutboundIf
+	// is the only interface it leaves by. Neither: the host's routes decide.
+	OutboundAddrs []netip.Addr
+	OutboundIf    string
+
 	// Log receives one line per event; default slog.Default().
 	Log *slog.Logger
 	// Version is what Status reports.
@@ -134,6 +139,9 @@ func (c Config) checked() (Config, error) {
 	}
 	if a := c.PublicIPv6; a.IsValid() && (!a.Is6() || a.Is4In6() || a.IsLinkLocalUnicast()) {
 		return c, fmt.Errorf("public IPv6 %v: an IPv6 address is needed, and not a link-local one", a)
+	}
+	if _, err := c.outbound(); err != nil {
+		return c, err
 	}
 	if c.Port < PortFromConfig || c.Port > 65535 {
 		return c, fmt.Errorf("port %d: 1 to 65535, 0 for any free one, or -1 for that of the network config", c.Port)

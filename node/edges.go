@@ -66,8 +66,9 @@ type edges struct {
 	detached  func(pid int) string // path of the namespace that RootlessKit keeps apart from that process, or ""
 	watchPID  func(pid int) (exitWatch, error)
 
-	external  func(c Config, now external) (external, error)            // of this host; what is now in use stays if it can
-	hasAddr   func(a netip.Addr) (bool, error)                          // tells whether it is this host's
+	external  func(c Config, now external) (external, error) // of this host; what is now in use stays if it can
+	hasAddr   func(a netip.Addr) (bool, error)               // tells whether it is this host's
+	hasIface  func(name string) (bool, error)
 	watchHost func(ctx context.Context, c Config, changed func()) error // calls changed at first, and when external may answer differently
 	overlaps  func(overlay netip.Prefix) ([]hostnet.Overlap, error)     // of this host with the overlay
 }
@@ -87,6 +88,7 @@ func kernelEdges() edges {
 		},
 		external:  hostExternal,
 		hasAddr:   hostnet.Has,
+		hasIface:  hostnet.HasInterface,
 		watchHost: watchHost,
 		overlaps:  hostnet.Overlaps,
 	}

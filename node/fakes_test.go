@@ -146,6 +146,7 @@ func (w *world) edges() edges {
 			defer w.mu.Unlock()
 			return a == w.host.bind || a == w.host.bind6 || slices.Contains(w.also, a), nil
 		},
+		hasIface: func(name string) (bool, error) { return name == "lo", nil },
 		watchHost: func(ctx context.Context, _ Config, changed func()) error {
 			w.mu.Lock()
 			err := w.watchErr

@@ -206,6 +206,9 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	n.external = ext
 	n.mu.Unlock()
 	n.log.Info("external interface", ext.attrs()...)
+	if err := n.checkOutbound(); err != nil {
+		return err
+	}
 	if err := n.openStore(ctx, store); err != nil {
 		return err
 	}
@@ -382,6 +385,10 @@ func (n *Node) overlayMTUOf(cfg lease.NetworkConfig, ext external) int {
 
 // newGateway makes the stack behind the gateway address.
 func (n *Node) newGateway(own subnets, injector *forwarder.Injector, denied []netip.AddrPort) (*stack.Gateway, error) {
+	out, err := n.cfg.outbound()
+	if err != nil {
+		return nil, err
+	}
 	gw, err := stack.New(stack.Config{
 		Addresses:    gatewayAddrs(n.carried(own), nil),
 		MTU:          n.overlayMTU(),
@@ -389,6 +396,7 @@ func (n *Node) newGateway(own subnets, injector *forwarder.Injector, denied []ne
 		Log:          n.log,
 		HostLoopback: n.cfg.HostLoopback,
 		LinkLocal:    n.cfg.LinkLocal,
+		Outbound:     out,
 	})
 	if err != nil {
 		return nil, err

@@ -352,6 +352,12 @@ func TestRun_RefusesWithOneClearError(t *testing.T) {
 			t.Cleanup(func() { _ = conn.Close() })
 			c.Port = conn.LocalAddr().(*net.UDPAddr).Port
 		}, says: []string{"taken", "--port"}},
+		{name: "outbound address of another host", config: `{"Network":"10.5.0.0/16"}`, prepare: func(_ *testing.T, c *Config) {
+			c.OutboundAddrs = []netip.Addr{netip.MustParseAddr("192.0.2.99")}
+		}, says: []string{"192.0.2.99", "--outbound-addr", "`ip addr`"}},
+		{name: "outbound interface that is not there", config: `{"Network":"10.5.0.0/16"}`, prepare: func(_ *testing.T, c *Config) {
+			c.OutboundIf = "gone0"
+		}, says: []string{"gone0", "--outbound-if", "`ip link`"}},
 		{name: "broken node id", config: `{"Network":"10.5.0.0/16"}`, prepare: func(t *testing.T, c *Config) {
 			if err := errors.Join(os.MkdirAll(c.StateDir, 0o700), os.WriteFile(filepath.Join(c.StateDir, nodeIDFile), []byte("?"), 0o600)); err != nil {
 				t.Fatal(err)

@@ -30,6 +30,9 @@ type Config struct {
 	// LinkLocal opens 169.254.0.0/16 and fe80::/10 with the metadata services of clouds in them, and fd00:ec2::254.
 	LinkLocal bool
 
+	// Outbound is where what containers send leaves the host.
+	Outbound Outbound
+
 	// ResolvConf names the host's resolvers; "" is /etc/resolv.conf.
 	ResolvConf string
 	// Limits and Timeouts: a zero field takes its default.
@@ -114,6 +117,9 @@ func (c *Config) validate() error {
 	}
 	if c.MTU < minMTU || c.MTU > maxMTU {
 		return fmt.Errorf("stack: MTU %d is not between %d and %d", c.MTU, minMTU, maxMTU)
+	}
+	if err := c.Outbound.validate(); err != nil {
+		return err
 	}
 	return validateAddresses(c.Addresses, c.MTU)
 }

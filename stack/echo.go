@@ -67,7 +67,7 @@ func (ns *netstack) acceptEcho(id gstack.TransportEndpointID, pkt *gstack.Packet
 	}
 	if fresh {
 		f.entry = e
-		if err := f.open(func() (*hostSocket, error) { return openSocket(socket, key.dst) }); err != nil {
+		if err := f.open(func() (*hostSocket, error) { return ns.openSocket(socket, key.dst) }); err != nil {
 			ns.refuseEcho(err, q)
 			return true
 		}

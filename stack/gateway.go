@@ -47,7 +47,7 @@ func New(c Config) (*Gateway, error) {
 		c.Limits.logCut(c.Log)
 	}
 	g := &Gateway{cfg: c, log: c.Log}
-	g.resolver = dns.New(dns.Config{ResolvConf: c.ResolvConf, MaxQueries: c.Limits.DNSQueries, Log: c.Log})
+	g.resolver = dns.New(dns.Config{ResolvConf: c.ResolvConf, MaxQueries: c.Limits.DNSQueries, Control: g.cfg.Outbound.control, Log: c.Log})
 	own := slices.Clone(c.Addresses)
 	g.own.Store(&own)
 	g.deny.Store(&denials{})

@@ -31,7 +31,7 @@ type hostSocket struct {
 }
 
 // openSocket makes a socket of proto (unix.IPPROTO_UDP, _ICMP, _ICMPV6) connected to to.
-func openSocket(proto int, to netip.AddrPort) (*hostSocket, error) {
+func (ns *netstack) openSocket(proto int, to netip.AddrPort) (*hostSocket, error) {
 	family := unix.AF_INET
 	if to.Addr().Is6() {
 		family = unix.AF_INET6
@@ -40,7 +40,10 @@ func openSocket(proto int, to netip.AddrPort) (*hostSocket, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	if err := connect(fd, to); err != nil {
+	if err = ns.gw.cfg.Outbound.bind(fd, to.Addr()); err == nil {
+		err = connect(fd, to)
+	}
+	if err != nil {
 		_ = unix.Close(fd)
 		return nil, err
 	}

@@ -57,7 +57,7 @@ func kindOf(err error) (kind unreachable, ok bool) {
 		return hostUnreachable, isTimeout(err)
 	}
 	switch errno {
-	case syscall.ENETUNREACH, syscall.EAFNOSUPPORT, syscall.ENETDOWN:
+	case syscall.ENETUNREACH, syscall.EAFNOSUPPORT, syscall.ENETDOWN, syscall.ENODEV: // ENODEV: the interface of Outbound is gone
 		return netUnreachable, true
 	case syscall.EHOSTUNREACH, syscall.ETIMEDOUT, syscall.EHOSTDOWN, syscall.ENONET, syscall.EADDRNOTAVAIL:
 		// EADDRNOTAVAIL: the host has no address of that family to send from, or no port left.

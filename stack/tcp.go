@@ -166,6 +166,7 @@ func (f *tcpFlow) dial() (*net.TCPConn, error) {
 	t := &f.ns.gw.cfg.Timeouts
 	d := net.Dialer{
 		Timeout: t.Dial,
+		Control: f.ns.gw.cfg.Outbound.control,
 		KeepAliveConfig: net.KeepAliveConfig{
 			Enable: true, Idle: t.TCPIdle, Interval: keepAliveInterval, Count: keepAliveCount,
 		},

@@ -68,7 +68,7 @@ func (ns *netstack) openUDP(key flowKey, to netip.AddrPort, payload, quote []byt
 	}
 	if fresh {
 		f.entry = e
-		if err := f.open(func() (*hostSocket, error) { return openSocket(unix.IPPROTO_UDP, to) }); err != nil {
+		if err := f.open(func() (*hostSocket, error) { return ns.openSocket(unix.IPPROTO_UDP, to) }); err != nil {
 			ns.refuseDatagram(err, quote)
 			return
 		}

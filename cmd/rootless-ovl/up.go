@@ -66,6 +66,9 @@ type upFlags struct {
 	hostLoopback   bool
 	allowLinkLocal bool
 
+	outboundAddr []string
+	outboundIf   string
+
 	logLevel  choice
 	logFormat choice
 }
@@ -128,6 +131,8 @@ of flanneld that cannot mean anything here is named in a warning.`,
 	fs.IntVar(&f.healthzPort, "healthz-port", 0, "TCP `port` that answers GET /healthz and /readyz (default: none)")
 	fs.BoolVar(&f.hostLoopback, "host-loopback", false, "let containers reach this host's loopback through the gateway")
 	fs.BoolVar(&f.allowLinkLocal, "allow-link-local", false, "let containers reach 169.254.0.0/16, cloud metadata for one, through the gateway")
+	fs.StringSliceVar(&f.outboundAddr, "outbound-addr", nil, "`address` of this host that what containers send outside comes from, one a family, repeated or separated by commas (default: the host's routes say)")
+	fs.StringVar(&f.outboundIf, "outbound-if", "", "`name` of the only interface by which what containers send leaves this host (default: the host's routes say)")
 	fs.Var(&f.logLevel, "log-level", "least level to log")
 	fs.Var(&f.logFormat, "log-format", "format of the log")
 	fs.IntVarP(&f.verbosity, "v", "v", 0, "flanneld's `level` of the log: 1 and above is --log-level debug")
@@ -183,6 +188,7 @@ func (a *app) nodeConfig(cmd *cobra.Command, f *upFlags) (node.Config, error) {
 		NoIPMasq:      !f.ipMasq,
 		HostLoopback:  f.hostLoopback,
 		LinkLocal:     f.allowLinkLocal,
+		OutboundIf:    f.outboundIf,
 		Version:       thisBuild().Version,
 	}
 	var err error
@@ -243,6 +249,13 @@ func (a *app) nodeConfig(cmd *cobra.Command, f *upFlags) (node.Config, error) {
 		if _, err := netip.ParseAddr(f.ifaceCanReach); err != nil {
 			return c, usagef("--iface-can-reach %q is not an address: write it as 192.0.2.1", f.ifaceCanReach)
 		}
+	}
+	for _, text := range f.outboundAddr {
+		addr, err := netip.ParseAddr(text)
+		if err != nil {
+			return c, usagef("--outbound-addr %q is not an address: write it as 192.0.2.1 or 2001:db8::1", text)
+		}
+		c.OutboundAddrs = append(c.OutboundAddrs, addr)
 	}
 	if c.RuntimeDir, err = a.runtime(); err != nil {
 		return c, err

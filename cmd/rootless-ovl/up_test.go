@@ -52,6 +52,7 @@ func TestUp_TurnsFlagsIntoAConfig(t *testing.T) {
 			"--iface", "eth0", "--iface", "192.0.2.1", "--iface-regex", "^eth[0-9]{1,2}$", "--iface-can-reach", "192.0.2.9", "--public-ip", "198.51.100.1",
 			"--public-ipv6", "2001:db8::1",
 			"--port", "0", "--ephemeral", "--lease-ttl", "10m", "--subnet-file", "/f", "--host-loopback", "--allow-link-local",
+			"--outbound-addr", "192.0.2.2,2001:db8::2", "--outbound-if", "eth1",
 			"--subnet-lease-renew-margin", "5", "--ip-masq=false", "--healthz-ip", "192.0.2.1", "--healthz-port", "8471",
 			"--runtime-dir", "/r", "--state-dir", "/t",
 		}, node.Config{
@@ -63,6 +64,7 @@ func TestUp_TurnsFlagsIntoAConfig(t *testing.T) {
 			Iface: []string{"eth0", "192.0.2.1"}, IfaceRegex: []string{"^eth[0-9]{1,2}$"}, IfaceCanReach: "192.0.2.9",
 			PublicIP: netip.MustParseAddr("198.51.100.1"), PublicIPv6: netip.MustParseAddr("2001:db8::1"), Port: node.PortAny, Ephemeral: true, LeaseTTL: 10 * time.Minute,
 			RenewMargin: 5 * time.Minute, NoIPMasq: true, Healthz: netip.MustParseAddrPort("192.0.2.1:8471"),
+			OutboundAddrs: []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")}, OutboundIf: "eth1",
 			SubnetFile: "/f", HostLoopback: true, LinkLocal: true, StateDir: "/t", RuntimeDir: "/r",
 		}},
 	}
@@ -145,6 +147,8 @@ func TestUp_RefusesFlagsThatCannotBeRight(t *testing.T) {
 		{"--ip-masq=maybe", "--ip-masq"},
 		{"--kube-subnet-mgr=maybe", "true or false"},
 		{"--etcd-endpoints http://u:hunter2@a:2379", "--etcd-username"},
+		{"--outbound-addr eth0", "--outbound-addr"},
+		{"--outbound-if=", "--outbound-if is empty"},
 		{"-v loud", "loud"},
 		{"--subnet-lease-renew-margin 60m", `--subnet-lease-renew-margin: "60m" is not a number of minutes`},
 		{"--public-ip junk", `--public-ip: "junk" is not an IP address`},

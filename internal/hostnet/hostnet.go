@@ -119,6 +119,15 @@ func Has(a netip.Addr) (bool, error) {
 	return slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Type == unix.RTN_LOCAL }), nil
 }
 
+// HasInterface tells whether this host has an interface of that name, up or not.
+func HasInterface(name string) (bool, error) {
+	links, err := retry(netlink.LinkList)
+	if err != nil {
+		return false, fmt.Errorf("listing interfaces: %w", err)
+	}
+	return slices.ContainsFunc(links, func(l netlink.Link) bool { return l.Attrs().Name == name }), nil
+}
+
 func reach(dst netip.Addr) (int, netip.Addr, error) {
 	routes, err := netlink.RouteGet(dst.AsSlice())
 	if err != nil {

@@ -300,6 +300,15 @@ func inside() {
 			r.Has = append(r.Has, a)
 		}
 	}
+	for _, name := range []string{"up0", "up", "gone0"} {
+		has, err := HasInterface(name)
+		if err != nil {
+			r.Err = err.Error()
+		}
+		if has {
+			r.Has = append(r.Has, name)
+		}
+	}
 	found, err := Overlaps(prefix("10.0.0.0/8"))
 	if err != nil {
 		r.Err = err.Error()
@@ -357,7 +366,7 @@ func TestHost_IsReadFromTheKernel(t *testing.T) {
 	if want := []string{"route to 10.30.1.0/24 over far0", "route to 10.40.0.0/16 over far0"}; !slices.Equal(r.Overlaps, want) {
 		t.Errorf("overlaps %q, want %q", r.Overlaps, want)
 	}
-	if want := []string{"192.0.2.10", "192.0.2.11", "2001:db8:7::10", "10.30.1.1", "10.60.1.1", "::ffff:192.0.2.10"}; !slices.Equal(r.Has, want) {
+	if want := []string{"192.0.2.10", "192.0.2.11", "2001:db8:7::10", "10.30.1.1", "10.60.1.1", "::ffff:192.0.2.10", "up0"}; !slices.Equal(r.Has, want) {
 		t.Errorf("the host has %q, want %q", r.Has, want)
 	}
 }

@@ -25,7 +25,9 @@ type Config struct {
 	Port       uint16        // of the servers in it: 53
 	MaxQueries int           // in flight; more are dropped: 512
 	Timeout    time.Duration // for one server, at most; "options timeout" of the file can shorten it: 2 s
-	Log        *slog.Logger  // slog.Default()
+	// Control binds the socket to a server before it is connected, as that of a net.Dialer.
+	Control func(network, address string, c syscall.RawConn) error
+	Log     *slog.Logger // slog.Default()
 }
 
 // Stats is a snapshot of the resolver's counters.
@@ -180,18 +182,18 @@ func (r *Resolver) answer(ctx context.Context, q query, stream bool) []byte {
 // connection over TCP, and by datagram where the server has none.
 func (r *Resolver) ask(ctx context.Context, s netip.AddrPort, q query, stream bool, timeout time.Duration) ([]byte, error) {
 	if stream {
-		b, err := exchange(ctx, "tcp", s, q, timeout)
+		b, err := r.exchange(ctx, "tcp", s, q, timeout)
 		if !errors.Is(err, syscall.ECONNREFUSED) {
 			return b, err
 		}
-		return exchange(ctx, "udp", s, q, timeout)
+		return r.exchange(ctx, "udp", s, q, timeout)
 	}
-	b, err := exchange(ctx, "udp", s, q, timeout)
+	b, err := r.exchange(ctx, "udp", s, q, timeout)
 	if err != nil || !truncated(b) {
 		return b, err
 	}
 	r.retried.Add(1)
-	if whole, err := exchange(ctx, "tcp", s, q, timeout); err == nil {
+	if whole, err := r.exchange(ctx, "tcp", s, q, timeout); err == nil {
 		return whole, nil
 	}
 	return b, nil
@@ -200,10 +202,10 @@ func (r *Resolver) ask(ctx context.Context, s netip.AddrPort, q query, stream bo
 var messages = sync.Pool{New: func() any { return new([maxMessage]byte) }}
 
 // exchange sends q with an identifier of its own and returns the answer to it, in memory of its own.
-func exchange(ctx context.Context, network string, s netip.AddrPort, q query, timeout time.Duration) ([]byte, error) {
+func (r *Resolver) exchange(ctx context.Context, network string, s netip.AddrPort, q query, timeout time.Duration) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	var d net.Dialer
+	d := net.Dialer{Control: r.cfg.Control}
 	c, err := d.DialContext(ctx, network, s.String())
 	if err != nil {
 		return nil, err

@@ -1,0 +1,52 @@
+// This file is where containers' traffic leaves the host, when its owner has chosen.
+
+package node
+
+import (
+	"fmt"
+
+	"github.com/rootless-ovl/rootless-ovl/stack"
+)
+
+// outbound is OutboundAddrs and OutboundIf in the gateway's words.
+func (c Config) outbound() (stack.Outbound, error) {
+	o := stack.Outbound{Interface: c.OutboundIf}
+	for _, a := range c.OutboundAddrs {
+		if !a.IsValid() || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a.Is6() && a.IsLinkLocalUnicast() {
+			return o, fmt.Errorf("outbound address %v: an address of this host is needed that others can answer to (--outbound-addr)", a)
+		}
+		mine := &o.Addr4
+		if a.Is6() {
+			mine = &o.Addr6
+		}
+		if mine.IsValid() {
+			return o, fmt.Errorf("outbound addresses %v and %v: there can be one of each family (--outbound-addr)", *mine, a)
+		}
+		*mine = a
+	}
+	return o, nil
+}
+
+// checkOutbound says what of the choice this host does not have.
+func (n *Node) checkOutbound() error {
+	for _, a := range n.cfg.OutboundAddrs {
+		has, err := n.edges.hasAddr(a)
+		if err != nil {
+			return err
+		}
+		if !has {
+			return fmt.Errorf("this host does not have the address %v (--outbound-addr): give one that `ip addr` lists", a)
+		}
+	}
+	if n.cfg.OutboundIf == "" {
+		return nil
+	}
+	has, err := n.edges.hasIface(n.cfg.OutboundIf)
+	if err != nil {
+		return err
+	}
+	if !has {
+		return fmt.Errorf("this host has no interface %s (--outbound-if): give one that `ip link` lists", n.cfg.OutboundIf)
+	}
+	return nil
+}

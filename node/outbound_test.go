@@ -1,0 +1,47 @@
+// Which outbound addresses a node takes.
+
+package node
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/rootless-ovl/rootless-ovl/stack"
+)
+
+func TestOutbound_IsOneAddressAFamily(t *testing.T) {
+	addrs := func(s ...string) (a []netip.Addr) {
+		for _, x := range s {
+			a = append(a, netip.MustParseAddr(x))
+		}
+		return a
+	}
+	for _, tt := range []struct {
+		addrs []netip.Addr
+		want  stack.Outbound
+		says  string
+	}{
+		{addrs(), stack.Outbound{}, ""},
+		{addrs("2001:db8::1", "192.0.2.1"), stack.Outbound{Addr4: addrs("192.0.2.1")[0], Addr6: addrs("2001:db8::1")[0]}, ""},
+		{addrs("192.0.2.1", "192.0.2.2"), stack.Outbound{}, "192.0.2.1 and 192.0.2.2"},
+		{addrs("2001:db8::1", "2001:db8::2"), stack.Outbound{}, "one of each family"},
+		{addrs("127.0.0.1"), stack.Outbound{}, "--outbound-addr"},
+		{addrs("::"), stack.Outbound{}, "--outbound-addr"},
+		{addrs("fe80::1"), stack.Outbound{}, "--outbound-addr"},
+		{addrs("::ffff:192.0.2.1"), stack.Outbound{}, "--outbound-addr"},
+	} {
+		c := testConfig(t)
+		c.OutboundAddrs = tt.addrs
+		_, err := New(c)
+		if tt.says != "" {
+			if err == nil || !strings.Contains(err.Error(), tt.says) {
+				t.Errorf("%v: %v, want one that says %q", tt.addrs, err, tt.says)
+			}
+			continue
+		}
+		if got, oerr := c.outbound(); err != nil || oerr != nil || got != tt.want {
+			t.Errorf("%v: %+v, %v, %v", tt.addrs, got, oerr, err)
+		}
+	}
+}
