@@ -19,6 +19,9 @@
 //     container is told so.
 //   - Anything else: ICMP protocol unreachable.
 //
+// What begins outside and ends in a container (inward.go) takes places in the same table of flows: connections that we dial with the client's
+// own address as their source, and flows of datagrams that OpenUDP begins.
+//
 // Buffers: packets given to Send are copied before it returns; packets given to Exit are lent for the length of the call.
 //
 // Goroutines: New starts none. Run is the one that drains the exit queue and calls Exit; under it live gVisor's TCP

@@ -71,6 +71,29 @@ func (t *flowTable) add(k flowKey, kd kind, f flow) (e *entry, fresh bool, why d
 	if e := t.flows[k]; e != nil && e.kind != kindTCP {
 		return e, false, 0
 	}
+	return t.addLocked(k, kd, f)
+}
+
+// addInward is add for a flow that began outside. An egress flow of datagrams gives its key up to it and is ended; any other flow that
+// has the key is returned with fresh false.
+func (t *flowTable) addInward(k flowKey, kd kind, f flow) (e *entry, fresh bool, why dropReason) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil, false, dropNotRunning
+	}
+	if e := t.flows[k]; e != nil {
+		egress, ok := e.flow.(*datagramFlow)
+		if !ok {
+			return e, false, 0
+		}
+		delete(t.flows, k)
+		t.wg.Go(egress.end)
+	}
+	return t.addLocked(k, kd, f)
+}
+
+func (t *flowTable) addLocked(k flowKey, kd kind, f flow) (e *entry, fresh bool, why dropReason) {
 	src := k.src.Addr()
 	mine := t.each[src]
 	if mine == nil {

@@ -126,6 +126,9 @@ func (ns *netstack) receive(p *packet.Packet) {
 		ns.count.drop(dropChecksum)
 		return
 	}
+	if !in.fragment && (in.proto == protoICMP || in.proto == protoICMPv6) {
+		ns.refuseInward(b, in)
+	}
 	if in.proto == protoTCP && !in.later && header.TCP(b[in.transport:]).Flags()&(header.TCPFlagSyn|header.TCPFlagAck) == header.TCPFlagSyn {
 		ns.endTimeWait(b, in)
 	}

@@ -22,6 +22,8 @@ type Stats struct {
 	TimeWaitReused uint64 `json:"time_wait_reused"`
 	UDPOpened      uint64 `json:"udp_opened"`
 	EchoOpened     uint64 `json:"echo_opened"`
+	TCPInward      uint64 `json:"tcp_inward"` // connections that began outside, of published ports and host processes
+	UDPInward      uint64 `json:"udp_inward"` // likewise flows of datagrams
 	ICMPErrorsOut  uint64 `json:"icmp_errors_out"`
 
 	PacketsIn  uint64 `json:"packets_in"` // superpackets count as one
@@ -83,6 +85,7 @@ var dropNames = [dropReasons]string{
 type counters struct {
 	tcpOpened, tcpRefused, tcpUnreachable, timeWaitReused atomic.Uint64
 	udpOpened, echoOpened, icmpErrorsOut                  atomic.Uint64
+	tcpInward, udpInward                                  atomic.Uint64
 	packetsIn, bytesIn, packetsOut, bytesOut              atomic.Uint64
 	drops                                                 [dropReasons]atomic.Uint64
 }
@@ -97,6 +100,8 @@ func (c *counters) snapshot() Stats {
 		TimeWaitReused: c.timeWaitReused.Load(),
 		UDPOpened:      c.udpOpened.Load(),
 		EchoOpened:     c.echoOpened.Load(),
+		TCPInward:      c.tcpInward.Load(),
+		UDPInward:      c.udpInward.Load(),
 		ICMPErrorsOut:  c.icmpErrorsOut.Load(),
 		PacketsIn:      c.packetsIn.Load(),
 		BytesIn:        c.bytesIn.Load(),

@@ -12,6 +12,13 @@ import (
 	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
+// datagramTaker is a flow of UDP: of egress, or one that began outside. send takes a datagram of the container and the headers that
+// ICMP errors about it repeat; both are lent.
+type datagramTaker interface {
+	flow
+	send(b, quote []byte)
+}
+
 // acceptUDP takes every datagram of containers, put together from its fragments. False makes gVisor answer port
 // unreachable.
 func (ns *netstack) acceptUDP(id gstack.TransportEndpointID, pkt *gstack.PacketBuffer) bool {
@@ -32,7 +39,7 @@ func (ns *netstack) acceptUDP(id gstack.TransportEndpointID, pkt *gstack.PacketB
 		return true
 	}
 	if e := ns.flows.find(key); e != nil {
-		e.flow.(*datagramFlow).send(payload, quote(pkt))
+		e.flow.(datagramTaker).send(payload, quote(pkt))
 		return true
 	}
 	to, ok := ns.gw.target(key.dst)
@@ -74,7 +81,7 @@ func (ns *netstack) openUDP(key flowKey, to netip.AddrPort, payload, quote []byt
 		}
 		ns.count.udpOpened.Add(1)
 	}
-	e.flow.(*datagramFlow).send(payload, quote)
+	e.flow.(datagramTaker).send(payload, quote)
 }
 
 // refuseDatagram answers a datagram whose flow could not be opened.
