@@ -89,14 +89,14 @@ func (g *Gateway) denied(dst netip.AddrPort) bool {
 	return has || err != nil
 }
 
-// target is where a flow to dst is carried on to: dst itself, or the host's loopback when dst is the gateway and that is
-// open. ok is false when nothing is there for containers.
-func (g *Gateway) target(dst netip.AddrPort) (to netip.AddrPort, ok bool) {
+// target is where a container's flow to dst is carried on to: dst itself, or the host's loopback when dst is the gateway and that is
+// open, to all or on this port to this one. ok is false when nothing is there for containers.
+func (g *Gateway) target(container netip.Addr, dst netip.AddrPort) (to netip.AddrPort, ok bool) {
 	if !g.isOwn(dst.Addr()) {
 		return dst, true
 	}
 	src, has := g.errorSource(dst.Addr().Is4())
-	if !g.cfg.HostLoopback || !has || src != dst.Addr() {
+	if (!g.cfg.HostLoopback || !has || src != dst.Addr()) && !g.opensHost(container, dst.Port()) {
 		return netip.AddrPort{}, false
 	}
 	if dst.Addr().Is4() {

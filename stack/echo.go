@@ -38,15 +38,15 @@ func (ns *netstack) acceptEcho(id gstack.TransportEndpointID, pkt *gstack.Packet
 		return false
 	}
 	q := quote(pkt)
-	if ns.gw.denied(netip.AddrPortFrom(dst, 0)) {
-		ns.count.drop(dropDenied)
-		ns.sendError(adminProhibited, q)
-		return true
-	}
 	key := flowKey{
 		proto: proto,
 		src:   netip.AddrPortFrom(netipAddr(id.RemoteAddress), id.LocalPort), // gVisor has the identifier there
 		dst:   netip.AddrPortFrom(dst, 0),
+	}
+	if why, ok := ns.gw.refusal(key.src.Addr(), key.dst, key.dst); !ok {
+		ns.count.drop(why)
+		ns.sendError(adminProhibited, q)
+		return true
 	}
 	message := append(append(make([]byte, 0, len(h)+pkt.Data().Size()), h...), pkt.Data().AsRange().ToSlice()...)
 	if e := ns.flows.find(key); e != nil {

@@ -22,12 +22,13 @@ type Gateway struct {
 	log      *slog.Logger
 	resolver *dns.Resolver
 
-	own   atomic.Pointer[[]netip.Addr] // a published slice is never changed
-	deny  atomic.Pointer[denials]
-	live  atomic.Pointer[netstack] // nil when Run is not running
-	count counters
+	own      atomic.Pointer[[]netip.Addr] // a published slice is never changed
+	deny     atomic.Pointer[denials]
+	policies atomic.Pointer[policies]
+	live     atomic.Pointer[netstack] // nil when Run is not running
+	count    counters
 
-	mu      sync.Mutex // orders SetAddresses with the start and the end of Run
+	mu      sync.Mutex // orders SetAddresses with the start and the end of Run, and changes of policies
 	running bool
 }
 
@@ -51,6 +52,7 @@ func New(c Config) (*Gateway, error) {
 	own := slices.Clone(c.Addresses)
 	g.own.Store(&own)
 	g.deny.Store(&denials{})
+	g.policies.Store(&policies{})
 	return g, nil
 }
 

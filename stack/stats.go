@@ -44,6 +44,7 @@ const (
 	dropChecksum
 	dropClosed
 	dropDenied
+	dropEgress
 	dropMulticast
 	dropProtocol
 	dropICMPType
@@ -66,6 +67,7 @@ var dropNames = [dropReasons]string{
 	dropChecksum:       "bad-checksum",
 	dropClosed:         "closed-destination",
 	dropDenied:         "denied-destination",
+	dropEgress:         "egress-denied",
 	dropMulticast:      "multicast",
 	dropProtocol:       "unknown-protocol",
 	dropICMPType:       "icmp-type",

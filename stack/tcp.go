@@ -61,14 +61,14 @@ func (ns *netstack) acceptTCP(id gstack.TransportEndpointID, pkt *gstack.PacketB
 	key := keyOf(protoTCP, id)
 	f := &tcpFlow{ns: ns}
 	if !ns.isResolver(key.dst) {
-		to, ok := ns.gw.target(key.dst)
+		to, ok := ns.gw.target(key.src.Addr(), key.dst)
 		if !ok {
 			return false
 		}
 		f.to = to
 		f.quote = quote(pkt)
-		if ns.gw.denied(key.dst) || ns.gw.denied(to) {
-			ns.count.drop(dropDenied)
+		if why, ok := ns.gw.refusal(key.src.Addr(), key.dst, to); !ok {
+			ns.count.drop(why)
 			ns.sendError(adminProhibited, f.quote)
 			return true
 		}

@@ -42,12 +42,12 @@ func (ns *netstack) acceptUDP(id gstack.TransportEndpointID, pkt *gstack.PacketB
 		e.flow.(datagramTaker).send(payload, quote(pkt))
 		return true
 	}
-	to, ok := ns.gw.target(key.dst)
+	to, ok := ns.gw.target(key.src.Addr(), key.dst)
 	if !ok {
 		return false
 	}
-	if ns.gw.denied(key.dst) || ns.gw.denied(to) {
-		ns.count.drop(dropDenied)
+	if why, ok := ns.gw.refusal(key.src.Addr(), key.dst, to); !ok {
+		ns.count.drop(why)
 		ns.sendError(adminProhibited, quote(pkt))
 		return true
 	}
