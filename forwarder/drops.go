@@ -27,6 +27,7 @@ const (
 	DropOtherVNI              // VXLAN frame of another network
 	DropForeignVTEP           // VXLAN frame that is addressed to another VTEP, or to all
 	DropNotIP                 // VXLAN frame with ARP or anything else that is not IP
+	DropPolicy                // refused by the policy of the container that sent it, or of the one that it was for
 	numDrops
 )
 
@@ -50,4 +51,5 @@ var dropNames = [numDrops]string{
 	DropOtherVNI:         "vxlan-other-vni",
 	DropForeignVTEP:      "vxlan-foreign-mac",
 	DropNotIP:            "vxlan-not-ip",
+	DropPolicy:           "policy-denied",
 }

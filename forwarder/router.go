@@ -68,15 +68,20 @@ type PortConfig struct {
 	// Errors is the source of ICMP errors of IPv4 to the container; invalid: TableConfig.Gateway. A namespace would take its own
 	// address for a forged source.
 	Errors netip.Addr
+	// Policy is what the container may exchange with others; nil: everything.
+	Policy *Policy
 	// Gone is called once, from a goroutine of its own, when Device.Read says that the device is gone.
 	Gone func(error)
 }
 
 // Port is an attachment in the Router.
 type Port struct {
-	cfg  PortConfig
-	loop *loop
-	gone atomic.Bool
+	cfg    PortConfig
+	loop   *loop
+	policy *policy // nil: everything is open
+
+	gone    atomic.Bool
+	refused atomic.Uint64 // packets, by policy
 }
 
 // NewRouter opens the underlay sockets and prepares the loops; Run starts them.
@@ -143,9 +148,13 @@ func (r *Router) AddPort(c PortConfig) (*Port, error) {
 	if c.Device == nil || len(c.Sources) == 0 {
 		return nil, errors.New("a port needs a device and an address")
 	}
+	rules, err := c.Policy.compile()
+	if err != nil {
+		return nil, fmt.Errorf("policy of %s: %w", c.Name, err)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p := &Port{cfg: c, loop: r.loopForLocked(c.Sources[0].Addr())}
+	p := &Port{cfg: c, loop: r.loopForLocked(c.Sources[0].Addr()), policy: rules}
 	if err := p.loop.add(p); err != nil {
 		return nil, fmt.Errorf("poll the device of %s: %w", c.Name, err)
 	}
@@ -242,8 +251,9 @@ type worker struct {
 	// of the batch in progress
 	table   *table
 	buckets []bucket
-	used    int  // buckets in use
-	roused  bool // goroutines of the gateway have work; the loop's wait clears it
+	used    int    // buckets in use
+	now     uint32 // see clock; 0: not asked yet
+	roused  bool   // goroutines of the gateway have work; the loop's wait clears it
 	own     ownPackets
 }
 
@@ -265,6 +275,7 @@ func newWorker(r *Router, loop int) *worker {
 // begin opens a batch: from here to end, nothing that the table points to goes away, and no socket is closed.
 func (w *worker) begin() {
 	w.epoch.Add(1)
+	w.now = 0
 	w.table = w.router.table.Load() // before the sockets: it has peers of a family only where there were sockets of it already
 	if u := w.router.under.Load(); u != w.under {
 		w.adopt(u)
@@ -328,6 +339,9 @@ func (w *worker) forward(p *packet.Packet, in *ingress) {
 	}
 	if h == nil {
 		w.unreachable(p, in, reachNet)
+		return
+	}
+	if (in.port.policed() || h.port.policed()) && !w.permits(p, h, in) {
 		return
 	}
 	switch h.kind {
