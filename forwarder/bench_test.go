@@ -122,6 +122,22 @@ func TestForward_AllocatesNothing(t *testing.T) {
 	}
 }
 
+func TestForward_AllocatesNothingForAPolicy(t *testing.T) {
+	for name, orig := range traffic() {
+		t.Run(name, func(t *testing.T) {
+			p := newPath(t)
+			p.policed(p.portA, Policy{In: closedBut(), Out: closedBut(allow("10.2.0.0/16", 0), allow("fd00:2::/64", 0))})
+			pkts := copies(orig)
+			for range 5 {
+				p.batch(orig, pkts)
+			}
+			if n := testing.AllocsPerRun(50, func() { p.batch(orig, pkts) }); n != 0 {
+				t.Errorf("%v allocations a batch", n)
+			}
+		})
+	}
+}
+
 func TestReceive_AllocatesNothing(t *testing.T) {
 	for name, train := range receiveTrains() {
 		t.Run(name, func(t *testing.T) {
@@ -326,6 +342,41 @@ func BenchmarkEncapsulate(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				p.batch(orig, pkts)
+			}
+		})
+	}
+}
+
+// BenchmarkPolicy is what a policy costs for a packet: of an open direction, of a flow that is known, refused after as many rules.
+func BenchmarkPolicy(b *testing.B) {
+	manyRules := func(n int) (rules []Rule) {
+		for i := range n {
+			rules = append(rules, allow(fmt.Sprintf("10.77.%d.0/24", i), packet.TCP, 80))
+		}
+		return rules
+	}
+	sent, reply := datagram(us, 5, them, 53), datagram(them, 53, us, 5)
+	sent6, reply6 := datagram(us6, 5, them6, 53), datagram(them6, 53, us6, 5)
+	for _, c := range []struct {
+		name      string
+		policy    Policy
+		first, ip []byte
+		dir       direction // of ip
+	}{
+		{"open", Policy{In: closedBut()}, sent, sent, outbound},
+		{"reply", Policy{In: closedBut()}, sent, reply, inbound},
+		{"reply6", Policy{In: closedBut()}, sent6, reply6, inbound},
+		{"refused-10", Policy{In: closedBut(manyRules(10)...)}, reply, reply, inbound},
+		{"refused-100", Policy{In: closedBut(manyRules(100)...)}, reply, reply, inbound},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			p := compiled(b, c.policy)
+			p.asks(1, c.first)
+			b.ReportAllocs()
+			for b.Loop() {
+				var s sight
+				s.read(c.ip)
+				p.permits(c.dir, &s, 1)
 			}
 		})
 	}
