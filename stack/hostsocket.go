@@ -133,6 +133,15 @@ type outsideError struct {
 func (e *outsideError) Error() string { return e.errno.Error() + ", says " + e.from.String() }
 func (e *outsideError) Unwrap() error { return e.errno }
 
+// reporter is who sent an error from the network; not valid for any other error.
+func reporter(err error) netip.Addr {
+	var outside *outsideError
+	if errors.As(err, &outside) {
+		return outside.from
+	}
+	return netip.Addr{}
+}
+
 // reported empties the socket's error queue, which is charged to its receive buffer, and makes err an outsideError if
 // an ICMP error in the queue is the cause of it.
 func reported(fd int, err error) error {

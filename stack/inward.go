@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -67,22 +68,38 @@ func (g *Gateway) CarryTCP(ctx context.Context, host *net.TCPConn, from, to neti
 		return err
 	}
 	defer in.leave()
-	f := in.flow
-	if !f.adopt(host) {
-		reset(host)
+	fd, err := takeOver(host)
+	if err != nil {
+		in.flow.ep.Abort()
 		return nil
 	}
-	defer context.AfterFunc(ctx, f.end)()
-	f.copyBothWays()
+	defer context.AfterFunc(ctx, in.flow.end)()
+	over := make(chan struct{})
+	in.flow.carry(fd, false, func() { close(over) })
+	<-over
 	return nil
 }
 
-// adopt gives an established connection its host socket. No means that the flow has been ended.
-func (f *tcpFlow) adopt(host *net.TCPConn) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.host = host
-	return !f.ended
+// takeOver closes host and returns a descriptor of its socket, which is non-blocking.
+func takeOver(host *net.TCPConn) (fd int, err error) {
+	raw, err := host.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	var derr error
+	err = raw.Control(func(s uintptr) { fd, derr = unix.FcntlInt(s, unix.F_DUPFD_CLOEXEC, 0) })
+	if err = errors.Join(err, derr); err != nil {
+		reset(host)
+		return -1, err
+	}
+	return fd, host.Close()
+}
+
+// reset closes a host socket so that its peer gets a RST.
+func reset(host *net.TCPConn) {
+	// A failure means that the socket is closed already.
+	_ = host.SetLinger(0)
+	_ = host.Close()
 }
 
 // inwardTCP is a tcpFlow that we dialled. leave takes it out of the table; it may be called more than once.
@@ -264,16 +281,8 @@ func (f *tcpFlow) connect(ctx context.Context, from, to netip.AddrPort) error {
 
 // forgetTimeWait ends what is left of an earlier connection with these ends, and says whether there was any.
 func (ns *netstack) forgetTimeWait(from, to netip.AddrPort) bool {
-	proto := header.IPv4ProtocolNumber
-	if to.Addr().Is6() {
-		proto = header.IPv6ProtocolNumber
-	}
-	ep := ns.s.FindTransportEndpoint(proto, tcp.ProtocolNumber, gstack.TransportEndpointID{
-		LocalPort: from.Port(), LocalAddress: tcpipAddr(from.Addr()),
-		RemotePort: to.Port(), RemoteAddress: tcpipAddr(to.Addr()),
-	}, nicID)
-	e, ok := ep.(*tcp.Endpoint)
-	if !ok || tcp.EndpointState(e.State()) != tcp.StateTimeWait {
+	e := ns.endpoint(flowKey{proto: protoTCP, src: to, dst: from})
+	if e == nil || tcp.EndpointState(e.State()) != tcp.StateTimeWait {
 		return false
 	}
 	e.Abort()

@@ -213,15 +213,11 @@ func (ns *netstack) deliverDatagrams(b []byte, in inbound, size int, proto tcpip
 // old duplicate (RFC 6191 asks for that).
 func (ns *netstack) endTimeWait(b []byte, in inbound) {
 	t := header.TCP(b[in.transport:])
-	proto := header.IPv4ProtocolNumber
-	if in.dst.Is6() {
-		proto = header.IPv6ProtocolNumber
-	}
-	ep := ns.s.FindTransportEndpoint(proto, tcp.ProtocolNumber, gstack.TransportEndpointID{
-		LocalPort: t.DestinationPort(), LocalAddress: tcpipAddr(in.dst),
-		RemotePort: t.SourcePort(), RemoteAddress: tcpipAddr(in.src),
-	}, nicID)
-	if e, ok := ep.(*tcp.Endpoint); ok && tcp.EndpointState(e.State()) == tcp.StateTimeWait {
+	e := ns.endpoint(flowKey{
+		proto: protoTCP,
+		src:   netip.AddrPortFrom(in.src, t.SourcePort()), dst: netip.AddrPortFrom(in.dst, t.DestinationPort()),
+	})
+	if e != nil && tcp.EndpointState(e.State()) == tcp.StateTimeWait {
 		e.Abort()
 		ns.count.timeWaitReused.Add(1)
 	}

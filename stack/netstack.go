@@ -38,14 +38,15 @@ const (
 
 // netstack is gVisor's stack during one Run, with the flows in it.
 type netstack struct {
-	gw    *Gateway
-	count *counters
-	s     *gstack.Stack
-	link  *link
-	exit  *exitQueue
-	flows *flowTable
-	conns *tcp.Forwarder // completes handshakes
-	echo  echoPermission
+	gw     *Gateway
+	count  *counters
+	s      *gstack.Stack
+	link   *link
+	exit   *exitQueue
+	flows  *flowTable
+	poller *poller        // of the host's TCP sockets
+	conns  *tcp.Forwarder // completes handshakes
+	echo   echoPermission
 
 	ctx    context.Context // done when Run is to end
 	cancel context.CancelFunc
@@ -67,11 +68,16 @@ func newNetstack(g *Gateway) (*netstack, error) {
 			tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6,
 		},
 	})
-	if err := ns.configure(); err != nil {
+	err := ns.configure()
+	if err == nil {
+		ns.poller, err = newPoller()
+	}
+	if err != nil {
 		ns.s.Destroy()
 		ns.cancel()
 		return nil, err
 	}
+	go ns.poller.run()
 	return ns, nil
 }
 
@@ -177,6 +183,7 @@ func (ns *netstack) shutDown() {
 		case <-time.After(abortPoll):
 		}
 	}
+	ns.poller.stop()
 	ns.s.Destroy()
 	ns.exit.close()
 }

@@ -1,15 +1,14 @@
-// This file is egress TCP: dial the host first, complete the container's handshake on success, then copy both ways.
+// This file is egress TCP: dial the host first, complete the container's handshake on success, then carry both ways (carry.go). A
+// goroutine belongs to a connection only until it is established.
 
 package stack
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"net"
 	"net/netip"
+	"os"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -38,18 +37,18 @@ type tcpFlow struct {
 	to    netip.AddrPort // where the host dials; not valid for the gateway's resolver
 	quote []byte         // the SYN's IP header and the first eight bytes of its TCP header, for ICMP errors
 
-	ctx    context.Context // done when the flow is to end
+	// Done when the flow is to end; of the resolver's flows and of those that begin outside.
+	ctx    context.Context
 	cancel context.CancelFunc
 
-	queue waiter.Queue // events of ep
+	queue waiter.Queue  // events of ep
+	wake  chan struct{} // of egress flows: the socket that is being connected has news, or the flow has been ended
 
-	// hostBroken says that the host refused bytes: what it still had for the container has been read, then comes a reset.
-	hostBroken atomic.Bool
-
-	mu    sync.Mutex
-	ended bool
-	ep    tcpip.Endpoint
-	host  *net.TCPConn // nil for the gateway's resolver
+	mu      sync.Mutex
+	ended   bool
+	shaking bool // gVisor is at the handshake with the container
+	ep      tcpip.Endpoint
+	carrier *carrier // nil until both sides are there
 }
 
 // acceptTCP is gVisor's question what to do with a segment that belongs to no connection. False makes it answer with RST.
@@ -59,7 +58,7 @@ func (ns *netstack) acceptTCP(id gstack.TransportEndpointID, pkt *gstack.PacketB
 		return false
 	}
 	key := keyOf(protoTCP, id)
-	f := &tcpFlow{ns: ns}
+	f := &tcpFlow{ns: ns, wake: make(chan struct{}, 1)}
 	if !ns.isResolver(key.dst) {
 		to, ok := ns.gw.target(key.src.Addr(), key.dst)
 		if !ok {
@@ -73,20 +72,16 @@ func (ns *netstack) acceptTCP(id gstack.TransportEndpointID, pkt *gstack.PacketB
 			return true
 		}
 	}
-	f.ctx, f.cancel = context.WithCancel(ns.ctx)
 	e, fresh, why := ns.flows.add(key, kindHalfOpen, f)
 	switch {
 	case e == nil:
-		f.cancel()
 		ns.count.drop(why)
 		return true
 	case !fresh: // the SYN again, while the first is being dialled
-		f.cancel()
 		return true
 	}
 	f.entry = e
 	if !ns.conns.HandlePacket(id, pkt) {
-		f.cancel()
 		ns.flows.remove(e)
 		return false
 	}
@@ -114,74 +109,161 @@ func quote(pkt *gstack.PacketBuffer) []byte {
 	return append(append(q, ip...), t[:min(8, len(t))]...)
 }
 
-// openTCP runs in a goroutine of its own for every SYN that acceptTCP let through, and stays for the whole connection.
+// openTCP runs in a goroutine of its own for every SYN that acceptTCP let through, until the connection is established.
 func (ns *netstack) openTCP(r *tcp.ForwarderRequest) {
-	e := ns.flows.find(keyOf(protoTCP, r.ID()))
-	f := e.flow.(*tcpFlow)
+	f := ns.flows.find(keyOf(protoTCP, r.ID())).flow.(*tcpFlow)
 	// The flow leaves the table after the request is complete, so that gVisor never sees two requests for one key.
-	defer ns.flows.remove(e)
-	defer f.cancel()
+	leave := func() { ns.flows.remove(f.entry) }
 
-	var host *net.TCPConn
+	fd := -1
 	if f.to.IsValid() {
 		var err error
-		if host, err = f.dial(); err != nil {
+		if fd, err = f.dial(); err != nil {
 			f.refuse(r, err)
+			leave()
 			return
 		}
 		if ns.gw.denied(f.to) { // dialling takes its time, in which the host may get the address
 			ns.count.drop(dropDenied)
-			reset(host)
+			ns.poller.reset(fd)
 			r.Complete(false)
 			ns.sendError(adminProhibited, f.quote)
+			leave()
 			return
 		}
 	}
-	ep, terr := r.CreateEndpoint(&f.queue)
-	r.Complete(false)
-	if terr != nil { // the container has given up, or never answered
-		reset(host)
+	f.mu.Lock()
+	f.shaking = true
+	ended := f.ended
+	f.mu.Unlock()
+	var (
+		ep   tcpip.Endpoint
+		terr tcpip.Error
+	)
+	if !ended {
+		ep, terr = r.CreateEndpoint(&f.queue)
+	}
+	r.Complete(ended)
+	if ended || terr != nil { // the container has given up, or never answered
+		if fd >= 0 {
+			ns.poller.reset(fd)
+		}
+		leave()
 		return
 	}
 	f.mu.Lock()
-	f.ep, f.host = ep, host
-	ended := f.ended
+	f.shaking, f.ep = false, ep
 	f.mu.Unlock()
-	if ended {
-		ep.Abort()
-		reset(host)
-		return
-	}
-	ns.flows.establish(e)
+	ns.flows.establish(f.entry)
 	ns.count.tcpOpened.Add(1)
+	f.quote = nil
 	f.keepAlive()
-	if host == nil {
+	if fd < 0 {
 		f.resolve()
+		leave()
 		return
 	}
-	f.copyBothWays()
+	f.carry(fd, true, leave)
 }
 
-func (f *tcpFlow) dial() (*net.TCPConn, error) {
-	t := &f.ns.gw.cfg.Timeouts
-	d := net.Dialer{
-		Timeout: t.Dial,
-		Control: f.ns.gw.cfg.Outbound.control,
-		KeepAliveConfig: net.KeepAliveConfig{
-			Enable: true, Idle: t.TCPIdle, Interval: keepAliveInterval, Count: keepAliveCount,
-		},
+// carry begins to carry between the container and the socket fd. done is called when that is over, or at once if the flow has been ended.
+func (f *tcpFlow) carry(fd int, inPoller bool, done func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.carrier = f.ns.carry(f.ep, &f.queue, fd, inPoller, done)
+	if f.ended {
+		f.carrier.end()
 	}
-	c, err := d.DialContext(f.ctx, "tcp", f.to.String())
+}
+
+// dial connects a socket to where the container wants to go. The socket is in the poller.
+func (f *tcpFlow) dial() (fd int, err error) {
+	if fd, err = f.ns.hostTCP(f.to.Addr()); err != nil {
+		return -1, err
+	}
+	sa := sockaddr(f.to)
+	err = unix.Connect(fd, sa)
+	if perr := f.ns.poller.add(fd, f); perr != nil {
+		_ = unix.Close(fd)
+		return -1, perr
+	}
+	if errors.Is(err, unix.EINPROGRESS) {
+		err = f.waitConnected(fd, sa)
+	}
 	if err != nil {
-		return nil, err
+		err = reported(fd, os.NewSyscallError("connect", err))
+		f.ns.poller.close(fd)
+		return -1, err
 	}
-	return c.(*net.TCPConn), nil
+	return fd, nil
+}
+
+// waitConnected waits for a connection that is being made.
+func (f *tcpFlow) waitConnected(fd int, sa unix.Sockaddr) error {
+	patience := time.NewTimer(f.ns.gw.cfg.Timeouts.Dial)
+	defer patience.Stop()
+	for {
+		// Asked again, connect says what has become of it.
+		err := unix.Connect(fd, sa)
+		if !errors.Is(err, unix.EALREADY) && !errors.Is(err, unix.EINPROGRESS) && !errors.Is(err, unix.EINTR) {
+			if errors.Is(err, unix.EISCONN) {
+				return nil
+			}
+			return err
+		}
+		select {
+		case <-f.wake:
+			f.mu.Lock()
+			ended := f.ended
+			f.mu.Unlock()
+			if ended {
+				return errEnded
+			}
+		case <-patience.C:
+			return unix.ETIMEDOUT
+		}
+	}
+}
+
+// errEnded says that a flow was ended while it was being dialled.
+var errEnded = errors.New("the flow has been ended")
+
+// ready is called by the poller while the flow is being dialled.
+func (f *tcpFlow) ready(uint32) {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+// hostTCP makes a socket for a connection to a host, bound as Config.Outbound says, with the options that Go gives its own.
+func (ns *netstack) hostTCP(to netip.Addr) (int, error) {
+	family := unix.AF_INET
+	if to.Is6() {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	if err := ns.gw.cfg.Outbound.bind(fd, to); err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
+	}
+	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
 }
 
 // refuse tells the container what dialling told us.
 func (f *tcpFlow) refuse(r *tcp.ForwarderRequest, err error) {
 	switch kind, ok := kindOf(err); {
-	case f.ctx.Err() != nil:
+	case errors.Is(err, errEnded):
 		r.Complete(true)
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET):
 		f.ns.count.tcpRefused.Add(1)
@@ -189,7 +271,7 @@ func (f *tcpFlow) refuse(r *tcp.ForwarderRequest, err error) {
 	case ok:
 		f.ns.count.tcpUnreachable.Add(1)
 		r.Complete(false)
-		f.ns.sendError(kind, f.quote)
+		f.ns.sendErrorFrom(reporter(err), kind, f.quote)
 	default: // no descriptor or no memory: the container's next SYN tries again
 		f.ns.count.drop(dropNoSocket)
 		r.Complete(false)
@@ -208,158 +290,50 @@ func (f *tcpFlow) keepAlive() {
 }
 
 func (f *tcpFlow) end() {
-	f.cancel()
+	if f.cancel != nil {
+		f.cancel()
+	}
 	f.mu.Lock()
 	f.ended = true
-	ep, host := f.ep, f.host
+	ep, carrier, shaking := f.ep, f.carrier, f.shaking
 	f.mu.Unlock()
-	if ep != nil {
+	switch {
+	case carrier != nil:
+		carrier.end()
+	case ep != nil:
 		ep.Abort()
+	case shaking:
+		f.ns.abort(f.entry.key)
+	case f.wake != nil:
+		f.ready(0)
 	}
-	reset(host)
 }
 
-// reset closes a host socket so that its peer gets a RST.
-func reset(host *net.TCPConn) {
-	if host != nil {
-		// A failure means that the socket is closed already.
-		_ = host.SetLinger(0)
-		_ = host.Close()
+// abort ends gVisor's endpoint of a flow.
+func (ns *netstack) abort(k flowKey) {
+	if ep := ns.endpoint(k); ep != nil {
+		ep.Abort()
 	}
+}
+
+// endpoint is gVisor's endpoint of a flow, nil if there is none.
+func (ns *netstack) endpoint(k flowKey) *tcp.Endpoint {
+	proto := header.IPv4ProtocolNumber
+	if k.dst.Addr().Is6() {
+		proto = header.IPv6ProtocolNumber
+	}
+	ep, _ := ns.s.FindTransportEndpoint(proto, tcp.ProtocolNumber, gstack.TransportEndpointID{
+		LocalPort: k.dst.Port(), LocalAddress: tcpipAddr(k.dst.Addr()),
+		RemotePort: k.src.Port(), RemoteAddress: tcpipAddr(k.src.Addr()),
+	}, nicID).(*tcp.Endpoint)
+	return ep
 }
 
 // resolve serves DNS on the connection.
 func (f *tcpFlow) resolve() {
+	ctx, cancel := context.WithCancel(f.ns.ctx)
+	defer cancel()
 	c := gonet.NewTCPConn(&f.queue, f.ep)
 	defer c.Close()
-	f.ns.gw.resolver.ServeStream(f.ctx, c)
-}
-
-func (f *tcpFlow) copyBothWays() {
-	raw, err := f.host.SyscallConn()
-	if err != nil { // closed by end
-		f.ep.Abort()
-		return
-	}
-	// A reset by the container, or its silence, is noticed even while both loops wait for the host. gVisor calls this in
-	// the middle of its own work: nothing here may call back into the endpoint.
-	broken := waiter.NewFunctionEntry(waiter.EventHUp|waiter.EventErr, func(waiter.EventMask) {
-		if tcp.EndpointState(f.ep.State()) == tcp.StateError {
-			reset(f.host)
-		}
-	})
-	f.queue.EventRegister(&broken)
-	defer f.queue.EventUnregister(&broken)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		f.toContainer(raw)
-	}()
-	f.toHost()
-	<-done
-	f.ep.Close()
-	// Whatever there was to say has been said: by the FINs of both sides, or by a reset.
-	_ = f.host.Close()
-}
-
-// toHost copies what the container sends, until it has no more or one side breaks.
-func (f *tcpFlow) toHost() {
-	event, readable := waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventHUp | waiter.EventErr)
-	f.queue.EventRegister(&event)
-	defer f.queue.EventUnregister(&event)
-	for {
-		buf := borrowBuffer()
-		w := tcpip.SliceWriter(buf.bytes())
-		res, terr := f.ep.Read(&w, tcpip.ReadOptions{})
-		switch terr.(type) {
-		case nil:
-			f.ep.ModerateRecvBuf(res.Count)
-			_, err := f.host.Write(buf.bytes()[:res.Count])
-			buf.giveBack()
-			if err != nil {
-				f.hostBroken.Store(true)
-				return
-			}
-		case *tcpip.ErrWouldBlock:
-			buf.giveBack()
-			<-readable
-		case *tcpip.ErrClosedForReceive:
-			buf.giveBack()
-			// Fails only when the host has closed meanwhile.
-			_ = f.host.CloseWrite()
-			return
-		default: // the container reset the connection, or is gone
-			buf.giveBack()
-			reset(f.host)
-			return
-		}
-	}
-}
-
-// toContainer copies what the host receives, until there is no more or one side breaks.
-func (f *tcpFlow) toContainer(raw syscall.RawConn) {
-	event, writable := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
-	f.queue.EventRegister(&event)
-	defer f.queue.EventUnregister(&event)
-	var payload bytes.Reader
-	for {
-		f.ns.exit.waitRoom()
-		buf, n, err := readHost(raw)
-		if n > 0 {
-			payload.Reset(buf.bytes()[:n])
-			ok := f.give(&payload, writable)
-			buf.giveBack()
-			if !ok {
-				reset(f.host)
-				return
-			}
-			continue
-		}
-		if err == nil && !f.hostBroken.Load() {
-			// Fails only when the container has closed meanwhile.
-			_ = f.ep.Shutdown(tcpip.ShutdownWrite)
-			return
-		}
-		f.ep.Abort()
-		return
-	}
-}
-
-// give writes all of payload to the container. No means that the container does not take it any more.
-func (f *tcpFlow) give(payload *bytes.Reader, writable <-chan struct{}) bool {
-	for payload.Len() > 0 {
-		// bytes.Reader says EOF for an empty slice only when it is at its end, and gVisor is not called then: with a
-		// reader that says so earlier its Write would never return.
-		switch _, terr := f.ep.Write(payload, tcpip.WriteOptions{}); terr.(type) {
-		case nil:
-		case *tcpip.ErrWouldBlock:
-			<-writable
-		default:
-			return false
-		}
-	}
-	return true
-}
-
-// readHost waits for bytes from the host and only then borrows a buffer for them. Nothing and no error is the end.
-func readHost(raw syscall.RawConn) (buf copyBuffer, n int, err error) {
-	werr := raw.Read(func(fd uintptr) bool {
-		buf = borrowBuffer()
-		for {
-			n, err = unix.Read(int(fd), buf.bytes())
-			if !errors.Is(err, unix.EINTR) {
-				break
-			}
-		}
-		if n > 0 {
-			return true
-		}
-		buf.giveBack()
-		n = 0
-		return !errors.Is(err, unix.EAGAIN)
-	})
-	if werr != nil {
-		return copyBuffer{}, 0, werr
-	}
-	return buf, n, err
+	f.ns.gw.resolver.ServeStream(ctx, c)
 }

@@ -1,0 +1,327 @@
+// This file carries bytes between a container's connection and a socket of the host, with half-close and resets passed on both ways.
+//
+// Nothing waits here. Each of the two directions is called when gVisor or the poller says that there may be something to do, goes on in a
+// goroutine of its own until there is nothing more, and rests: an idle connection has no goroutine and no buffer. Bytes are not
+// copied on the way: they go from gVisor's memory to the socket, and are read from the socket into gVisor's memory.
+
+package stack
+
+import (
+	"errors"
+	"io"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+// mostAtOnce bounds in bytes what one write to a container takes from the host's socket.
+const mostAtOnce = 1 << 20
+
+// The states of a direction.
+const (
+	resting  uint32 = iota
+	running         // a goroutine is at it
+	recalled        // and was called again meanwhile: it looks once more
+	over            // nothing is carried any more
+)
+
+// direction is one half of a carrier.
+type direction struct {
+	state atomic.Uint32
+	carry func() bool // carries what there is; true: the direction is over
+}
+
+// carrier joins an endpoint of gVisor and a connected, non-blocking socket of the host. It owns both.
+type carrier struct {
+	ns    *netstack
+	ep    tcpip.Endpoint
+	queue *waiter.Queue // events of ep
+	fd    int
+	done  func() // called once, when endpoint and socket are closed
+
+	event       waiter.Entry
+	toHost      direction
+	toContainer direction
+	left        atomic.Int32 // directions that are not over
+
+	out hostWriter // of toHost
+	in  hostReader // of toContainer
+
+	hostEvents  atomic.Uint32 // those of the poller that say that the host's side ends
+	hostFull    atomic.Bool   // toHost waits for room in the socket
+	hostEOF     atomic.Bool   // the host has sent its last byte
+	hostRefuses atomic.Bool   // the host takes no more bytes; what it still had for the container is carried, then comes a reset
+	broken      atomic.Bool   // both sides are to be reset
+}
+
+// carry begins to carry between ep, whose events are those of queue, and the socket fd, and owns both from now on. inPoller: fd is in the
+// poller already. done is called when it is over and both are closed.
+func (ns *netstack) carry(ep tcpip.Endpoint, queue *waiter.Queue, fd int, inPoller bool, done func()) *carrier {
+	c := &carrier{ns: ns, ep: ep, queue: queue, fd: fd, done: done}
+	c.out.fd, c.in.fd = fd, fd
+	c.toHost.carry, c.toContainer.carry = c.carryToHost, c.carryToContainer
+	c.left.Store(2)
+	c.event.Init(c, waiter.ReadableEvents|waiter.WritableEvents|waiter.EventHUp|waiter.EventErr)
+	queue.EventRegister(&c.event)
+	if inPoller {
+		ns.poller.pass(fd, c)
+	} else if ns.poller.add(fd, c) != nil {
+		c.end()
+		return c
+	}
+	// What came before anybody was told. The end of the host's side is asked for, too.
+	c.hostEvents.Store(unix.EPOLLRDHUP)
+	c.call(&c.toHost)
+	c.call(&c.toContainer)
+	return c
+}
+
+// NotifyEvent is called by gVisor, in the middle of its own work: nothing here may call back into the endpoint.
+func (c *carrier) NotifyEvent(mask waiter.EventMask) {
+	if mask&(waiter.ReadableEvents|waiter.EventHUp|waiter.EventErr) != 0 {
+		c.call(&c.toHost)
+	}
+	if mask&(waiter.WritableEvents|waiter.EventHUp|waiter.EventErr) != 0 {
+		c.call(&c.toContainer)
+	}
+}
+
+// ready is called by the poller.
+func (c *carrier) ready(events uint32) {
+	const ends = unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR
+	if events&ends != 0 {
+		c.hostEvents.Or(events & ends)
+	}
+	if events&(unix.EPOLLIN|ends) != 0 {
+		c.call(&c.toContainer)
+	}
+	if events&(unix.EPOLLHUP|unix.EPOLLERR) != 0 || events&unix.EPOLLOUT != 0 && c.hostFull.Load() {
+		c.call(&c.toHost)
+	}
+}
+
+// call makes d look for something to do.
+func (c *carrier) call(d *direction) {
+	for {
+		switch d.state.Load() {
+		case resting:
+			if d.state.CompareAndSwap(resting, running) {
+				go c.run(d)
+				return
+			}
+		case running:
+			if d.state.CompareAndSwap(running, recalled) {
+				return
+			}
+		default:
+			return
+		}
+	}
+}
+
+func (c *carrier) run(d *direction) {
+	for {
+		if d.carry() {
+			d.state.Store(over)
+			if c.left.Add(-1) == 0 {
+				c.close()
+			}
+			return
+		}
+		if d.state.CompareAndSwap(running, resting) {
+			return
+		}
+		d.state.Store(running)
+	}
+}
+
+// end resets both sides soon. It may be called at any time, and more than once.
+func (c *carrier) end() {
+	c.broken.Store(true)
+	c.call(&c.toHost)
+	c.call(&c.toContainer)
+}
+
+// close is called when both directions are over.
+func (c *carrier) close() {
+	c.queue.EventUnregister(&c.event)
+	if c.broken.Load() || c.hostRefuses.Load() {
+		c.ep.Abort()
+		c.ns.poller.reset(c.fd)
+	} else {
+		// Whatever there was to say has been said by the FINs of both sides.
+		c.ns.poller.close(c.fd)
+	}
+	c.ep.Close()
+	c.done()
+}
+
+// carryToHost carries what the container sends.
+func (c *carrier) carryToHost() bool {
+	for {
+		if c.broken.Load() {
+			return true
+		}
+		if c.hostEOF.Load() && c.hostEvents.Load()&unix.EPOLLERR != 0 { // a reset after the host's FIN
+			c.end()
+			return true
+		}
+		c.out.err = nil
+		_, terr := c.ep.Read(&c.out, tcpip.ReadOptions{})
+		switch {
+		case c.out.err == nil:
+		case errors.Is(c.out.err, unix.EAGAIN):
+			// Room that came before anybody knew that it is waited for is found by a second try.
+			if c.hostFull.Swap(true) {
+				return false
+			}
+			continue
+		default:
+			c.hostRefuses.Store(true)
+			c.call(&c.toContainer)
+			return true
+		}
+		c.hostFull.Store(false)
+		switch terr.(type) {
+		case nil:
+		case *tcpip.ErrWouldBlock:
+			return false
+		case *tcpip.ErrClosedForReceive:
+			if tcp.EndpointState(c.ep.State()) == tcp.StateError {
+				c.end()
+				return true
+			}
+			// Fails only when the host has closed meanwhile.
+			_ = unix.Shutdown(c.fd, unix.SHUT_WR)
+			return true
+		default: // the container reset the connection, or is gone
+			c.end()
+			return true
+		}
+	}
+}
+
+// carryToContainer carries what the host receives.
+func (c *carrier) carryToContainer() bool {
+	for {
+		// A reset by the container, or its silence, is noticed even while there is nothing to carry.
+		if c.broken.Load() || tcp.EndpointState(c.ep.State()) == tcp.StateError {
+			c.end()
+			return true
+		}
+		n, err := unix.IoctlGetInt(c.fd, unix.TIOCINQ)
+		if err != nil {
+			c.end()
+			return true
+		}
+		if n == 0 {
+			if c.hostEvents.Load() == 0 {
+				return false
+			}
+			ended, over := c.hostEnded()
+			if over {
+				return true
+			}
+			if !ended {
+				return false
+			}
+			continue
+		}
+		c.ns.exit.waitRoom()
+		c.in.left = min(n, mostAtOnce)
+		asked := int64(c.in.left)
+		done, terr := c.ep.Write(&c.in, tcpip.WriteOptions{})
+		switch terr.(type) {
+		case nil:
+			if done < asked { // the endpoint is full, and tells when it is not
+				return false
+			}
+		case *tcpip.ErrWouldBlock:
+			return false
+		default: // the container does not take it any more
+			c.end()
+			return true
+		}
+	}
+}
+
+// hostEnded looks why the host's socket has nothing to read: more says that it has something now, over that there will be nothing
+// any more.
+func (c *carrier) hostEnded() (more, over bool) {
+	var one [1]byte
+	n, _, err := unix.Recvfrom(c.fd, one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	switch {
+	case errors.Is(err, unix.EAGAIN):
+		return false, false
+	case errors.Is(err, unix.EINTR), n > 0:
+		return true, false
+	case err != nil:
+		c.end()
+		return false, true
+	}
+	c.hostEOF.Store(true)
+	if c.hostEvents.Load()&unix.EPOLLERR != 0 { // toHost looks for it too, but perhaps did before there was an end
+		c.end()
+	} else if !c.hostRefuses.Load() {
+		// Fails only when the container has closed meanwhile.
+		_ = c.ep.Shutdown(tcpip.ShutdownWrite)
+	}
+	return false, true
+}
+
+// hostWriter is where gVisor writes what it has for the host. It is called with the endpoint locked, and never waits.
+type hostWriter struct {
+	fd  int
+	err error
+}
+
+func (w *hostWriter) Write(b []byte) (int, error) {
+	done := 0
+	for done < len(b) {
+		n, err := unix.SendmsgN(w.fd, b[done:], nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			w.err = err
+			return done, err
+		}
+		done += n
+	}
+	return done, nil
+}
+
+// hostReader is what gVisor reads from, straight into its own memory. left bytes are there for sure: gVisor asks for ever from a reader that
+// ends early.
+type hostReader struct {
+	fd, left int
+}
+
+var _ tcpip.Payloader = (*hostReader)(nil)
+
+func (r *hostReader) Len() int { return r.left }
+
+func (r *hostReader) Read(b []byte) (int, error) {
+	if r.left == 0 {
+		return 0, io.EOF
+	}
+	if len(b) == 0 {
+		return 0, nil
+	}
+	for {
+		n, err := unix.Read(r.fd, b[:min(len(b), r.left)])
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return 0, err
+		case n == 0:
+			return 0, io.ErrUnexpectedEOF
+		}
+		r.left -= n
+		return n, nil
+	}
+}
