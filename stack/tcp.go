@@ -335,5 +335,5 @@ func (f *tcpFlow) resolve() {
 	defer cancel()
 	c := gonet.NewTCPConn(&f.queue, f.ep)
 	defer c.Close()
-	f.ns.gw.resolver.ServeStream(ctx, c)
+	f.ns.gw.resolver.ServeStream(ctx, f.ns.gw.asks(f.entry.key), c)
 }

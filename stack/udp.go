@@ -122,7 +122,7 @@ func (ns *netstack) resolve(key flowKey, query []byte) {
 	}
 	go func() {
 		defer ns.flows.wg.Done()
-		answer := ns.gw.resolver.Answer(ns.ctx, query)
+		answer := ns.gw.resolver.Answer(ns.ctx, ns.gw.asks(key), query)
 		if answer == nil {
 			return
 		}

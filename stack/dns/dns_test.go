@@ -5,6 +5,7 @@ package dns
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -143,7 +144,7 @@ func TestAnswer_ForwardsAndKeepsTheIdentifier(t *testing.T) {
 		says("hello")(w, q)
 	})
 	r := New(Config{ResolvConf: resolvConf(t, "# comment", "nameserver 127.0.0.1", "search example.org"), Port: port, Timeout: patience})
-	m := unpack(t, r.Answer(t.Context(), question(t, nil)))
+	m := unpack(t, r.Answer(t.Context(), Query{}, question(t, nil)))
 	if len(m.Answer) != 1 || m.Answer[0].(*dns.TXT).Txt[0] != "hello" {
 		t.Errorf("answer: %v", m)
 	}
@@ -160,7 +161,7 @@ func TestAnswer_PassesEDNSOptions(t *testing.T) {
 		says("x")(w, q)
 	})
 	r := New(Config{ResolvConf: resolvConf(t, "nameserver 127.0.0.1"), Port: port, Timeout: patience})
-	r.Answer(t.Context(), question(t, func(q *dns.Msg) {
+	r.Answer(t.Context(), Query{}, question(t, func(q *dns.Msg) {
 		q.SetEdns0(4096, true)
 		q.IsEdns0().Option = append(q.IsEdns0().Option, &dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "0102030405060708"})
 	}))
@@ -185,13 +186,13 @@ func TestAnswer_AsksAgainOverTCPWhenTruncated(t *testing.T) {
 	})
 	r := New(Config{ResolvConf: resolvConf(t, "nameserver 127.0.0.1"), Port: port, Timeout: patience})
 	t.Run("the container takes it all", func(t *testing.T) {
-		m := unpack(t, r.Answer(t.Context(), question(t, func(q *dns.Msg) { q.SetEdns0(4096, false) })))
+		m := unpack(t, r.Answer(t.Context(), Query{}, question(t, func(q *dns.Msg) { q.SetEdns0(4096, false) })))
 		if m.Truncated || len(m.Answer) != 3 {
 			t.Errorf("truncated %v, %d answers", m.Truncated, len(m.Answer))
 		}
 	})
 	t.Run("the container takes 512 bytes", func(t *testing.T) {
-		b := r.Answer(t.Context(), question(t, nil))
+		b := r.Answer(t.Context(), Query{}, question(t, nil))
 		if m := unpack(t, b); !m.Truncated || len(b) > 512 {
 			t.Errorf("truncated %v, %d bytes", m.Truncated, len(b))
 		}
@@ -213,8 +214,8 @@ func TestAnswer_TriesTheNextServer(t *testing.T) {
 			fake(t, "127.0.0.1", &port, says("second"), "udp")
 			fake(t, "127.0.0.2", &port, func(w dns.ResponseWriter, q *dns.Msg) { asked.Add(1); first(w, q) }, "udp")
 			r := New(Config{ResolvConf: resolvConf(t, "nameserver 127.0.0.2", "nameserver 127.0.0.1"), Port: port, Timeout: 300 * time.Millisecond})
-			for range 2 {
-				m := unpack(t, r.Answer(t.Context(), question(t, nil)))
+			for _, name := range []string{"one.example.", "two.example."} { // the same twice would be in the cache
+				m := unpack(t, r.Answer(t.Context(), Query{}, question(t, func(q *dns.Msg) { q.Question[0].Name = name })))
 				if len(m.Answer) != 1 {
 					t.Errorf("answer: %v", m)
 				}
@@ -235,7 +236,7 @@ func TestAnswer_NXDOMAINIsAnAnswer(t *testing.T) {
 	fake(t, "127.0.0.1", &port, fails(dns.RcodeNameError), "udp")
 	fake(t, "127.0.0.2", &port, says("wrong"), "udp")
 	r := New(Config{ResolvConf: resolvConf(t, "nameserver 127.0.0.1", "nameserver 127.0.0.2"), Port: port, Timeout: patience})
-	if m := unpack(t, r.Answer(t.Context(), question(t, nil))); m.Rcode != dns.RcodeNameError {
+	if m := unpack(t, r.Answer(t.Context(), Query{}, question(t, nil))); m.Rcode != dns.RcodeNameError {
 		t.Errorf("answer: %v", m)
 	}
 }
@@ -254,7 +255,7 @@ func TestAnswer_SERVFAILWhenNobodyAnswers(t *testing.T) {
 			port := netip.MustParseAddrPort(c.LocalAddr().String()).Port()
 			c.Close()
 			r := New(Config{ResolvConf: resolvConf(t, lines...), Port: port, Timeout: patience})
-			m := unpack(t, r.Answer(t.Context(), question(t, nil)))
+			m := unpack(t, r.Answer(t.Context(), Query{}, question(t, nil)))
 			if m.Rcode != dns.RcodeServerFailure || len(m.Question) != 1 {
 				t.Errorf("answer: %v", m)
 			}
@@ -283,7 +284,7 @@ func TestAnswer_IgnoresForgedAnswers(t *testing.T) {
 		says("true")(w, q)
 	}, "udp")
 	r := New(Config{ResolvConf: resolvConf(t, "nameserver 127.0.0.1"), Port: port, Timeout: patience})
-	m := unpack(t, r.Answer(t.Context(), question(t, nil)))
+	m := unpack(t, r.Answer(t.Context(), Query{}, question(t, nil)))
 	if len(m.Answer) != 1 || m.Answer[0].(*dns.TXT).Txt[0] != "true" {
 		t.Errorf("answer: %v", m)
 	}
@@ -299,7 +300,7 @@ func TestAnswer_DropsWhatIsNoQuery(t *testing.T) {
 		"two questions": question(t, func(q *dns.Msg) { q.Question = append(q.Question, q.Question[0]) }),
 		"cut":           question(t, nil)[:20],
 	} {
-		if got := r.Answer(t.Context(), b); got != nil {
+		if got := r.Answer(t.Context(), Query{}, b); got != nil {
 			t.Errorf("%s: answered % x", name, got)
 		}
 	}
@@ -310,7 +311,7 @@ func TestAnswer_DropsWhatIsNoQuery(t *testing.T) {
 
 func TestAnswer_OtherOpcodesAreNotImplemented(t *testing.T) {
 	r := New(Config{ResolvConf: resolvConf(t)})
-	m := unpack(t, r.Answer(t.Context(), question(t, func(q *dns.Msg) { q.Opcode = dns.OpcodeNotify })))
+	m := unpack(t, r.Answer(t.Context(), Query{}, question(t, func(q *dns.Msg) { q.Opcode = dns.OpcodeNotify })))
 	if m.Rcode != dns.RcodeNotImplemented || m.Opcode != dns.OpcodeNotify {
 		t.Errorf("answer: %v", m)
 	}
@@ -324,20 +325,29 @@ func TestAnswer_BoundsQueriesInFlight(t *testing.T) {
 		<-out
 		says("x")(w, q)
 	}, "udp")
-	r := New(Config{ResolvConf: resolvConf(t, "nameserver 127.0.0.1"), Port: port, Timeout: patience, MaxQueries: 2})
+	r := New(Config{ResolvConf: resolvConf(t, "nameserver 127.0.0.1"), Port: port, Timeout: patience, MaxQueries: 4})
 	var wg sync.WaitGroup
-	for range 2 {
+	from := func(i int) Query { return Query{From: netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})} }
+	asks := func(i int) []byte {
+		return question(t, func(q *dns.Msg) { q.Question[0].Name = fmt.Sprintf("q%d.example.", i) })
+	}
+	for i := range 4 {
+		if i == 2 {
+			if b := r.Answer(t.Context(), from(0), asks(9)); b != nil {
+				t.Errorf("a container took more than half: % x", b)
+			}
+		}
 		wg.Go(func() {
-			if r.Answer(t.Context(), question(t, nil)) == nil {
+			if r.Answer(t.Context(), from(i/2), asks(i)) == nil {
 				t.Error("no answer")
 			}
 		})
 		<-in
 	}
-	if b := r.Answer(t.Context(), question(t, nil)); b != nil {
-		t.Errorf("a third query was answered: % x", b)
+	if b := r.Answer(t.Context(), from(2), asks(9)); b != nil {
+		t.Errorf("a fifth query was answered: % x", b)
 	}
-	if s := r.Stats(); s.Overload != 1 {
+	if s := r.Stats(); s.Overload != 2 {
 		t.Errorf("stats: %+v", s)
 	}
 	close(out)
@@ -354,7 +364,7 @@ func TestAnswer_EndsWithItsContext(t *testing.T) {
 		<-asked
 		cancel()
 	}()
-	if b := r.Answer(ctx, question(t, nil)); b != nil {
+	if b := r.Answer(ctx, Query{}, question(t, nil)); b != nil {
 		t.Errorf("answered % x", b)
 	}
 }

@@ -25,7 +25,14 @@ type query struct {
 	wire     []byte // the message; its identifier is the container's
 	end      int    // where the question section ends
 	opcode   int
+	question dns.Question
 	datagram int // the largest datagram that the container takes as an answer, in bytes
+
+	// Of EDNS (RFC 6891).
+	edns    bool
+	version uint8
+	do      bool // DNSSEC records are wanted
+	options bool // there are some: the answer may be for this query alone
 }
 
 // parseQuery reads a container's message. It is the first to look at these bytes.
@@ -41,11 +48,53 @@ func parseQuery(b []byte) (query, error) {
 	if err != nil || end+questionEnd > len(b) {
 		return query{}, errMalformed
 	}
-	q := query{wire: b, end: end + questionEnd, opcode: m.Opcode, datagram: plainUDP}
+	q := query{wire: b, end: end + questionEnd, opcode: m.Opcode, question: m.Question[0], datagram: plainUDP}
 	if opt := m.IsEdns0(); opt != nil {
 		q.datagram = max(q.datagram, int(opt.UDPSize()))
+		q.edns, q.version, q.do, q.options = true, opt.Version(), opt.Do(), len(opt.Option) > 0
 	}
 	return q, nil
+}
+
+// key is what queries have in common that one answer does for; none for a query that has to be asked by itself. The identifier, the case of
+// letters and the size of datagrams are not in it.
+func (q *query) key() (string, bool) {
+	if q.opcode != dns.OpcodeQuery || q.options || q.version != 0 {
+		return "", false
+	}
+	name := q.wire[headerSize : q.end-questionEnd]
+	for i := 0; i < len(name); i += 1 + int(name[i]) {
+		if name[i] > 63 {
+			return "", false // a pointer, which answers could not repeat
+		}
+	}
+	key := make([]byte, 0, len(name)+questionEnd+2)
+	for _, c := range name { // the lengths in between are below any letter
+		if 'A' <= c && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		key = append(key, c)
+	}
+	key = append(key, q.wire[q.end-questionEnd:q.end]...)
+	const rd, adAndCD = 0x01, 0x30
+	flags := byte(0)
+	if q.edns {
+		flags |= 1
+	}
+	if q.do {
+		flags |= 2
+	}
+	return string(append(key, q.wire[2]&rd|q.wire[3]&adAndCD, flags)), true
+}
+
+// readdressed is an answer to another query with the same key as the answer to this one. It is a copy.
+func (q *query) readdressed(answer []byte) []byte {
+	b := bytes.Clone(answer)
+	binary.BigEndian.PutUint16(b, q.id())
+	if binary.BigEndian.Uint16(b[4:]) > 0 {
+		copy(b[headerSize:q.end], q.wire[headerSize:q.end]) // in this query's case of letters
+	}
+	return b
 }
 
 func (q *query) id() uint16 { return binary.BigEndian.Uint16(q.wire) }
@@ -75,13 +124,20 @@ func (q *query) answeredBy(b []byte, id uint16) bool {
 func rcode(b []byte) int      { return int(b[3] & 15) }
 func truncated(b []byte) bool { return b[2]&2 != 0 }
 
-// refusal is an answer without records: the header and the question, with rc as response code.
+// ednsSize is how large a datagram the gateway takes (DNS flag day 2020).
+const ednsSize = 1232
+
+// refusal is an answer without records: the header and the question, with rc as response code, and EDNS where the query has it.
 func (q *query) refusal(rc int) []byte {
 	b := bytes.Clone(q.wire[:q.end])
 	b[2] = b[2]&0x79 | 0x80 // QR; opcode and RD stay, AA and TC do not
 	b[3] = 0x80 | byte(rc)  // RA
 	binary.BigEndian.PutUint16(b[4:], 1)
 	clear(b[6:headerSize])
+	if q.edns {
+		b[headerSize-1] = 1
+		b = append(b, 0, 0, byte(dns.TypeOPT), ednsSize>>8, ednsSize&0xff, 0, 0, 0, 0, 0, 0) // the root; type; size; flags; no options
+	}
 	return b
 }
 

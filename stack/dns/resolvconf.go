@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -36,6 +37,8 @@ type conf struct {
 	servers  []*server
 	timeout  time.Duration // for one server; zero is none given
 	attempts int
+
+	generation uint64 // grows when the servers are others
 }
 
 // fileID tells versions of a file apart. The zero value is a file that is not there.
@@ -77,6 +80,12 @@ func (f *follower) get() *conf {
 	}
 	if err != nil {
 		f.log.Warn("the host's resolvers are unknown: trying its loopback, as its own programs do", "file", f.path, "err", err)
+	}
+	if f.current != nil {
+		c.generation = f.current.generation
+		if !slices.EqualFunc(f.current.servers, c.servers, func(a, b *server) bool { return a.addr == b.addr }) {
+			c.generation++
+		}
 	}
 	f.current = c
 	return c

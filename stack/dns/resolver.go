@@ -5,10 +5,7 @@ package dns
 import (
 	"context"
 	"encoding/binary"
-	"errors"
-	"io"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
@@ -34,19 +31,53 @@ type Config struct {
 type Stats struct {
 	Queries   uint64 `json:"queries"`
 	Answered  uint64 `json:"answered"`  // by a server, whatever it said
+	Local     uint64 `json:"local"`     // answered from the zone
+	Cached    uint64 `json:"cached"`    // answered from the cache
+	Shared    uint64 `json:"shared"`    // got the answer to the same question of another, asked at the same time
+	Refused   uint64 `json:"refused"`   // names outside the zone, for containers that may not ask for them
 	Failed    uint64 `json:"failed"`    // no server answered: SERVFAIL
 	Retried   uint64 `json:"retried"`   // asked again over TCP because the answer was truncated
 	Malformed uint64 `json:"malformed"` // dropped: not a query
 	Overload  uint64 `json:"overload"`  // dropped: too many in flight
 }
 
-// Resolver forwards queries. All methods are safe for concurrent use.
-type Resolver struct {
-	cfg   Config
-	file  follower
-	slots chan struct{} // one element for every query in flight
+// Query is who asks, and where.
+type Query struct {
+	From   netip.Addr // the container
+	At     netip.Addr // the gateway's address that it asked
+	Closed bool       // it may not resolve names outside the zone
+}
 
-	queries, answered, failed, retried, malformed, overload atomic.Uint64
+// Resolver answers from the zone and forwards other queries. All methods are safe for concurrent use.
+type Resolver struct {
+	cfg     Config
+	file    follower
+	zone    atomic.Pointer[Zone]
+	cache   cache
+	servers upstream
+
+	queries, answered, local, cached, shared atomic.Uint64
+	refused, failed, retried                 atomic.Uint64
+	malformed, overload                      atomic.Uint64
+
+	mu      sync.Mutex
+	asking  int                // queries that wait for a server
+	each    map[netip.Addr]int // of them, a container's
+	flights map[flightKey]*flight
+}
+
+// flightKey tells apart what one answer of a server does not do for, beside the key of a query.
+type flightKey struct {
+	key        string
+	generation uint64
+	stream     bool
+	datagram   int
+}
+
+// flight is a query on its way to the servers. answer is constant once done is closed; nil: whoever asked has given up.
+type flight struct {
+	done   chan struct{}
+	answer []byte
 }
 
 // New makes a Resolver. It opens nothing: the file is read with the first query.
@@ -67,9 +98,11 @@ func New(c Config) *Resolver {
 		c.Log = slog.Default()
 	}
 	return &Resolver{
-		cfg:   c,
-		file:  follower{path: c.ResolvConf, port: c.Port, log: c.Log},
-		slots: make(chan struct{}, c.MaxQueries),
+		cfg:     c,
+		file:    follower{path: c.ResolvConf, port: c.Port, log: c.Log},
+		servers: upstream{control: c.Control},
+		each:    make(map[netip.Addr]int),
+		flights: make(map[flightKey]*flight),
 	}
 }
 
@@ -78,6 +111,10 @@ func (r *Resolver) Stats() Stats {
 	return Stats{
 		Queries:   r.queries.Load(),
 		Answered:  r.answered.Load(),
+		Local:     r.local.Load(),
+		Cached:    r.cached.Load(),
+		Shared:    r.shared.Load(),
+		Refused:   r.refused.Load(),
 		Failed:    r.failed.Load(),
 		Retried:   r.retried.Load(),
 		Malformed: r.malformed.Load(),
@@ -85,15 +122,18 @@ func (r *Resolver) Stats() Stats {
 	}
 }
 
+// SetZone replaces the zone that the resolver answers from by itself; nil: there is none.
+func (r *Resolver) SetZone(z *Zone) { r.zone.Store(z) }
+
 // Answer returns the answer to the query in a datagram, or nil when there is to be none: the datagram is no query, or too
 // many queries are in flight, or ctx ended. It does not keep b.
-func (r *Resolver) Answer(ctx context.Context, b []byte) []byte {
+func (r *Resolver) Answer(ctx context.Context, who Query, b []byte) []byte {
 	q, err := parseQuery(b)
 	if err != nil {
 		r.malformed.Add(1)
 		return nil
 	}
-	answer := r.answer(ctx, q, false)
+	answer := r.answer(ctx, who, q, false)
 	if answer == nil {
 		return nil
 	}
@@ -103,16 +143,27 @@ func (r *Resolver) Answer(ctx context.Context, b []byte) []byte {
 // streamIdle is how long a connection without a query is kept (RFC 7766 section 6.2.3 asks for a few seconds).
 const streamIdle = 10 * time.Second
 
-// ServeStream answers the queries on c, one after the other, until the container closes it, is idle, or sends what is no query.
-// It returns soon after ctx is done. The caller closes c.
-func (r *Resolver) ServeStream(ctx context.Context, c net.Conn) {
-	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Now()) })
-	defer stop()
-	// The second look at ctx is for an end between the first and the new deadline, which would undo that of stop.
-	extend := func() bool {
-		return ctx.Err() == nil && c.SetDeadline(time.Now().Add(streamIdle)) == nil && ctx.Err() == nil
+// streamQueries is how many queries of one connection are answered at a time; more wait to be read.
+const streamQueries = 64
+
+// ServeStream answers the queries on c, each as soon as its answer is there (RFC 7766 section 6.2.1.1), until the container closes it, is
+// idle, or sends what is no query; what was asked by then is answered first. It returns soon after ctx is done. The caller closes c.
+func (r *Resolver) ServeStream(ctx context.Context, who Query, c net.Conn) {
+	ctx, cancel := context.WithCancel(ctx)
+	var answers sync.WaitGroup
+	broken := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Now()) })
+	defer func() {
+		answers.Wait()
+		broken()
+		cancel()
+	}()
+	// The second look at ctx is for an end between the first and the new deadline, which would undo that of broken.
+	within := func(set func(time.Time) error) bool {
+		return ctx.Err() == nil && set(time.Now().Add(streamIdle)) == nil && ctx.Err() == nil
 	}
-	for extend() {
+	slots := make(chan struct{}, streamQueries)
+	var writing sync.Mutex
+	for within(c.SetReadDeadline) {
 		b, err := readStream(c)
 		if err != nil {
 			return
@@ -122,27 +173,115 @@ func (r *Resolver) ServeStream(ctx context.Context, c net.Conn) {
 			r.malformed.Add(1)
 			return
 		}
-		answer := r.answer(ctx, q, true)
-		if answer == nil || !extend() || writeStream(c, answer) != nil {
-			return
+		slots <- struct{}{}
+		answers.Go(func() {
+			defer func() { <-slots }()
+			answer := r.answer(ctx, who, q, true)
+			writing.Lock()
+			defer writing.Unlock()
+			if answer == nil || !within(c.SetWriteDeadline) || writeStream(c, answer) != nil {
+				cancel() // of no use any more
+			}
+		})
+	}
+}
+
+// answer answers from the zone, from the cache, or with what a server says. nil means to be silent.
+func (r *Resolver) answer(ctx context.Context, who Query, q query, stream bool) []byte {
+	r.queries.Add(1)
+	if q.opcode != dns.OpcodeQuery {
+		return q.refusal(dns.RcodeNotImplemented)
+	}
+	if z := r.zone.Load(); z != nil {
+		if b := z.answer(&q, who); b != nil {
+			r.local.Add(1)
+			return b
+		}
+	}
+	if who.Closed {
+		r.refused.Add(1)
+		return q.refusal(dns.RcodeRefused)
+	}
+	c := r.file.get()
+	key, keyed := q.key()
+	if keyed {
+		if b := r.cache.get(c.generation, key, &q, time.Now()); b != nil {
+			r.cached.Add(1)
+			return b
+		}
+	}
+	if !r.begin(who.From) {
+		r.overload.Add(1)
+		return nil
+	}
+	defer r.end(who.From)
+	if !keyed {
+		return r.forward(ctx, c, q, stream)
+	}
+	return r.share(ctx, flightKey{key, c.generation, stream, q.datagram}, c, q)
+}
+
+// begin counts a query that waits for a server. No means that there are too many, of which a container may have half.
+func (r *Resolver) begin(from netip.Addr) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.asking >= r.cfg.MaxQueries || r.each[from] >= max(1, r.cfg.MaxQueries/2) {
+		return false
+	}
+	r.asking++
+	r.each[from]++
+	return true
+}
+
+func (r *Resolver) end(from netip.Addr) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.asking--
+	if r.each[from]--; r.each[from] == 0 {
+		delete(r.each, from)
+	}
+}
+
+// share has a question asked once for all who ask it at the same time.
+func (r *Resolver) share(ctx context.Context, k flightKey, c *conf, q query) []byte {
+	for {
+		r.mu.Lock()
+		f := r.flights[k]
+		if f == nil {
+			f = &flight{done: make(chan struct{})}
+			r.flights[k] = f
+			r.mu.Unlock()
+			return r.fly(ctx, k, f, c, q)
+		}
+		r.mu.Unlock()
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			return nil
+		}
+		if f.answer != nil {
+			r.shared.Add(1)
+			return q.readdressed(f.answer)
 		}
 	}
 }
 
-// answer asks the servers. nil means to be silent.
-func (r *Resolver) answer(ctx context.Context, q query, stream bool) []byte {
-	r.queries.Add(1)
-	select {
-	case r.slots <- struct{}{}:
-		defer func() { <-r.slots }()
-	default:
-		r.overload.Add(1)
-		return nil
+// fly asks for all who share f, and keeps the answer.
+func (r *Resolver) fly(ctx context.Context, k flightKey, f *flight, c *conf, q query) []byte {
+	answer := r.forward(ctx, c, q, k.stream)
+	if answer != nil {
+		r.cache.put(k.generation, k.key, &q, answer, time.Now())
 	}
-	if q.opcode != dns.OpcodeQuery {
-		return q.refusal(dns.RcodeNotImplemented)
-	}
-	c := r.file.get()
+	r.mu.Lock()
+	delete(r.flights, k)
+	r.mu.Unlock()
+	f.answer = answer
+	close(f.done)
+	return answer
+}
+
+// forward asks the servers. nil means that ctx has ended.
+func (r *Resolver) forward(ctx context.Context, c *conf, q query, stream bool) []byte {
 	timeout := r.cfg.Timeout
 	if c.timeout > 0 {
 		timeout = min(timeout, c.timeout)
@@ -150,7 +289,7 @@ func (r *Resolver) answer(ctx context.Context, q query, stream bool) []byte {
 	var unwilling []byte // an answer of a server that could not or would not help
 	for range c.attempts {
 		for _, s := range c.order() {
-			b, err := r.ask(ctx, s.addr, q, stream, timeout)
+			b, err := r.servers.ask(ctx, s.addr, q, stream, timeout, func() { r.retried.Add(1) })
 			switch {
 			case ctx.Err() != nil:
 				return nil
@@ -176,85 +315,4 @@ func (r *Resolver) answer(ctx context.Context, q query, stream bool) []byte {
 	}
 	r.failed.Add(1)
 	return q.refusal(dns.RcodeServerFailure)
-}
-
-// ask asks one server: a query from a datagram by datagram, and again over TCP if the answer was truncated; a query from a
-// connection over TCP, and by datagram where the server has none.
-func (r *Resolver) ask(ctx context.Context, s netip.AddrPort, q query, stream bool, timeout time.Duration) ([]byte, error) {
-	if stream {
-		b, err := r.exchange(ctx, "tcp", s, q, timeout)
-		if !errors.Is(err, syscall.ECONNREFUSED) {
-			return b, err
-		}
-		return r.exchange(ctx, "udp", s, q, timeout)
-	}
-	b, err := r.exchange(ctx, "udp", s, q, timeout)
-	if err != nil || !truncated(b) {
-		return b, err
-	}
-	r.retried.Add(1)
-	if whole, err := r.exchange(ctx, "tcp", s, q, timeout); err == nil {
-		return whole, nil
-	}
-	return b, nil
-}
-
-var messages = sync.Pool{New: func() any { return new([maxMessage]byte) }}
-
-// exchange sends q with an identifier of its own and returns the answer to it, in memory of its own.
-func (r *Resolver) exchange(ctx context.Context, network string, s netip.AddrPort, q query, timeout time.Duration) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	d := net.Dialer{Control: r.cfg.Control}
-	c, err := d.DialContext(ctx, network, s.String())
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
-	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Now()) })
-	defer stop()
-	id := uint16(rand.Uint32())
-	out := q.withID(id)
-	if network == "tcp" {
-		if err := writeStream(c, out); err != nil {
-			return nil, err
-		}
-		b, err := readStream(c)
-		if err == nil && !q.answeredBy(b, id) {
-			return nil, errMalformed
-		}
-		return b, err
-	}
-	if _, err := c.Write(out); err != nil {
-		return nil, err
-	}
-	buf := messages.Get().(*[maxMessage]byte)
-	defer messages.Put(buf)
-	for {
-		n, err := c.Read(buf[:])
-		if err != nil {
-			return nil, err
-		}
-		if q.answeredBy(buf[:n], id) { // anything else is a stray or a forgery: wait for the answer
-			return append([]byte(nil), buf[:n]...), nil
-		}
-	}
-}
-
-// readStream reads [length 2][message] (RFC 1035 section 4.2.2).
-func readStream(c net.Conn) ([]byte, error) {
-	var size [2]byte
-	if _, err := io.ReadFull(c, size[:]); err != nil {
-		return nil, err
-	}
-	b := make([]byte, binary.BigEndian.Uint16(size[:]))
-	_, err := io.ReadFull(c, b)
-	return b, err
-}
-
-func writeStream(c net.Conn, b []byte) error {
-	out := make([]byte, 2, 2+len(b))
-	binary.BigEndian.PutUint16(out, uint16(len(b)))
-	_, err := c.Write(append(out, b...))
-	return err
 }
