@@ -59,7 +59,7 @@ func TestClient_GetsWhatTheBackendSays(t *testing.T) {
 	if err := c.Detach(ctx, "web"); err != nil {
 		t.Errorf("Detach: %v", err)
 	}
-	if !slices.Equal(b.attached, []AttachRequest{req}) || !slices.Equal(b.detached, []string{"web"}) {
+	if !reflect.DeepEqual(b.attached, []AttachRequest{req}) || !slices.Equal(b.detached, []string{"web"}) {
 		t.Errorf("the backend was asked to attach %+v and detach %q", b.attached, b.detached)
 	}
 }
@@ -229,16 +229,15 @@ func TestJSONNames_AreStable(t *testing.T) {
 	}{
 		{Status{}, "version state problem since pid node_id public_ip interface port subnet network gateway backend mtu public_ipv6 subnet6 network6 gateway6 ephemeral runtime_dir state_dir subnet_file store attachments peers counters"},
 		{StoreStatus{}, "endpoints prefix embedded connected since error"},
-		{Attachment{}, "name pid netns ifname addr addr6 mac gateway gateway6 mtu default_route whole_subnet problem since counters"},
-		{AttachRequest{}, "pid netns name addr ifname mac no_default_route gateway"},
+		{Attachment{}, "name pid netns ifname addr addr6 mac gateway gateway6 mtu default_route whole_subnet problem since counters isolate allow_from allow_to egress host_access"},
+		{AttachRequest{}, "pid netns name addr ifname mac no_default_route gateway isolate allow_from allow_to egress host_access"},
 		{Peer{}, "subnet public_ip port mtu path_mtu subnet6 public_ipv6 path_mtu6 node_id stock backend problem counters"},
 		{Error{}, "error code"},
 	}
 	for _, tt := range tests {
 		var names []string
-		typ := reflect.TypeOf(tt.v)
-		for i := range typ.NumField() {
-			if f := typ.Field(i); f.IsExported() {
+		for _, f := range reflect.VisibleFields(reflect.TypeOf(tt.v)) {
+			if f.IsExported() && !f.Anonymous {
 				name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 				names = append(names, name)
 			}
@@ -321,6 +320,7 @@ func FuzzDecodeAttach(f *testing.F) {
 	f.Add(`{"pid":3}`)
 	f.Add(`{"netns":"/x","name":"web","addr":"10.213.7.2","ifname":"eth0","mac":"02:00:00:00:00:01","no_default_route":true}`)
 	f.Add(`{"pid":3}{"pid":4}`)
+	f.Add(`{"pid":3,"isolate":true,"allow_from":["10.213.7.0/24:80/tcp"],"egress":["deny"],"host_access":[5432]}`)
 	f.Add(`{"pid":3,"colour":"red"}`)
 	f.Add(`[`)
 	f.Fuzz(func(t *testing.T, body string) {
@@ -339,7 +339,7 @@ func FuzzDecodeAttach(f *testing.F) {
 			t.Fatalf("%+v: %v", req, err)
 		}
 		again, err := decodeAttach(strings.NewReader(string(b)))
-		if err != nil || again != req {
+		if err != nil || !reflect.DeepEqual(again, req) {
 			t.Errorf("%s decodes to %+v, %v, not to itself", b, again, err)
 		}
 	})

@@ -95,6 +95,7 @@ type Attachment struct {
 	Problem      string            `json:"problem,omitempty"`      // what of it may not work; empty when all is well
 	Since        time.Time         `json:"since"`
 	Counters     map[string]uint64 `json:"counters,omitempty"`
+	Policy
 }
 
 // AttachRequest asks for an attachment. Exactly one of PID and Netns is given; what else is left out is chosen by the node.
@@ -108,6 +109,7 @@ type AttachRequest struct {
 	NoDefaultRoute bool   `json:"no_default_route,omitempty"`
 	// Gateway routes the whole subnet to the namespace, which has a bridge of its own in it. It gets no default route.
 	Gateway bool `json:"gateway,omitempty"`
+	Policy
 }
 
 // Peer is another node as the store describes it.
@@ -158,6 +160,14 @@ func (r AttachRequest) Validate() error {
 	}
 	if r.Gateway && r.NoDefaultRoute {
 		return Errorf(CodeInvalid, "the gateway of the whole subnet is to get no default route, and gets none in any case: leave --no-default-route out")
+	}
+	if r.Gateway {
+		if err := r.checkGateway(); err != nil {
+			return err
+		}
+	}
+	if err := r.Policy.Validate(); err != nil {
+		return err
 	}
 	if r.Addr != "" {
 		addr, err := netip.ParseAddr(r.Addr)

@@ -122,12 +122,14 @@ func (n *Node) describeLocked(a *attachment) api.Attachment {
 		WholeSubnet:  s.Gateway,
 		Problem:      n.troubleLocked(a),
 		Since:        s.Since,
+		Policy:       s.Policy,
 	}
 	if s.Addr6.IsValid() {
 		d.Addr6, d.Gateway6 = s.Addr6.String(), gatewayAddr(s.Addr6).String()
 	}
 	if a.link != nil {
 		d.Counters = numbers(a.link.Stats())
+		d.Counters["policy_denied"] = a.port.Refused()
 	}
 	return d
 }

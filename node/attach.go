@@ -129,7 +129,7 @@ func (n *Node) openNamespace(r api.AttachRequest) (namespace, error) {
 // outlives this daemon is always known to the next one.
 func (n *Node) reserve(r api.AttachRequest, ns namespace) (*attachment, error) {
 	s := savedAttachment{Name: r.Name, PID: r.PID, Netns: r.Netns, Inode: ns.Inode(), IfName: r.IfName,
-		NoDefault: r.NoDefaultRoute || r.Gateway, Gateway: r.Gateway, Since: time.Now()}
+		NoDefault: r.NoDefaultRoute || r.Gateway, Gateway: r.Gateway, Since: time.Now(), Policy: r.Policy}
 	if s.Name == "" {
 		s.Name = defaultName(r)
 	}
@@ -271,8 +271,13 @@ func (n *Node) enter(a *attachment, l link, exit exitWatch, mtu int) error {
 	if a.saved.Gateway {
 		c.Errors = dummyAddr
 	}
+	drop, err := n.setPolicy(a.saved, &c)
+	if err != nil {
+		return err
+	}
 	port, err := n.path.AddPort(c)
 	if err != nil {
+		drop()
 		return err
 	}
 	n.mu.Lock()
@@ -283,6 +288,7 @@ func (n *Node) enter(a *attachment, l link, exit exitWatch, mtu int) error {
 	n.mu.Unlock()
 	if err != nil {
 		n.path.RemovePort(port)
+		drop()
 		return err
 	}
 	n.watchers.Go(func() {
@@ -328,6 +334,7 @@ func (n *Node) leave(a *attachment, why string) (bool, error) {
 	for _, p := range a.saved.sources() {
 		n.gateway.Release(p)
 	}
+	n.gateway.DropPolicy(a.saved.addrs())
 
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -469,7 +476,7 @@ func (n *Node) adopt() error {
 var errBadEntry = errors.New("its entry in the state file is not valid")
 
 func (n *Node) adoptOne(s savedAttachment) (err error) {
-	r := api.AttachRequest{PID: s.PID, Netns: s.Netns, Name: s.Name, IfName: s.IfName, MAC: s.MAC}
+	r := api.AttachRequest{PID: s.PID, Netns: s.Netns, Name: s.Name, IfName: s.IfName, MAC: s.MAC, Policy: s.Policy}
 	if err := r.Validate(); err != nil {
 		return fmt.Errorf("%w: %w", errBadEntry, err)
 	}

@@ -34,6 +34,8 @@ type gateway interface {
 	packet.Sender
 	SetAddresses([]netip.Addr) error
 	Release(containers netip.Prefix)
+	SetPolicy(containers []netip.Addr, p stack.Policy)
+	DropPolicy(containers []netip.Addr)
 }
 
 // namespace is a container's network namespace.

@@ -21,6 +21,7 @@ import (
 	"github.com/rootless-ovl/rootless-ovl/internal/tap"
 	"github.com/rootless-ovl/rootless-ovl/lease"
 	"github.com/rootless-ovl/rootless-ovl/nsutil"
+	"github.com/rootless-ovl/rootless-ovl/stack"
 )
 
 // world is the containers of a test host and the node's packet path.
@@ -30,6 +31,7 @@ type world struct {
 	ports      map[*forwarder.Port]forwarder.PortConfig
 	table      forwarder.TableConfig
 	released   []netip.Prefix
+	policies   map[netip.Addr]stack.Policy
 	own        []netip.Addr
 	addPortErr error
 	host       external     // the external interface; the loopback's if there is none
@@ -61,7 +63,7 @@ type container struct {
 }
 
 func newWorld() *world {
-	return &world{containers: make(map[int]*container), ports: make(map[*forwarder.Port]forwarder.PortConfig)}
+	return &world{containers: make(map[int]*container), ports: make(map[*forwarder.Port]forwarder.PortConfig), policies: make(map[netip.Addr]stack.Policy)}
 }
 
 func (w *world) start(pid int) *container {
@@ -377,6 +379,22 @@ func (w *world) Release(a netip.Prefix) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.released = append(w.released, a)
+}
+
+func (w *world) SetPolicy(containers []netip.Addr, p stack.Policy) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, a := range containers {
+		w.policies[a] = p
+	}
+}
+
+func (w *world) DropPolicy(containers []netip.Addr) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, a := range containers {
+		delete(w.policies, a)
+	}
 }
 
 // routed are the addresses that the table leads to ports.

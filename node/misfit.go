@@ -43,7 +43,7 @@ func (n *Node) refit(a *attachment, ns namespace) {
 	case errors.Is(err, nsutil.ErrNoTAP): // which adopting tells of
 	case err != nil:
 		n.log.Warn("the interface in the container was not changed to what the network has now", "name", s.Name, "where", s.where(), "err", err)
-	case s != a.saved:
+	case s.MTU != a.saved.MTU || s.Addr6 != a.saved.Addr6:
 		attrs := []any{"name", s.Name, "where", s.where(), "mtu", s.MTU, "mtu_before", a.saved.MTU}
 		if s.Addr6 != a.saved.Addr6 {
 			attrs = append(attrs, "addr6", s.Addr6.Addr())

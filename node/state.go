@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rootless-ovl/rootless-ovl/api"
 )
 
 // ErrLocked says that another daemon uses the state directory.
@@ -208,6 +210,7 @@ type savedAttachment struct {
 	NoDefault bool         `json:"no_default_route,omitempty"`
 	Gateway   bool         `json:"gateway,omitempty"` // of all of Addr's subnet
 	Since     time.Time    `json:"since"`
+	api.Policy
 }
 
 // savedLast is last-known.json: enough to forward on while the store is away at the next start, and our previous subnet.

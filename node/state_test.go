@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -100,7 +101,7 @@ func TestState_ComesBackAsWritten(t *testing.T) {
 	if found, err := readState(path, &got); !found || err != nil {
 		t.Fatal(found, err)
 	}
-	if got.LastAddr != want.LastAddr || len(got.Attachments) != 1 || got.Attachments[0] != want.Attachments[0] {
+	if got.LastAddr != want.LastAddr || len(got.Attachments) != 1 || !reflect.DeepEqual(got.Attachments[0], want.Attachments[0]) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	if names := dirNames(t, filepath.Dir(path)); len(names) != 1 {

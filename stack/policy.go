@@ -30,6 +30,10 @@ type policies map[netip.Addr]*Policy
 
 // SetPolicy says what the container with these addresses may reach. Flows that exist go on.
 func (g *Gateway) SetPolicy(containers []netip.Addr, p Policy) {
+	if p.Egress == nil && len(p.HostPorts) == 0 {
+		g.DropPolicy(containers)
+		return
+	}
 	p.HostPorts = slices.Clone(p.HostPorts)
 	if p.Egress != nil {
 		p.Egress = &Egress{Allow: slices.Clone(p.Egress.Allow)}
@@ -43,6 +47,9 @@ func (g *Gateway) SetPolicy(containers []netip.Addr, p Policy) {
 
 // DropPolicy forgets what SetPolicy was told of the container.
 func (g *Gateway) DropPolicy(containers []netip.Addr) {
+	if !slices.ContainsFunc(containers, func(a netip.Addr) bool { return g.policyOf(a) != nil }) {
+		return
+	}
 	g.changePolicies(func(m policies) {
 		for _, a := range containers {
 			delete(m, a)

@@ -87,6 +87,16 @@ func attachFlags(fs *pflag.FlagSet, req *api.AttachRequest) {
 	fs.StringVar(&req.Addr, "ip", "", "IPv4 `address` within the node's subnet (default: a free one)")
 	fs.StringVar(&req.IfName, "ifname", "", "`name` of the interface in the namespace (default eth0)")
 	fs.StringVar(&req.MAC, "mac", "", "MAC `address` of the interface (default: made from the address)")
+	policyFlags(fs, &req.Policy)
+}
+
+// policyFlags are what the attachment may reach and be reached from.
+func policyFlags(fs *pflag.FlagSet, p *api.Policy) {
+	fs.BoolVar(&p.Isolate, "isolate", false, "no connection from or to other containers of the overlay, but for --allow-from and --allow-to")
+	fs.StringSliceVar(&p.AllowFrom, "allow-from", nil, "only `rule`,... may connect to it: CIDR[:PORT[-PORT]][/tcp|udp|icmp]; may be repeated")
+	fs.StringSliceVar(&p.AllowTo, "allow-to", nil, "it may connect only to `rule`,... of the overlay, as in --allow-from; may be repeated")
+	fs.StringSliceVar(&p.Egress, "egress", nil, "what of the outside it may reach: `allow|deny|CIDR,...` (default allow)")
+	fs.IntSliceVar(&p.HostAccess, "host-access", nil, "`ports` of the gateway's address that lead to this host's loopback, comma-separated")
 }
 
 func parsePID(s string) (int, error) {

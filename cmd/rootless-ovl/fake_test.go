@@ -117,7 +117,8 @@ func newFakeDaemon() *fakeDaemon {
 		},
 		attachments: []api.Attachment{
 			{Name: "job7", Netns: "/run/user/1000/netns/x", IfName: "ovl0", Addr: "10.213.7.3/24", MAC: "02:00:0a:d5:07:03",
-				Gateway: "10.213.7.1", MTU: 1472, Since: start.Add(9*time.Minute + 55*time.Second)},
+				Gateway: "10.213.7.1", MTU: 1472, Since: start.Add(9*time.Minute + 55*time.Second),
+				Policy: api.Policy{Isolate: true, Egress: []string{"deny"}, HostAccess: []int{5432}}},
 			{Name: "web", PID: 815, IfName: "eth0", Addr: "10.213.7.2/24", MAC: "02:00:0a:d5:07:02",
 				Gateway: "10.213.7.1", MTU: 1472, DefaultRoute: true, Problem: "its MTU is 1430", Since: start.Add(-3 * time.Hour)},
 		},

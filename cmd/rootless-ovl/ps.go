@@ -26,9 +26,9 @@ func (a *app) psCommand() *cobra.Command {
 				return err
 			}
 			return a.print(list, func(w io.Writer) {
-				row(w, "NAME", "ADDRESS", "INTERFACE", "MAC", "PID", "NETNS", "AGE", "PROBLEM")
+				row(w, "NAME", "ADDRESS", "INTERFACE", "MAC", "PID", "NETNS", "AGE", "POLICY", "PROBLEM")
 				for _, att := range list {
-					row(w, att.Name, both(att.Addr, att.Addr6), att.IfName, att.MAC, number(att.PID), att.Netns, a.ago(att.Since), att.Problem)
+					row(w, att.Name, both(att.Addr, att.Addr6), att.IfName, att.MAC, number(att.PID), att.Netns, a.ago(att.Since), att.Summary(), att.Problem)
 				}
 			})
 		},

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"os/signal"
+	"reflect"
 	"strings"
 	"syscall"
 	"testing"
@@ -39,7 +40,7 @@ func TestRun_AttachesBeforeTheCommandAndDetachesAfterIt(t *testing.T) {
 	if got := b.daemon.notes.String(); got != want {
 		t.Errorf("steps %s\nwant  %s", got, want)
 	}
-	if want := (api.AttachRequest{PID: 1234, Name: "job", Addr: "10.213.7.9"}); b.daemon.attached[0] != want {
+	if want := (api.AttachRequest{PID: 1234, Name: "job", Addr: "10.213.7.9"}); !reflect.DeepEqual(b.daemon.attached[0], want) {
 		t.Errorf("asked for %+v, want %+v", b.daemon.attached[0], want)
 	}
 	if strings.Join(spec.Args, "|") != "sh|-c|exit 42" || !spec.MapRoot {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"strings"
 	"testing"
@@ -19,9 +20,9 @@ func TestCommands_PrintForPeople(t *testing.T) {
 		want string
 	}{
 		{[]string{"ps"}, `
-NAME  ADDRESS        INTERFACE  MAC                PID  NETNS                   AGE    PROBLEM
-job7  10.213.7.3/24  ovl0       02:00:0a:d5:07:03  -    /run/user/1000/netns/x  5s     -
-web   10.213.7.2/24  eth0       02:00:0a:d5:07:02  815  -                       3h10m  its MTU is 1430
+NAME  ADDRESS        INTERFACE  MAC                PID  NETNS                   AGE    POLICY                           PROBLEM
+job7  10.213.7.3/24  ovl0       02:00:0a:d5:07:03  -    /run/user/1000/netns/x  5s     isolate, egress deny, host 5432  -
+web   10.213.7.2/24  eth0       02:00:0a:d5:07:02  815  -                       3h10m  -                                its MTU is 1430
 `},
 		{[]string{"peers"}, `
 SUBNET          PUBLIC IP   PORT   MTU   PATH MTU  BACKEND  KIND          NODE ID  PROBLEM
@@ -131,6 +132,8 @@ func TestAttach_AsksForWhatTheFlagsSay(t *testing.T) {
 	b.must("attach", "--netns", "ns/x")
 	b.must("attach", "./ns/y")
 	b.must("attach", "--gateway", "816")
+	b.must("attach", "817", "--isolate", "--allow-from", "10.213.7.0/24:80-81/tcp,[fd00::/64]:80", "--allow-from", "10.213.9.9", "--allow-to", "10.213.9.0/24",
+		"--egress", "192.0.2.0/24,2001:db8::/32", "--host-access", "5432,8080")
 	wd, err := os.Getwd()
 	if err != nil {
 		t.Fatal(err)
@@ -140,12 +143,14 @@ func TestAttach_AsksForWhatTheFlagsSay(t *testing.T) {
 		{Netns: filepath.Join(wd, "ns/x")},
 		{Netns: filepath.Join(wd, "ns/y")},
 		{PID: 816, Gateway: true},
+		{PID: 817, Policy: api.Policy{Isolate: true, AllowFrom: []string{"10.213.7.0/24:80-81/tcp", "[fd00::/64]:80", "10.213.9.9"}, AllowTo: []string{"10.213.9.0/24"},
+			Egress: []string{"192.0.2.0/24", "2001:db8::/32"}, HostAccess: []int{5432, 8080}}},
 	}
 	if len(b.daemon.attached) != len(want) {
 		t.Fatalf("asked for %+v", b.daemon.attached)
 	}
 	for i, got := range b.daemon.attached {
-		if got != want[i] {
+		if !reflect.DeepEqual(got, want[i]) {
 			t.Errorf("asked for %+v, want %+v", got, want[i])
 		}
 	}
@@ -157,7 +162,7 @@ func TestCommands_PrintJSONWithStableNames(t *testing.T) {
 		want string
 	}{
 		{[]string{"status"}, "attachments backend counters ephemeral gateway interface mtu network node_id peers pid port public_ip runtime_dir since state state_dir store subnet subnet_file version"},
-		{[]string{"ps"}, "addr default_route gateway ifname mac mtu name netns since"},
+		{[]string{"ps"}, "addr default_route egress gateway host_access ifname isolate mac mtu name netns since"},
 		{[]string{"peers"}, "backend mtu node_id path_mtu port public_ip stock subnet"},
 		{[]string{"attach", "815"}, "addr default_route gateway ifname mac mtu name pid since"},
 		{[]string{"detach", "web"}, "detached"},
@@ -219,6 +224,15 @@ func TestErrors_AreOneLineWithARemedyAndAnExitStatus(t *testing.T) {
 		{[]string{"attach", "web"}, 2, []string{`"web" is not a pid`, "podman inspect"}},
 		{[]string{"attach", "/x", "--netns", "/y"}, 2, []string{"both /x and --netns /y"}},
 		{[]string{"attach", "5", "--gateway", "--ip", "10.213.7.3"}, 2, []string{"10.213.7.3", "whole subnet"}},
+		{[]string{"attach", "5", "--gateway", "--isolate"}, 2, []string{"--isolate", "whole subnet"}},
+		{[]string{"attach", "5", "--allow-from", "10.213.7.3/24"}, 2, []string{"--allow-from", "10.213.7.0/24"}},
+		{[]string{"attach", "5", "--allow-to", "10.213.7.0/24:http"}, 2, []string{"--allow-to", `"http"`, "port"}},
+		{[]string{"attach", "5", "--allow-from", ""}, 2, []string{"--allow-from is empty"}},
+		{[]string{"attach", "5", "--egress", "deny,192.0.2.0/24"}, 2, []string{"--egress", "alone"}},
+		{[]string{"attach", "5", "--egress", "none"}, 2, []string{"--egress", "none", "deny"}},
+		{[]string{"attach", "5", "--host-access", "53"}, 2, []string{"--host-access", "resolver"}},
+		{[]string{"attach", "5", "--host-access", "http"}, 2, []string{"--host-access", "http", "5432"}},
+		{[]string{"run", "--allow-from", "x", "--", "true"}, 2, []string{"--allow-from"}},
 		{[]string{"attach", "0"}, 2, []string{`"0" is not a pid`}},
 		{[]string{"attach", "+123"}, 2, []string{`"+123" is not a pid`}},
 		{[]string{"attach", "--netns", "/proc/self/ns/net"}, 2, []string{"/proc/self/ns/net", "attach $$"}},
