@@ -229,8 +229,11 @@ func TestJSONNames_AreStable(t *testing.T) {
 	}{
 		{Status{}, "version state problem since pid node_id public_ip interface port subnet network gateway backend mtu public_ipv6 subnet6 network6 gateway6 ephemeral runtime_dir state_dir subnet_file store attachments peers counters"},
 		{StoreStatus{}, "endpoints prefix embedded connected since error"},
-		{Attachment{}, "name pid netns ifname addr addr6 mac gateway gateway6 mtu default_route whole_subnet problem since counters isolate allow_from allow_to egress host_access"},
-		{AttachRequest{}, "pid netns name addr ifname mac no_default_route gateway isolate allow_from allow_to egress host_access"},
+		{Attachment{}, "name pid netns ifname addr addr6 mac gateway gateway6 mtu default_route whole_subnet problem since counters ports isolate allow_from allow_to egress host_access"},
+		{Port{}, "host_addr host_port port proto snat problem counters"},
+		{PublishRequest{}, "publish snat"},
+		{UnpublishRequest{}, "publish all"},
+		{AttachRequest{}, "pid netns name addr ifname mac no_default_route gateway publish snat isolate allow_from allow_to egress host_access"},
 		{Peer{}, "subnet public_ip port mtu path_mtu subnet6 public_ipv6 path_mtu6 node_id stock backend problem counters"},
 		{Error{}, "error code"},
 	}
@@ -322,6 +325,7 @@ func FuzzDecodeAttach(f *testing.F) {
 	f.Add(`{"pid":3}{"pid":4}`)
 	f.Add(`{"pid":3,"isolate":true,"allow_from":["10.213.7.0/24:80/tcp"],"egress":["deny"],"host_access":[5432]}`)
 	f.Add(`{"pid":3,"colour":"red"}`)
+	f.Add(`{"pid":3,"publish":["8080:80","[::1]:0:53/udp"],"snat":true}`)
 	f.Add(`[`)
 	f.Fuzz(func(t *testing.T, body string) {
 		req, err := decodeAttach(strings.NewReader(body))
@@ -348,6 +352,8 @@ func FuzzDecodeAttach(f *testing.F) {
 func FuzzHandler(f *testing.F) {
 	f.Add("POST", "/v1/attachments", `{"pid":3}`)
 	f.Add("DELETE", "/v1/attachments/web", "")
+	f.Add("POST", "/v1/attachments/web/ports", `{"publish":["8080:80"]}`)
+	f.Add("DELETE", "/v1/attachments/web/ports", `{"all":true}`)
 	f.Add("PUT", "/v1/config", `{"Network":"10.213.0.0/16"}`)
 	f.Add("GET", "/v1/nothing", "")
 	h := Handler(&fakeBackend{})

@@ -5,8 +5,10 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -22,6 +24,8 @@ type fakeBackend struct {
 	config   json.RawMessage
 	attached []AttachRequest
 	detached []string
+
+	published, unpublished []string
 }
 
 func (f *fakeBackend) Status(context.Context) (Status, error) { return f.status, f.err }
@@ -38,6 +42,21 @@ func (f *fakeBackend) Detach(_ context.Context, ref string) error {
 	defer f.mu.Unlock()
 	f.detached = append(f.detached, ref)
 	return f.err
+}
+
+func (f *fakeBackend) Publish(_ context.Context, ref string, r PublishRequest) ([]Port, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.published = append(f.published, ref+" "+strings.Join(r.Publish, " "))
+	list, err := r.Ports()
+	return list, errors.Join(err, f.err)
+}
+
+func (f *fakeBackend) Unpublish(_ context.Context, ref string, r UnpublishRequest) ([]Port, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.unpublished = append(f.unpublished, ref+" "+strings.Join(r.Publish, " "))
+	return nil, f.err
 }
 
 func (f *fakeBackend) Attachments(context.Context) ([]Attachment, error) { return f.attachments, f.err }

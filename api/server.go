@@ -29,6 +29,9 @@ type Backend interface {
 	// Detach takes a name, or a pid in decimal.
 	Detach(ctx context.Context, nameOrPID string) error
 	Attachments(ctx context.Context) ([]Attachment, error)
+	// Publish and Unpublish get a name, or a pid in decimal, and a valid request. Both do all of it or nothing.
+	Publish(ctx context.Context, nameOrPID string, r PublishRequest) ([]Port, error)
+	Unpublish(ctx context.Context, nameOrPID string, r UnpublishRequest) ([]Port, error)
 	Peers(ctx context.Context) ([]Peer, error)
 	// Config gives the network config as it stands in the store: JSON.
 	Config(ctx context.Context) (json.RawMessage, error)
@@ -60,16 +63,14 @@ func Handler(b Backend) http.Handler {
 	})
 	methods(mux, PathAttachments+"/{ref}", map[string]action{
 		http.MethodDelete: func(r *http.Request) (any, error) {
-			ref := r.PathValue("ref")
-			if err := CheckRef(ref); err != nil {
-				return nil, err
-			}
-			if err := checkPIDs(r.Context(), isPID(ref)); err != nil {
+			ref, err := refOf(r)
+			if err != nil {
 				return nil, err
 			}
 			return nil, b.Detach(r.Context(), ref)
 		},
 	})
+	methods(mux, PathAttachments+"/{ref}/ports", portActions(b))
 	methods(mux, PathPeers, map[string]action{
 		http.MethodGet: func(r *http.Request) (any, error) {
 			list, err := b.Peers(r.Context())
@@ -183,6 +184,15 @@ func CheckRef(ref string) error {
 	return nil
 }
 
+// refOf is the attachment that a request's path names.
+func refOf(r *http.Request) (string, error) {
+	ref := r.PathValue("ref")
+	if err := CheckRef(ref); err != nil {
+		return "", err
+	}
+	return ref, checkPIDs(r.Context(), isPID(ref))
+}
+
 // isPID tells whether a reference is a pid and not a name.
 func isPID(ref string) bool {
 	_, err := strconv.ParseUint(ref, 10, 31) // which takes no sign
@@ -204,23 +214,31 @@ func readBody(body io.Reader) ([]byte, error) {
 // decodeAttach reads an AttachRequest strictly and validates it.
 func decodeAttach(body io.Reader) (AttachRequest, error) {
 	var req AttachRequest
+	if err := decodeStrict(body, &req, "an attach request"); err != nil {
+		return req, err
+	}
+	return req, req.Validate()
+}
+
+// decodeStrict reads a body that must be one JSON object with no members but v's; what says what v is.
+func decodeStrict(body io.Reader, v any, what string) error {
 	b, err := readBody(body)
 	if err != nil {
-		return req, err
+		return err
 	}
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()
-	if err := dec.Decode(&req); err != nil {
+	if err := dec.Decode(v); err != nil {
 		var te *json.UnmarshalTypeError
 		if errors.As(err, &te) && te.Field != "" {
-			return req, Errorf(CodeInvalid, "the request is not an attach request: %s cannot be the %s", te.Field, clip(te.Value))
+			return Errorf(CodeInvalid, "the request is not %s: %s cannot be the %s", what, te.Field, clip(te.Value))
 		}
-		return req, Errorf(CodeInvalid, "the request is not an attach request: %s", clip(err.Error()))
+		return Errorf(CodeInvalid, "the request is not %s: %s", what, clip(err.Error()))
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return req, Errorf(CodeInvalid, "the request has something after its JSON object")
+		return Errorf(CodeInvalid, "the request has something after its JSON object")
 	}
-	return req, req.Validate()
+	return nil
 }
 
 // decodeConfig reads a body that must be one JSON object; what it means is the Backend's to judge.

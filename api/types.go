@@ -15,7 +15,7 @@ import (
 // The paths. A change that an existing client could not live with gets a new version.
 const (
 	PathStatus      = "/v1/status"
-	PathAttachments = "/v1/attachments" // GET: list; POST: attach; DELETE PathAttachments/{name or pid}: detach
+	PathAttachments = "/v1/attachments" // GET: list; POST: attach; DELETE PathAttachments/{name or pid}: detach; POST and DELETE .../ports: publish, unpublish
 	PathPeers       = "/v1/peers"
 	PathConfig      = "/v1/config" // GET and PUT: the network config, as it stands in the store
 )
@@ -95,6 +95,7 @@ type Attachment struct {
 	Problem      string            `json:"problem,omitempty"`      // what of it may not work; empty when all is well
 	Since        time.Time         `json:"since"`
 	Counters     map[string]uint64 `json:"counters,omitempty"`
+	Ports        []Port            `json:"ports,omitempty"` // published
 	Policy
 }
 
@@ -109,6 +110,9 @@ type AttachRequest struct {
 	NoDefaultRoute bool   `json:"no_default_route,omitempty"`
 	// Gateway routes the whole subnet to the namespace, which has a bridge of its own in it. It gets no default route.
 	Gateway bool `json:"gateway,omitempty"`
+	// Publish are ports to publish, as ParsePublish reads them; with SNAT clients are shown to the container as the gateway.
+	Publish []string `json:"publish,omitempty"`
+	SNAT    bool     `json:"snat,omitempty"`
 	Policy
 }
 
@@ -185,7 +189,7 @@ func (r AttachRequest) Validate() error {
 			return err
 		}
 	}
-	return nil
+	return r.validatePublish()
 }
 
 // maxName bounds a name of an attachment; it is a DNS label's 63 bytes.
