@@ -1,4 +1,4 @@
-// This file is the node as the API shows it: api.Backend, but for Attach and Detach, which are in attach.go.
+// This file is the node as the API shows it: api.Backend, but for Attach and Detach (attach.go) and Publish and Unpublish (publish.go).
 
 package node
 
@@ -122,6 +122,7 @@ func (n *Node) describeLocked(a *attachment) api.Attachment {
 		WholeSubnet:  s.Gateway,
 		Problem:      n.troubleLocked(a),
 		Since:        s.Since,
+		Ports:        a.portsLocked(),
 		Policy:       s.Policy,
 	}
 	if s.Addr6.IsValid() {

@@ -55,7 +55,7 @@ const (
 	leaving
 )
 
-// attachment is one network namespace on the overlay. saved is constant once it is live; the rest is guarded by Node.mu.
+// attachment is one network namespace on the overlay. saved is constant once it is live, and without its ports; the rest is guarded by Node.mu.
 type attachment struct {
 	saved savedAttachment
 
@@ -65,6 +65,13 @@ type attachment struct {
 	port    *forwarder.Port
 	exit    exitWatch
 	off     chan struct{} // closed when nothing of it is left
+
+	ports  []*published // changed with Node.portsMu held, too
+	inside portInside   // how they reach it
+}
+
+func (n *Node) newAttachment(s savedAttachment) *attachment {
+	return &attachment{saved: s, off: make(chan struct{}), inside: portInside{gateway: n.gateway}}
 }
 
 // Attach puts a namespace on the overlay. On an error nothing of it is left behind.
@@ -97,9 +104,18 @@ func (n *Node) Attach(ctx context.Context, r api.AttachRequest) (api.Attachment,
 	if err != nil {
 		return api.Attachment{}, attachError(r, err)
 	}
-	if err := n.connect(ctx, a, ns); err != nil {
+	if err := n.publishFor(a, r); err != nil {
+		n.mu.Lock()
+		n.forgetLocked(a)
+		err = errors.Join(err, n.saveAttachmentsLocked())
+		n.mu.Unlock()
 		return api.Attachment{}, attachError(r, err)
 	}
+	if err := n.connect(ctx, a, ns); err != nil {
+		n.stopPorts(a)
+		return api.Attachment{}, attachError(r, err)
+	}
+	n.startPorts(a, ns)
 	n.log.Info("attached", "name", a.saved.Name, "addr", a.saved.Addr.Addr(), "where", a.saved.where(), "ifname", a.saved.IfName)
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -184,7 +200,7 @@ func (n *Node) reserve(r api.AttachRequest, ns namespace) (*attachment, error) {
 		}
 	}
 	s.MAC, s.MTU = macText(mac), n.mtu
-	a := &attachment{saved: s, off: make(chan struct{})}
+	a := n.newAttachment(s)
 	n.attachments[s.Name] = a
 	if err := n.saveAttachmentsLocked(); err != nil {
 		n.forgetLocked(a)
@@ -323,6 +339,7 @@ func (n *Node) leave(a *attachment, why string) (bool, error) {
 	}
 	n.mu.Unlock()
 
+	n.stopPorts(a)
 	n.path.RemovePort(a.port)
 	n.mu.Lock()
 	n.retireLocked(a.link)
@@ -499,7 +516,7 @@ func (n *Node) adoptOne(s savedAttachment) (err error) {
 	if ns.Inode() != s.Inode {
 		return errors.New("its network namespace is another one now")
 	}
-	a := &attachment{saved: s, off: make(chan struct{})}
+	a := n.newAttachment(s)
 	n.mu.Lock()
 	_, taken := n.attachments[s.Name]
 	if taken {
@@ -516,6 +533,7 @@ func (n *Node) adoptOne(s savedAttachment) (err error) {
 			n.mu.Lock()
 			n.forgetLocked(a)
 			n.mu.Unlock()
+			n.stopPorts(a)
 			n.forbid(ns, s)
 		}
 	}()
@@ -530,10 +548,12 @@ func (n *Node) adoptOne(s savedAttachment) (err error) {
 		return err
 	}
 	n.letThrough(a, ns)
+	n.restorePorts(a, s.Ports)
 	if err := n.enter(a, l, exit, n.overlayMTU()); err != nil {
 		exit.Close()
 		return errors.Join(err, l.Close())
 	}
+	n.startPorts(a, ns)
 	return nil
 }
 
@@ -546,6 +566,11 @@ func (n *Node) release() {
 		if a.phase != live {
 			continue
 		}
+		if s := a.inside.sockets.Swap(nil); s != nil { // the ports have been closed by the end of publishing
+			if err := (*s).Close(); err != nil {
+				n.log.Debug("sockets in a container's namespace", "name", a.saved.Name, "err", err)
+			}
+		}
 		a.exit.Close()
 		if err := a.link.Close(); err != nil {
 			n.log.Warn("TAP not closed", "name", a.saved.Name, "err", err)
@@ -556,7 +581,9 @@ func (n *Node) release() {
 func (n *Node) saveAttachmentsLocked() error {
 	saved := savedAttachments{V: 1, LastAddr: n.pool.last, Attachments: []savedAttachment{}}
 	for _, a := range n.attachments {
-		saved.Attachments = append(saved.Attachments, a.saved)
+		s := a.saved
+		s.Ports = a.savedPortsLocked()
+		saved.Attachments = append(saved.Attachments, s)
 	}
 	slices.SortFunc(saved.Attachments, func(a, b savedAttachment) int { return strings.Compare(a.Name, b.Name) })
 	return writeState(filepath.Join(n.cfg.StateDir, attachmentsFile), saved)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -34,6 +35,8 @@ type gateway interface {
 	packet.Sender
 	SetAddresses([]netip.Addr) error
 	Release(containers netip.Prefix)
+	CarryTCP(ctx context.Context, host *net.TCPConn, from, to netip.AddrPort) error
+	OpenUDP(from, to netip.AddrPort, reply func(b []byte)) (*stack.InwardUDP, error)
 	SetPolicy(containers []netip.Addr, p stack.Policy)
 	DropPolicy(containers []netip.Addr)
 }
@@ -49,6 +52,7 @@ type namespace interface {
 	remove(ifName string) error // a TAP that nobody holds
 	allow(nsutil.Transit) error // through its firewall
 	forbid(ifName string) error // what allow has let through
+	sockets() (kernelSockets, error)
 	Close() error
 }
 
@@ -179,6 +183,8 @@ func (ns kernelNamespace) remove(ifName string) error {
 func (ns kernelNamespace) allow(t nsutil.Transit) error { return ns.AllowTransit(t) }
 
 func (ns kernelNamespace) forbid(ifName string) error { return ns.ForbidTransit(ifName) }
+
+func (ns kernelNamespace) sockets() (kernelSockets, error) { return nil, errors.ErrUnsupported }
 
 // tapLink is a link whose other end is in a container.
 type tapLink struct{ *tap.Device }

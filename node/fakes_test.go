@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/rootless-ovl/rootless-ovl/api"
@@ -33,6 +35,7 @@ type world struct {
 	released   []netip.Prefix
 	policies   map[netip.Addr]stack.Policy
 	own        []netip.Addr
+	carried    []netip.AddrPort // destinations of CarryTCP
 	addPortErr error
 	host       external     // the external interface; the loopback's if there is none
 	also       []netip.Addr // addresses that the host has beside those of the external interface
@@ -60,6 +63,10 @@ type container struct {
 	noIPv6     bool
 	transit    *nsutil.Transit // what its firewall lets through
 	refuses    error           // of its firewall
+
+	sockets    int // how many pools of sockets are in the namespace
+	socketsErr error
+	servers    map[netip.AddrPort]netip.AddrPort // where what listens in the container is really
 }
 
 func newWorld() *world {
@@ -271,6 +278,40 @@ func (f fakeNamespace) forbid(ifName string) error {
 	return f.c.refuses
 }
 
+// sockets are fakes that dial the server which the test has put into the container.
+func (f fakeNamespace) sockets() (kernelSockets, error) {
+	f.c.world.mu.Lock()
+	defer f.c.world.mu.Unlock()
+	if f.c.socketsErr != nil {
+		return nil, f.c.socketsErr
+	}
+	f.c.sockets++
+	return fakeSockets{f.c}, nil
+}
+
+type fakeSockets struct{ c *container }
+
+func (s fakeSockets) DialTCP(ctx context.Context, _, to netip.AddrPort) (*net.TCPConn, error) {
+	s.c.world.mu.Lock()
+	server := s.c.servers[to]
+	s.c.world.mu.Unlock()
+	if !server.IsValid() {
+		return nil, syscall.ECONNREFUSED
+	}
+	c, err := new(net.Dialer).DialContext(ctx, "tcp", server.String())
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
+}
+
+func (s fakeSockets) Close() error {
+	s.c.world.mu.Lock()
+	defer s.c.world.mu.Unlock()
+	s.c.sockets--
+	return nil
+}
+
 type fakeLink struct {
 	c      *container
 	config nsutil.TAPConfig
@@ -381,6 +422,16 @@ func (w *world) Release(a netip.Prefix) {
 	w.released = append(w.released, a)
 }
 
+// CarryTCP notes that the connection came and ends it.
+func (w *world) CarryTCP(_ context.Context, host *net.TCPConn, _, to netip.AddrPort) error {
+	w.mu.Lock()
+	w.carried = append(w.carried, to)
+	w.mu.Unlock()
+	return host.Close()
+}
+
+func (w *world) OpenUDP(_, _ netip.AddrPort, _ func([]byte)) (*stack.InwardUDP, error) {
+	return nil, syscall.ENETDOWN
 func (w *world) SetPolicy(containers []netip.Addr, p stack.Policy) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -461,6 +512,7 @@ func stopNode(n *Node) {
 		return
 	default:
 	}
+	n.unpublish()
 	close(n.stopping)
 	n.watchers.Wait()
 	if w, ok := n.path.(*world); ok {

@@ -47,7 +47,12 @@ type Node struct {
 	dirty    chan struct{} // has one element when what saveLastLocked writes has changed
 	newLease chan struct{} // has one element when a lease was taken that the roamer has not seen
 
-	watchers sync.WaitGroup // one goroutine an attachment, see enter
+	publishing context.Context // done when published ports are to close
+	unpublish  context.CancelFunc
+
+	watchers sync.WaitGroup // one goroutine an attachment, see enter, and one a published port
+
+	portsMu sync.Mutex // held while published ports are opened or closed; taken before mu
 
 	// guarded by mu
 	mu          sync.Mutex
@@ -127,6 +132,7 @@ func New(c Config) (*Node, error) {
 		dirty:       make(chan struct{}, 1),
 		newLease:    make(chan struct{}, 1),
 	}
+	n.publishing, n.unpublish = context.WithCancel(context.Background())
 	n.prober = newProber(n.log, n.republish)
 	return n, nil
 }
@@ -183,6 +189,7 @@ func (n *Node) Run(ctx context.Context) error {
 		n.mu.Lock()
 		n.state, n.open = api.StateStopping, false
 		n.mu.Unlock()
+		n.unpublish()
 		n.notify(daemon.SdNotifyStopping)
 		return nil
 	})

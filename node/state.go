@@ -210,6 +210,7 @@ type savedAttachment struct {
 	NoDefault bool         `json:"no_default_route,omitempty"`
 	Gateway   bool         `json:"gateway,omitempty"` // of all of Addr's subnet
 	Since     time.Time    `json:"since"`
+	Ports     []savedPort  `json:"ports,omitempty"` // published
 	api.Policy
 }
 

@@ -92,7 +92,8 @@ func TestNodeID_RefusesGarbageAndKeepsIt(t *testing.T) {
 func TestState_ComesBackAsWritten(t *testing.T) {
 	path := filepath.Join(t.TempDir(), attachmentsFile)
 	want := savedAttachments{V: 1, LastAddr: netip.MustParseAddr("10.5.72.9"), Attachments: []savedAttachment{
-		{Name: "web", PID: 77, StartTime: 123456, Inode: 4026532000, IfName: "eth0", Addr: netip.MustParsePrefix("10.5.72.9/24"), MAC: "02:00:0a:05:48:09"},
+		{Name: "web", PID: 77, StartTime: 123456, Inode: 4026532000, IfName: "eth0", Addr: netip.MustParsePrefix("10.5.72.9/24"), MAC: "02:00:0a:05:48:09",
+			Ports: []savedPort{{HostPort: 8080, Port: 80, Proto: "tcp"}, {HostAddr: netip.IPv6Loopback(), HostPort: 53, Port: 53, Proto: "udp", SNAT: true}}},
 	}}
 	if err := writeState(path, want); err != nil {
 		t.Fatal(err)

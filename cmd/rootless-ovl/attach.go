@@ -27,7 +27,7 @@ The process or namespace must be yours; it keeps its address until it ends or is
 With --gateway it is that of a container engine, which gets the node's whole subnet for a bridge of its own: rootless docker, started with
 the --bip and --mtu that subnet.env says.`,
 		Example: `  rootless-ovl attach $(podman inspect -f '{{.State.Pid}}' web) --name web
-  rootless-ovl attach /run/user/1000/netns/x --ip 10.213.7.20
+  rootless-ovl attach /run/user/1000/netns/x --ip 10.213.7.20 -p 8080:80
   rootless-ovl attach --gateway $(cat $XDG_RUNTIME_DIR/dockerd-rootless/child_pid)`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -66,6 +66,9 @@ the --bip and --mtu that subnet.env says.`,
 			if a.output.value == outputText {
 				// Apart from the address, so that $(rootless-ovl attach ...) is the address.
 				fmt.Fprintf(a.stderr, "attached %s: %s on %s, gateway %s\n", att.Name, both(att.Addr, att.Addr6), att.IfName, both(att.Gateway, att.Gateway6))
+				if len(att.Ports) > 0 {
+					fmt.Fprintf(a.stderr, "published %s\n", api.PortsText(att.Ports))
+				}
 				if att.Problem != "" {
 					fmt.Fprintf(a.stderr, "warning: %s; the log of the daemon says more\n", att.Problem)
 				}
@@ -87,6 +90,7 @@ func attachFlags(fs *pflag.FlagSet, req *api.AttachRequest) {
 	fs.StringVar(&req.Addr, "ip", "", "IPv4 `address` within the node's subnet (default: a free one)")
 	fs.StringVar(&req.IfName, "ifname", "", "`name` of the interface in the namespace (default eth0)")
 	fs.StringVar(&req.MAC, "mac", "", "MAC `address` of the interface (default: made from the address)")
+	publishFlags(fs, req)
 	policyFlags(fs, &req.Policy)
 }
 

@@ -84,6 +84,23 @@ func (f *fakeDaemon) Detach(_ context.Context, ref string) error {
 func (f *fakeDaemon) Attachments(context.Context) ([]api.Attachment, error) {
 	return f.attachments, f.err
 }
+
+func (f *fakeDaemon) Publish(_ context.Context, ref string, r api.PublishRequest) ([]api.Port, error) {
+	f.notes.add("publish %s %s snat %t", ref, strings.Join(r.Publish, " "), r.SNAT)
+	list, err := r.Ports()
+	for i := range list {
+		if list[i].HostPort == 0 {
+			list[i].HostPort = 49152
+		}
+	}
+	return list, cmp.Or(err, f.err)
+}
+
+func (f *fakeDaemon) Unpublish(_ context.Context, ref string, r api.UnpublishRequest) ([]api.Port, error) {
+	f.notes.add("unpublish %s %s all %t", ref, strings.Join(r.Publish, " "), r.All)
+	return []api.Port{{HostPort: 8080, Port: 80, Proto: "tcp"}}, f.err
+}
+
 func (f *fakeDaemon) Peers(context.Context) ([]api.Peer, error) { return f.peers, f.err }
 
 func (f *fakeDaemon) Config(context.Context) (json.RawMessage, error) {
@@ -120,7 +137,8 @@ func newFakeDaemon() *fakeDaemon {
 				Gateway: "10.213.7.1", MTU: 1472, Since: start.Add(9*time.Minute + 55*time.Second),
 				Policy: api.Policy{Isolate: true, Egress: []string{"deny"}, HostAccess: []int{5432}}},
 			{Name: "web", PID: 815, IfName: "eth0", Addr: "10.213.7.2/24", MAC: "02:00:0a:d5:07:02",
-				Gateway: "10.213.7.1", MTU: 1472, DefaultRoute: true, Problem: "its MTU is 1430", Since: start.Add(-3 * time.Hour)},
+				Gateway: "10.213.7.1", MTU: 1472, DefaultRoute: true, Problem: "its MTU is 1430", Since: start.Add(-3 * time.Hour),
+				Ports: []api.Port{{HostPort: 8080, Port: 80, Proto: "tcp"}, {HostAddr: "::1", HostPort: 53, Port: 53, Proto: "udp", SNAT: true}}},
 		},
 		peers: []api.Peer{
 			{Subnet: "10.213.9.0/24", PublicIP: "192.0.2.9", Port: 18285, MTU: 1472, PathMTU: 1372, NodeID: "fedc", Backend: "udp"},

@@ -6,6 +6,8 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
+
+	"github.com/rootless-ovl/rootless-ovl/api"
 )
 
 func (a *app) psCommand() *cobra.Command {
@@ -26,9 +28,10 @@ func (a *app) psCommand() *cobra.Command {
 				return err
 			}
 			return a.print(list, func(w io.Writer) {
-				row(w, "NAME", "ADDRESS", "INTERFACE", "MAC", "PID", "NETNS", "AGE", "POLICY", "PROBLEM")
+				row(w, "NAME", "ADDRESS", "INTERFACE", "MAC", "PID", "NETNS", "AGE", "PORTS", "POLICY", "PROBLEM")
 				for _, att := range list {
-					row(w, att.Name, both(att.Addr, att.Addr6), att.IfName, att.MAC, number(att.PID), att.Netns, a.ago(att.Since), att.Summary(), att.Problem)
+					row(w, att.Name, both(att.Addr, att.Addr6), att.IfName, att.MAC, number(att.PID), att.Netns, a.ago(att.Since),
+						api.PortsText(att.Ports), att.Summary(), att.Problem)
 				}
 			})
 		},

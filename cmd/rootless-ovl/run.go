@@ -50,6 +50,7 @@ killed.
 With --output json the attachment is printed on standard error before the command starts.`,
 		Example: `  rootless-ovl run -- curl http://10.213.7.20
   rootless-ovl run --name job7 -- go test ./...
+  rootless-ovl run -p 8080:8000 -- python3 -m http.server
   rootless-ovl run --root -- sh -c 'ip addr'`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 || args[0] == "" {
