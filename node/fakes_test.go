@@ -432,6 +432,8 @@ func (w *world) CarryTCP(_ context.Context, host *net.TCPConn, _, to netip.AddrP
 
 func (w *world) OpenUDP(_, _ netip.AddrPort, _ func([]byte)) (*stack.InwardUDP, error) {
 	return nil, syscall.ENETDOWN
+}
+
 func (w *world) SetPolicy(containers []netip.Addr, p stack.Policy) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

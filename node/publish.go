@@ -285,9 +285,10 @@ func (n *Node) roomForLocked(a *attachment, wanted []api.Port) error {
 			}
 			return api.Errorf(api.CodeInvalid, "port %d/%s of this host is given twice", s.HostPort, s.Proto)
 		}
-		if s.HostPort != 0 {
-			taken[s.HostPort] = append(taken[s.HostPort], s)
+		if s.HostPort == 0 {
+			continue
 		}
+		taken[s.HostPort] = append(taken[s.HostPort], s)
 		if s.Proto == publish.UDP && int(s.HostPort) == n.port {
 			return api.Errorf(api.CodeInUse, "port %d/udp of this host is the daemon's own, to which the other nodes send: choose another port", s.HostPort)
 		}
