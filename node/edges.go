@@ -184,6 +184,7 @@ func (ns kernelNamespace) allow(t nsutil.Transit) error { return ns.AllowTransit
 
 func (ns kernelNamespace) forbid(ifName string) error { return ns.ForbidTransit(ifName) }
 
+// sockets has none yet: connections go through the stack.
 func (ns kernelNamespace) sockets() (kernelSockets, error) { return nil, errors.ErrUnsupported }
 
 // tapLink is a link whose other end is in a container.
