@@ -31,6 +31,7 @@ type NetworkConfig struct {
 	SubnetLen, IPv6SubnetLen     int             // prefix length of a node's subnet
 	BackendType                  string          // lower case; "udp" if the JSON has no Backend
 	Backend                      json.RawMessage // the Backend object as it was, nil if absent
+	RootlessOvl                  json.RawMessage // our object, which flannel passes over, as it was, nil if absent
 	Raw                          []byte          // the JSON that was parsed
 }
 
@@ -49,6 +50,7 @@ type wireConfig struct {
 	SubnetLen      uint
 	IPv6SubnetLen  uint
 	Backend        json.RawMessage
+	RootlessOvl    json.RawMessage
 }
 
 // ParseConfig reads and validates a network config. Every error matches ErrBadConfig. Differences from flannel: a
@@ -93,6 +95,8 @@ func parseConfig(b []byte) (NetworkConfig, error) {
 		EnableIPv6: w.EnableIPv6,
 		Backend:    w.Backend,
 		Raw:        slices.Clone(b),
+
+		RootlessOvl: w.RootlessOvl,
 	}
 	if !c.EnableIPv4 {
 		return c, fmt.Errorf("EnableIPv4 is false: a network without IPv4 cannot be kept in etcd, because flannel's key needs an IPv4 subnet")

@@ -23,7 +23,7 @@ var (
 	ErrCompacted = errors.New("the revision has been compacted")
 )
 
-// Outcomes of Config, Acquire and Held.
+// Outcomes of Config, Acquire, Held and Names.
 var (
 	// ErrNoConfig: the store answers but has no network config.
 	ErrNoConfig = errors.New("no network config in the store")
@@ -40,6 +40,8 @@ var (
 	// ErrDuplicateNode: another running process uses our NodeID. Acquiring again would take the lease from it in
 	// turn, so a node should stop.
 	ErrDuplicateNode = errors.New("another node runs with this node's NodeID")
+	// ErrNameTaken: another attachment has the name, or the alias as its name, or the name as an alias.
+	ErrNameTaken = errors.New("the name is taken")
 	// ErrReleased: Revoke gave the lease back.
 	ErrReleased = errors.New("the lease was given back")
 )

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -62,19 +63,54 @@ func clipped(key string) string {
 // goroutine and may take its time: changes meanwhile arrive as one Snapshot. After an outage or a compaction fn gets
 // a fresh list even if nothing changed.
 func (r *Registry) Watch(ctx context.Context, fn func(Snapshot)) error {
+	garbage := garbageLog{log: r.log, what: "a lease"}
+	f := following[entry]{
+		r: r, key: r.subnetsKey(), what: "leases",
+		report: func(err error) { r.health.report("watch", err) },
+		read: func(p Pair) entry {
+			e := r.entryOf(p)
+			e.Value = nil // the parsed form is enough, and the value may be large
+			return e
+		},
+		hand: func(rev int64, state map[string]entry) {
+			garbage.tell(func(yield func(string, skipped) bool) {
+				for key, e := range state {
+					if e.skip != "" && !r.answersFor(key) && !yield(key, skipped{e.ModRevision, e.skip}) {
+						return
+					}
+				}
+			})
+			fn(snapshot(rev, maps.Values(state)))
+		},
+	}
+	f.run(ctx)
+	return nil
+}
+
+// following is everything below a key, followed from a list through its changes; E is what a key with its value means.
+type following[E any] struct {
+	r      *Registry
+	key    string                              // what the keys begin with
+	what   string                              // they are, for the log
+	report func(error)                         // how the list went; nil: well
+	read   func(Pair) E                        // may not keep the value
+	hand   func(rev int64, state map[string]E) // called now and after every change; state is lent
+}
+
+// run goes on until ctx ends.
+func (f *following[E]) run(ctx context.Context) {
 	var pause backoff
-	logged := make(map[string]int64) // garbage key -> the ModRevision that was logged
 	for ctx.Err() == nil {
-		entries, rev, err := r.list(ctx)
-		r.health.report("watch", err)
+		pairs, rev, err := f.r.store.Get(ctx, f.key, true)
+		f.report(err)
 		if err != nil {
 			pause.wait(ctx)
 			continue
 		}
 		started := time.Now()
-		err = r.watchFrom(ctx, entries, rev, logged, fn)
+		err = f.from(ctx, pairs, rev)
 		if errors.Is(err, ErrCompacted) {
-			r.log.Info("the store compacted its history; listing all leases again", "prefix", r.prefix)
+			f.r.log.Info("the store compacted its history; listing all "+f.what+" again", "prefix", f.r.prefix)
 		}
 		// A watch that ended is no outage yet: only the next list tells.
 		if time.Since(started) > maxBackoff {
@@ -82,45 +118,30 @@ func (r *Registry) Watch(ctx context.Context, fn func(Snapshot)) error {
 		}
 		pause.wait(ctx)
 	}
-	return nil
 }
 
-// watchFrom hands over the list and then every change, until the watch ends with an error.
-func (r *Registry) watchFrom(ctx context.Context, list []entry, rev int64, logged map[string]int64, fn func(Snapshot)) error {
+// from hands over the list and then every change, until the watch ends with an error.
+func (f *following[E]) from(ctx context.Context, list []Pair, rev int64) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	state := make(map[string]entry, len(list))
-	set := func(e entry) {
-		e.Value = nil // the parsed form is enough, and the value may be large
-		state[e.Key] = e
-	}
-	for _, e := range list {
-		set(e)
-	}
-	hand := func() {
-		maps.DeleteFunc(logged, func(key string, _ int64) bool { return state[key].skip == "" })
-		for key, e := range state {
-			if e.skip != "" && logged[key] != e.ModRevision && !r.answersFor(key) {
-				logged[key] = e.ModRevision
-				r.log.Warn("skipping a key that is not a lease", "key", clipped(key), "reason", e.skip)
-			}
-		}
-		fn(snapshot(rev, maps.Values(state)))
+	state := make(map[string]E, len(list))
+	for _, p := range list {
+		state[p.Key] = f.read(p)
 	}
 	apply := func(e Events) bool {
 		for _, c := range e.Changes {
 			if c.Deleted {
 				delete(state, c.Key)
 			} else {
-				set(r.entryOf(c.Pair))
+				state[c.Key] = f.read(c.Pair)
 			}
 		}
 		rev = max(rev, e.Revision)
 		return len(e.Changes) > 0
 	}
 
-	hand()
-	events := r.store.Watch(ctx, r.subnetsKey(), true, rev+1)
+	f.hand(rev, state)
+	events := f.r.store.Watch(ctx, f.key, true, rev+1)
 	for e := range events {
 		changed := apply(e)
 		err := e.Err
@@ -138,13 +159,37 @@ func (r *Registry) watchFrom(ctx context.Context, list []entry, rev int64, logge
 			}
 		}
 		if changed {
-			hand()
+			f.hand(rev, state)
 		}
 		if err != nil {
 			return err
 		}
 	}
 	return ctx.Err()
+}
+
+// garbageLog says once of every key that it is skipped, and again when it was written again.
+type garbageLog struct {
+	log  *slog.Logger
+	what string           // the key is not
+	said map[string]int64 // key -> the ModRevision that was logged
+}
+
+// skipped is why a key is passed over.
+type skipped struct {
+	rev int64 // of its last write
+	why string
+}
+
+// tell takes all that is skipped now, by key.
+func (g *garbageLog) tell(all iter.Seq2[string, skipped]) {
+	now := make(map[string]int64)
+	for key, s := range all {
+		if now[key] = s.rev; g.said[key] != s.rev {
+			g.log.Warn("skipping a key that is not "+g.what, "key", clipped(key), "reason", s.why)
+		}
+	}
+	g.said = now
 }
 
 const maxBackoff = 5 * time.Second
@@ -155,9 +200,14 @@ type backoff struct{ next time.Duration }
 
 func (b *backoff) reset() { b.next = 0 }
 
-func (b *backoff) wait(ctx context.Context) {
+// step is how long the next pause is.
+func (b *backoff) step() time.Duration {
 	b.next = min(max(2*b.next, 100*time.Millisecond), maxBackoff)
-	t := time.NewTimer(b.next - rand.N(b.next/4))
+	return b.next - rand.N(b.next/4)
+}
+
+func (b *backoff) wait(ctx context.Context) {
+	t := time.NewTimer(b.step())
 	defer t.Stop()
 	select {
 	case <-t.C:

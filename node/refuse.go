@@ -15,6 +15,9 @@ func CheckConfig(cfg lease.NetworkConfig) error {
 	if err := CheckRanges(cfg); err != nil {
 		return err
 	}
+	if _, err := cfg.Domain(); err != nil {
+		return err
+	}
 	return checkBackend(cfg)
 }
 

@@ -66,6 +66,13 @@ func Run(t *testing.T, open func(t *testing.T) Lab) {
 		"Watch_HandsOverFullSnapshots":            testWatch,
 		"Acquire_DualStackNeverSharesEitherHalf":  testDualStack,
 		"Acquire_LosesRaceAgainstEqualIPv4Subnet": testDualStackRival,
+		"Names_AreSeenEverywhere":                 testNames,
+		"Names_AreNeverStolen":                    testNamesTaken,
+		"Names_AreClaimedByOneOfMany":             testNamesRace,
+		"Names_ArePutBack":                        testNamesPutBack,
+		"Names_WaitUntilTheyAreFree":              testNamesFreed,
+		"Names_GoWithTheirNode":                   testNamesGo,
+		"Names_OutliveARestart":                   testNamesRestart,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -80,6 +87,7 @@ func Run(t *testing.T, open func(t *testing.T) Lab) {
 		"Outage_RequestsFailNamed":               testRequestsWhileAway,
 		"Outage_OnlyWatchTellsOnceEachWay":       testWatchOutage,
 		"Watch_SurvivesCompactionWhileConnected": testWatchCompactedLive,
+		"Outage_NamesArePublishedAfterwards":     testNamesOutage,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -93,7 +93,9 @@ func TestLifetime(t *testing.T) {
 
 func TestCache_CountsDownAndForgets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		q, b := packed(t, func(m *dns.Msg) { m.Answer = []dns.RR{rr(t, "www.example.org. 60 IN TXT x"), rr(t, "www.example.org. 90 IN TXT y")} })
+		q, b := packed(t, func(m *dns.Msg) {
+			m.Answer = []dns.RR{rr(t, "www.example.org. 60 IN TXT x"), rr(t, "www.example.org. 90 IN TXT y")}
+		})
 		key, _ := q.key()
 		var c cache
 		c.put(1, key, &q, b, time.Now())
@@ -373,4 +375,3 @@ func FuzzLifetime(f *testing.F) {
 		}
 	})
 }
-

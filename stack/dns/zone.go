@@ -10,8 +10,6 @@ package dns
 
 import (
 	"encoding/hex"
-	"errors"
-	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -83,13 +81,9 @@ func (o *owner) add(addrs []netip.Addr) {
 var zones atomic.Uint32
 
 // NewZone makes a Zone. A name goes before an alias that is the same.
-func NewZone(c ZoneConfig) (*Zone, error) {
-	domain, err := CheckDomain(c.Domain)
-	if err != nil {
-		return nil, err
-	}
+func NewZone(c ZoneConfig) *Zone {
 	z := &Zone{
-		domain:   domain + ".",
+		domain:   dns.CanonicalName(c.Domain),
 		names:    make(map[string]*owner),
 		reverse:  make(map[netip.Addr][]string),
 		gateways: c.Gateways,
@@ -130,64 +124,7 @@ func NewZone(c ZoneConfig) (*Zone, error) {
 			}
 		}
 	}
-	return z, nil
-}
-
-// maxDomain leaves room for a name of 63 bytes, and one for what a node adds, within the 253 of a whole name.
-const maxDomain = 150
-
-// CheckDomain tells whether containers' names can be below domain, and returns it in lower case without a dot at the end.
-func CheckDomain(domain string) (string, error) {
-	d := strings.ToLower(strings.TrimSuffix(domain, "."))
-	fail := func(why string) (string, error) {
-		return "", fmt.Errorf("domain %.200q: %s: give one such as ovl.internal", domain, why)
-	}
-	if d == "" || len(d) > maxDomain {
-		return fail(fmt.Sprintf("it has %d characters, and 1 to %d are needed", len(d), maxDomain))
-	}
-	labels := strings.Split(d, ".")
-	for _, l := range labels {
-		if err := checkLabel(l); err != nil {
-			return fail(err.Error())
-		}
-	}
-	switch last := labels[len(labels)-1]; {
-	case last == "arpa" || last == "localhost" || last == "local":
-		return fail(last + " has a meaning of its own")
-	case strings.Trim(last, "0123456789") == "":
-		return fail("it ends in a number")
-	}
-	return d, nil
-}
-
-// CheckName tells whether name can be a name below a domain; it is in lower case and may have several labels.
-func CheckName(name string) error {
-	if len(name) > 100 {
-		return fmt.Errorf("%.100q... cannot be a name in DNS: it is longer than 100 characters", name)
-	}
-	for l := range strings.SplitSeq(name, ".") {
-		if err := checkLabel(l); err != nil {
-			return fmt.Errorf("%q cannot be a name in DNS: %w", name, err)
-		}
-	}
-	return nil
-}
-
-func checkLabel(l string) error {
-	switch {
-	case l == "":
-		return errors.New("there is nothing between two dots, or at an end")
-	case len(l) > 63:
-		return fmt.Errorf("%.63q... is longer than 63 characters", l)
-	case strings.HasPrefix(l, "-") || strings.HasSuffix(l, "-"):
-		return fmt.Errorf("%q has a hyphen at an end", l)
-	}
-	for _, c := range []byte(l) {
-		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' && c != '_' {
-			return fmt.Errorf("%q has something else than lower-case letters, digits, '-' and '_' in it", l)
-		}
-	}
-	return nil
+	return z
 }
 
 // answer is the message for a question that is the zone's, nil for any other.
