@@ -4,7 +4,7 @@
 //
 // Place in the journey: node asks for a Namespace by process or path, has a TAP made in it, and gives the TAP's
 // descriptors to internal/tap. From then on no packet passes through this package. Where a namespace has a whole subnet behind it, node
-// has its firewall let that through (transit.go).
+// has its firewall let that through (transit.go). For published ports it makes connections of the container's own kernel (inside.go).
 //
 // How a namespace is entered without root. A process that made a user namespace (or whose child did) holds every
 // capability over it, but Go cannot join one: setns(CLONE_NEWUSER) is refused to a process with several threads, and a
@@ -14,8 +14,9 @@
 // The parent never enters any namespace; descriptors remember theirs, and the kernel checks the parent's rights over
 // the owning user namespace for everything that is then done with them.
 //
-// Who owns what: a Namespace, a TAP, an Exit and a Sandbox belong to whoever asked for them, until Close (or Wait). The
-// only goroutines are one for each Exit that is open and two for each Sandbox whose command has not ended. All functions
+// Who owns what: a Namespace, a TAP, an Exit, an Inside and a Sandbox belong to whoever asked for them, until Close (or Wait). The
+// only goroutines are one for each Exit that is open, two for each Sandbox whose command has not ended, and those
+// that make and give back an Inside's spare sockets. All functions
 // and methods may be called from several goroutines. A process that starts a Sandbox becomes the subreaper of its
 // descendants (prctl(2)) and reaps those of the Sandbox, no others.
 //

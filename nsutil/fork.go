@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -42,6 +43,11 @@ var forkMu sync.Mutex
 // tunPath is a variable for the tests of a device that cannot be opened.
 var tunPath = "/dev/net/tun"
 
+const (
+	maxRights = 253 // descriptors in one message, SCM_MAX_FD in include/net/scm.h
+	maxFiles  = 4
+)
+
 // What the child was doing when it failed.
 const (
 	stepNone = iota
@@ -49,7 +55,27 @@ const (
 	stepNetns
 	stepTun
 	stepNetlink
+	stepStream4
+	stepStream6
 )
+
+// wish is what a fork child is to open: maxRights descriptors at the most.
+type wish struct {
+	tuns             int      // of /dev/net/tun
+	talks            int      // protocol of the netlink socket; noTalk: none
+	files            []string // for reading and writing, maxFiles at the most; one that cannot be opened is no error
+	stream4, stream6 int      // sockets for TCP, which do not block
+}
+
+const noTalk = -1
+
+func (w *wish) count() int {
+	n := w.tuns + len(w.files) + w.stream4 + w.stream6
+	if w.talks != noTalk {
+		n++
+	}
+	return n
+}
 
 // forkOrder is what one child is to do, laid out beforehand: the child cannot allocate, grow its stack or write a
 // pointer.
@@ -58,42 +84,62 @@ type forkOrder struct {
 	netns  int
 	sock   int // the child's end of the socket pair
 	tuns   int
-	talks  int // protocol of the netlink socket
-	path   *byte
+	talks  int // protocol of the netlink socket; noTalk: none
+	files  int
+	// How many stream sockets there are when those of IPv4, and all, are made.
+	stream4, streams int
+	path             *byte
+	paths            [maxFiles]*byte
 
-	report struct{ step, errno int32 }
+	report forkReport
 	msg    unix.Msghdr
 	iov    unix.Iovec
 	rights struct {
 		hdr unix.Cmsghdr
-		fds [maxQueues + 1]int32 // TUN descriptors first, the netlink socket last
+		fds [maxRights]int32 // in the order of wish
 	}
 }
 
-// inside is what a fork child brought back.
-type inside struct {
-	tuns    []int
-	netlink int
+// forkReport is the child's message beside the descriptors.
+type forkReport struct {
+	step, errno int32
+	missing     int32 // a bit for each of the files that could not be opened: in its place there is a descriptor that means nothing
 }
 
-func (in *inside) close() {
-	for _, fd := range in.tuns {
-		unix.Close(fd)
-	}
-	if in.netlink >= 0 {
-		unix.Close(in.netlink)
+// opened is what a fork child brought back.
+type opened struct {
+	tuns             []int
+	netlink          int   // -1: none
+	files            []int // -1: it could not be opened
+	stream4, stream6 []int
+}
+
+func (o *opened) close() {
+	for _, fd := range slices.Concat(o.tuns, o.files, o.stream4, o.stream6, []int{o.netlink}) {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
 	}
 }
 
-// forkInside opens /dev/net/tun `tuns` times, and one netlink socket of that protocol, in the given namespaces. All descriptors are
-// close-on-exec. It returns within forkTimeout, and the child is reaped.
-func forkInside(userns, netns, tuns, talks int) (*inside, error) {
-	if tuns < 0 || tuns > maxQueues {
-		return nil, fail(ErrInvalid, nil, "a TAP has 1 to %d queues, not %d", maxQueues, tuns)
+// forkInside opens what is wished for in the given namespaces. All descriptors are close-on-exec. It returns within forkTimeout, and the
+// child is reaped.
+func forkInside(userns, netns int, w wish) (*opened, error) {
+	if w.tuns < 0 || w.tuns > maxQueues {
+		return nil, fail(ErrInvalid, nil, "a TAP has 1 to %d queues, not %d", maxQueues, w.tuns)
+	}
+	if w.count() > maxRights || len(w.files) > maxFiles {
+		return nil, fail(ErrInvalid, nil, "%d descriptors cannot be sent at once", w.count())
 	}
 	path, err := unix.BytePtrFromString(tunPath)
 	if err != nil {
 		return nil, err
+	}
+	o := &forkOrder{userns: userns, netns: netns, tuns: w.tuns, talks: w.talks, files: len(w.files), stream4: w.stream4, streams: w.stream4 + w.stream6, path: path}
+	for i, f := range w.files {
+		if o.paths[i], err = unix.BytePtrFromString(f); err != nil {
+			return nil, err
+		}
 	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -101,16 +147,16 @@ func forkInside(userns, netns, tuns, talks int) (*inside, error) {
 	}
 	defer unix.Close(pair[0])
 
-	o := &forkOrder{userns: userns, netns: netns, sock: pair[1], tuns: tuns, talks: talks, path: path}
+	o.sock = pair[1]
 	o.iov.Base = (*byte)(unsafe.Pointer(&o.report))
 	o.iov.SetLen(int(unsafe.Sizeof(o.report)))
 	o.msg.Iov = &o.iov
 	o.msg.Iovlen = 1
 	o.msg.Control = (*byte)(unsafe.Pointer(&o.rights))
-	o.msg.SetControllen(unix.CmsgSpace(4 * (tuns + 1)))
+	o.msg.SetControllen(unix.CmsgSpace(4 * w.count()))
 	o.rights.hdr.Level = unix.SOL_SOCKET
 	o.rights.hdr.Type = unix.SCM_RIGHTS
-	o.rights.hdr.SetLen(unix.CmsgLen(4 * (tuns + 1)))
+	o.rights.hdr.SetLen(unix.CmsgLen(4 * w.count()))
 
 	forkMu.Lock()
 	defer forkMu.Unlock()
@@ -124,7 +170,7 @@ func forkInside(userns, netns, tuns, talks int) (*inside, error) {
 	if errno != 0 {
 		return nil, fmt.Errorf("fork: %w", errno)
 	}
-	in, err := receive(pair[0], tuns)
+	in, err := receive(pair[0], w)
 	if err != nil {
 		_ = unix.Kill(pid, unix.SIGKILL)
 	}
@@ -143,7 +189,10 @@ func forkChild(o *forkOrder) (pid int, errno syscall.Errno) {
 		r  uintptr
 		e  syscall.Errno
 		i  int
+		n  int // descriptors opened
 		st int32
+
+		family uintptr
 	)
 	runtimeBeforeFork()
 	// No exit signal: the child is nobody's business but ours, and only a wait with __WALL sees it.
@@ -174,12 +223,39 @@ func forkChild(o *forkOrder) (pid int, errno syscall.Errno) {
 		}
 		o.rights.fds[i] = int32(r)
 	}
-	st = stepNetlink
-	r, _, e = syscall.RawSyscall(unix.SYS_SOCKET, unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, uintptr(o.talks))
-	if e != 0 {
-		goto failed
+	n = o.tuns
+	if o.talks != noTalk {
+		st = stepNetlink
+		r, _, e = syscall.RawSyscall(unix.SYS_SOCKET, unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, uintptr(o.talks))
+		if e != 0 {
+			goto failed
+		}
+		o.rights.fds[n] = int32(r)
+		n++
 	}
-	o.rights.fds[i] = int32(r)
+	for i = 0; i < o.files; i++ {
+		r, _, e = syscall.RawSyscall6(unix.SYS_OPENAT, atFDCWD, uintptr(unsafe.Pointer(o.paths[i])), unix.O_RDWR|unix.O_CLOEXEC, 0, 0, 0)
+		if e != 0 {
+			o.report.missing |= 1 << i
+			r = uintptr(o.sock)
+		}
+		o.rights.fds[n] = int32(r)
+		n++
+	}
+	st = stepStream4
+	family = unix.AF_INET
+	for i = 0; i < o.streams; i++ {
+		if i == o.stream4 {
+			st = stepStream6
+			family = unix.AF_INET6
+		}
+		r, _, e = syscall.RawSyscall(unix.SYS_SOCKET, family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if e != 0 {
+			goto failed
+		}
+		o.rights.fds[n] = int32(r)
+		n++
+	}
 	goto send
 
 failed:
@@ -198,7 +274,7 @@ send:
 const atFDCWD = ^uintptr(99) // -100
 
 // receive waits for the child's one message.
-func receive(sock, tuns int) (*inside, error) {
+func receive(sock int, w wish) (*opened, error) {
 	deadline := time.Now().Add(forkTimeout)
 	for {
 		left := time.Until(deadline)
@@ -213,22 +289,22 @@ func receive(sock, tuns int) (*inside, error) {
 			break
 		}
 	}
-	var report struct{ step, errno int32 }
+	var report forkReport
 	data := unsafe.Slice((*byte)(unsafe.Pointer(&report)), unsafe.Sizeof(report))
-	oob := make([]byte, unix.CmsgSpace(4*(tuns+1)))
+	oob := make([]byte, unix.CmsgSpace(4*w.count()))
 	n, oobn, flags, _, err := unix.Recvmsg(sock, data, oob, unix.MSG_CMSG_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("receiving descriptors: %w", err)
 	}
-	in := &inside{netlink: -1}
+	var fds []int
 	cmsgs, err := unix.ParseSocketControlMessage(oob[:oobn])
 	if err == nil {
 		for i := range cmsgs {
-			var fds []int
-			if fds, err = unix.ParseUnixRights(&cmsgs[i]); err != nil {
+			var some []int
+			if some, err = unix.ParseUnixRights(&cmsgs[i]); err != nil {
 				break
 			}
-			in.tuns = append(in.tuns, fds...)
+			fds = append(fds, some...)
 		}
 	}
 	switch {
@@ -240,16 +316,33 @@ func receive(sock, tuns int) (*inside, error) {
 		err = stepError(report.step, syscall.Errno(report.errno))
 	case err != nil:
 		err = fmt.Errorf("receiving descriptors: %w", err)
-	case flags&unix.MSG_CTRUNC != 0 || len(in.tuns) != tuns+1:
-		err = fmt.Errorf("received %d descriptors from the namespace instead of %d: is the limit on open files (ulimit -n) reached?", len(in.tuns), tuns+1)
+	case flags&unix.MSG_CTRUNC != 0 || len(fds) != w.count():
+		err = fmt.Errorf("received %d descriptors from the namespace instead of %d: is the limit on open files (ulimit -n) reached?", len(fds), w.count())
 	}
 	if err != nil {
-		in.close()
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
 		return nil, err
 	}
-	in.netlink = in.tuns[tuns]
-	in.tuns = in.tuns[:tuns]
-	return in, nil
+	take := func(count int) []int {
+		some := fds[:count:count]
+		fds = fds[count:]
+		return some
+	}
+	o := &opened{tuns: take(w.tuns), netlink: -1}
+	if w.talks != noTalk {
+		o.netlink = take(1)[0]
+	}
+	o.files = take(len(w.files))
+	for i, fd := range o.files {
+		if report.missing&(1<<i) != 0 {
+			unix.Close(fd)
+			o.files[i] = -1
+		}
+	}
+	o.stream4, o.stream6 = take(w.stream4), take(w.stream6)
+	return o, nil
 }
 
 func stepError(step int32, errno syscall.Errno) error {
@@ -258,6 +351,12 @@ func stepError(step int32, errno syscall.Errno) error {
 		return tunError(tunPath, errno)
 	case step == stepNetlink:
 		return fmt.Errorf("netlink socket in the namespace: %w", errno)
+	case step == stepStream4:
+		return fmt.Errorf("TCP socket in the namespace: %w", errno)
+	case step == stepStream6 && errno == syscall.EAFNOSUPPORT:
+		return fail(ErrNoIPv6, errno, "no IPv6 in the namespace (%v)", errno)
+	case step == stepStream6:
+		return fmt.Errorf("TCP socket of IPv6 in the namespace: %w", errno)
 	case errno == syscall.EPERM || errno == syscall.EACCES:
 		return fail(ErrNotOwner, errno, "the kernel does not let you into this namespace: it must belong to a user namespace that you made (%v)", errno)
 	case step == stepUserns:

@@ -278,9 +278,11 @@ func (n *Namespace) Close() error {
 }
 
 // enter forks a child into the namespace, for TUN descriptors and an rtnetlink socket.
-func (n *Namespace) enter(tuns int) (*inside, error) { return n.enterFor(tuns, unix.NETLINK_ROUTE) }
+func (n *Namespace) enter(tuns int) (*opened, error) {
+	return n.enterFor(wish{tuns: tuns, talks: unix.NETLINK_ROUTE})
+}
 
-func (n *Namespace) enterFor(tuns, talks int) (*inside, error) {
+func (n *Namespace) enterFor(w wish) (*opened, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.closed {
@@ -290,7 +292,7 @@ func (n *Namespace) enterFor(tuns, talks int) (*inside, error) {
 	if n.owner != nil {
 		userns = int(n.owner.Fd())
 	}
-	in, err := forkInside(userns, int(n.net.Fd()), tuns, talks)
+	in, err := forkInside(userns, int(n.net.Fd()), w)
 	if err != nil {
 		return nil, fail(err, nil, "%s: %v", n.name, err)
 	}

@@ -90,7 +90,7 @@ func (n *Namespace) ForbidTransit(ifName string) error {
 
 // netfilter calls do with a socket in the namespace.
 func (n *Namespace) netfilter(do func(*nftables) error) error {
-	in, err := n.enterFor(0, unix.NETLINK_NETFILTER)
+	in, err := n.enterFor(wish{talks: unix.NETLINK_NETFILTER})
 	if err != nil {
 		return err
 	}
