@@ -120,12 +120,7 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte, v any
 		return Errorf(CodeInternal, "the daemon's answer to %s %s is larger than %d bytes", method, path, MaxAnswer)
 	}
 	if resp.StatusCode >= http.StatusMultipleChoices {
-		e := &Error{}
-		if json.Unmarshal(b, e) != nil || e.Message == "" {
-			return Errorf(CodeInternal, "%s answered %s %s with %s: is it a rootless-ovl daemon of this version?",
-				c.socket, method, path, resp.Status)
-		}
-		return e
+		return c.refusal(method, path, resp.Status, b)
 	}
 	if v == nil {
 		return nil
@@ -135,6 +130,15 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte, v any
 			c.socket, method, path, err)
 	}
 	return nil
+}
+
+// refusal is the error in an answer's body.
+func (c *Client) refusal(method, path, status string, body []byte) error {
+	e := &Error{}
+	if json.Unmarshal(body, e) != nil || e.Message == "" {
+		return Errorf(CodeInternal, "%s answered %s %s with %s: is it a rootless-ovl daemon of this version?", c.socket, method, path, status)
+	}
+	return e
 }
 
 // checkSocket finds, before connecting, what a connection would only fail on without saying why.

@@ -19,6 +19,7 @@ type fakeBackend struct {
 	attachments []Attachment
 	peers       []Peer
 	err         error // what every method fails with
+	carry       func(ctx context.Context, to string, s *Stream)
 
 	mu       sync.Mutex
 	config   json.RawMessage
@@ -75,6 +76,17 @@ func (f *fakeBackend) SetConfig(_ context.Context, raw json.RawMessage) error {
 		f.config = raw
 	}
 	return f.err
+}
+
+func (f *fakeBackend) Forward(ctx context.Context, to string, accept func() (*Stream, error)) error {
+	if f.err != nil {
+		return f.err
+	}
+	s, err := accept()
+	if err == nil {
+		f.carry(ctx, to, s)
+	}
+	return err
 }
 
 // shortDir is a directory whose socket path fits in sun_path, which t.TempDir's may not.

@@ -37,6 +37,10 @@ type Backend interface {
 	Config(ctx context.Context) (json.RawMessage, error)
 	// SetConfig gets well-formed JSON and is responsible for all further validation.
 	SetConfig(ctx context.Context, raw json.RawMessage) error
+	// Forward opens a connection to a name or address of the overlay, calls accept for the client's end, copies between the two, and
+	// returns when both directions are done or ctx ends. An error says why there is no connection. accept, which fails if the client has
+	// gone, is called at most once.
+	Forward(ctx context.Context, to string, accept func() (*Stream, error)) error
 }
 
 // Handler serves the API from b. It trusts whoever reaches it: put it behind Listen.
@@ -87,6 +91,7 @@ func Handler(b Backend) http.Handler {
 			return nil, b.SetConfig(r.Context(), raw)
 		},
 	})
+	mux.HandleFunc(PathDial, dialing(b))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, Errorf(CodeNotFound, "the daemon has no %q: is the client newer than the daemon?", clip(r.URL.Path)))
 	})
@@ -94,10 +99,15 @@ func Handler(b Backend) http.Handler {
 }
 
 // Serve answers on ln from h until ctx ends, then lets running requests finish for at most five seconds, closes ln and returns
-// nil. It returns an error only when ln fails before that.
+// nil. Streams end with ctx at once. It returns an error only when ln fails before that.
 func Serve(ctx context.Context, ln net.Listener, h http.Handler, log *slog.Logger) error {
+	streams, endStreams := context.WithCancel(ctx)
+	all := &serving{ctx: streams}
+	defer all.streams.Wait()
+	defer endStreams()
 	srv := &http.Server{
 		Handler:           h,
+		BaseContext:       func(net.Listener) context.Context { return context.WithValue(context.Background(), servingKey{}, all) },
 		ConnContext:       withPeer,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
