@@ -129,7 +129,7 @@ func (s *Stream) Close() error {
 	if s.writing.TryLock() {
 		if !s.closed {
 			_ = s.SetWriteDeadline(time.Now().Add(closePatience)) // a socket without deadlines has room or is closed
-			_ = s.endLocked()                                      // who has gone needs no end
+			_ = s.endLocked()                                     // who has gone needs no end
 		}
 		s.writing.Unlock()
 	}

@@ -53,6 +53,8 @@ type Status struct {
 	Network6   string `json:"network6,omitempty"`
 	Gateway6   string `json:"gateway6,omitempty"`
 
+	Proxy string `json:"proxy,omitempty"` // where the proxy to the overlay listens
+
 	Ephemeral bool   `json:"ephemeral"` // the lease is given back on stop
 	RunDir    string `json:"runtime_dir"`
 	StateDir  string `json:"state_dir"`

@@ -72,6 +72,9 @@ func (n *Node) Status(context.Context) (api.Status, error) {
 			s.Subnet6, s.Gateway6 = n.subnet6.String(), gatewayAddr(n.subnet6).String()
 		}
 	}
+	if n.proxyAddr.IsValid() {
+		s.Proxy = n.proxyAddr.String()
+	}
 	err := n.storeErr
 	if n.registry != nil {
 		h := n.registry.Health()
@@ -265,6 +268,9 @@ func (n *Node) counters() map[string]map[string]uint64 {
 		for reason, count := range s.Drops {
 			drops[reason] += count
 		}
+	}
+	if n.cfg.Proxy.IsValid() {
+		all["proxy"] = numbers(n.proxy.Stats())
 	}
 	if gw != nil {
 		s := gw.Stats()

@@ -97,6 +97,9 @@ type Config struct {
 	// Healthz is where GET /healthz and /readyz are answered, to anybody and in flanneld's words. Zero: nowhere.
 	Healthz netip.AddrPort
 
+	// Proxy is where the SOCKS5 and HTTP proxy to the overlay listens, with port 0 on any free one. Zero: nowhere.
+	Proxy netip.AddrPort
+
 	// HostLoopback and LinkLocal open the host's loopback and the link-local range (169.254.0.0/16, cloud metadata) to
 	// containers.
 	HostLoopback bool

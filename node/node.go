@@ -19,6 +19,7 @@ import (
 	"github.com/rootless-ovl/rootless-ovl/internal/packet"
 	"github.com/rootless-ovl/rootless-ovl/internal/tap"
 	"github.com/rootless-ovl/rootless-ovl/lease"
+	"github.com/rootless-ovl/rootless-ovl/proxy"
 	"github.com/rootless-ovl/rootless-ovl/stack"
 )
 
@@ -42,6 +43,8 @@ type Node struct {
 	router   *forwarder.Router
 	gateway  gateway
 	stack    *stack.Gateway
+	dialer   inwardDialer
+	proxy    *proxy.Proxy
 	stopping chan struct{} // closed when Run begins to end
 	prober   *prober
 	dirty    chan struct{} // has one element when what saveLastLocked writes has changed
@@ -66,6 +69,7 @@ type Node struct {
 	mtu         int              // of the overlay, bytes
 	storeErr    error            // why the store could not be reached while there was no registry
 	endpoints   []string
+	proxyAddr   netip.AddrPort
 	problem     string        // of the external address, for status; empty: there is none
 	client      *lease.Client // nil as long as registry is
 	registry    *lease.Registry
@@ -134,6 +138,7 @@ func New(c Config) (*Node, error) {
 	}
 	n.publishing, n.unpublish = context.WithCancel(context.Background())
 	n.prober = newProber(n.log, n.republish)
+	n.proxy = n.newProxy()
 	return n, nil
 }
 
@@ -155,6 +160,10 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	defer ln.Close()
 	health, err := n.listenHealth()
+	if err != nil {
+		return err
+	}
+	forProxy, err := n.listenProxy()
 	if err != nil {
 		return err
 	}
@@ -181,6 +190,9 @@ func (n *Node) Run(ctx context.Context) error {
 	run("the API", func(ctx context.Context) error { return api.Serve(ctx, ln, api.Handler(n), n.log) })
 	if health != nil {
 		run("the health checks", func(ctx context.Context) error { return api.Serve(ctx, health, n.healthChecks(), n.log) })
+	}
+	if forProxy != nil {
+		run("the proxy", func(ctx context.Context) error { return n.proxy.Serve(ctx, forProxy) })
 	}
 	run("the look at idle memory", n.idleMemory().run)
 	run("", func(ctx context.Context) error { return n.bringUp(ctx, store, run) })
@@ -262,7 +274,7 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	}
 	run("the gateway", gw.Run)
 	n.mu.Lock()
-	n.stack, n.gateway = gw, gw
+	n.stack, n.gateway, n.dialer = gw, gw, gw
 	n.pool.subnet, n.subnet6 = own.v4, own.v6
 	n.mu.Unlock()
 	if err := n.adopt(); err != nil {
@@ -407,6 +419,9 @@ func (n *Node) newGateway(own subnets, injector *forwarder.Injector, denied []ne
 	})
 	if err != nil {
 		return nil, err
+	}
+	if n.proxyAddr.IsValid() { // who comes by it comes from the gateway
+		denied = append(denied, n.proxyAddr)
 	}
 	gw.Deny(denied)
 	return gw, nil

@@ -1,4 +1,5 @@
-// This file is the parent's half of a Sandbox: the new user, network and mount namespace of `rootless-ovl run`.
+// This file is the parent's half of a Sandbox: the new user, network and mount namespace of `rootless-ovl run`, and what it has in common with
+// the sandbox in a container's namespaces (join.go).
 
 package nsutil
 
@@ -35,8 +36,8 @@ type Spec struct {
 	Dir  string   // "": our own working directory
 	// ResolvConf is what /etc/resolv.conf says inside; nil leaves the host's.
 	ResolvConf []byte
-	// MapRoot makes the command root of its own namespaces. Without it the command runs under the user's own uid and
-	// gid and without a capability.
+	// MapRoot makes the command root of its namespaces. Without it the command runs under the user's own uid and
+	// gid and, in namespaces of its own, without a capability.
 	MapRoot bool
 	// Nil is our own.
 	Stdin, Stdout, Stderr *os.File
@@ -49,6 +50,9 @@ type sandboxOrder struct {
 	ResolvConf []byte
 	SetResolv  bool
 	KeepCaps   bool
+	OwnNetns   bool     // the network namespace was made for the command
+	UID, GID   int      // to become first; -1: stay
+	Dir        string   // to go to; "": stay
 	Hide       []string // sockets of name services that would answer for the host's network
 	Parent     int
 }
@@ -69,10 +73,11 @@ var hostNameServices = []string{
 // A Sandbox is a process in a new user, network and mount namespace that waits until Release and then becomes the
 // command. It dies with us. What else runs in the sandbox is killed when the command has ended.
 type Sandbox struct {
-	cmd    *exec.Cmd
-	userns uint64        // inode of its user namespace; 0 where it could not be read
-	done   chan struct{} // closed when the command has ended and the rest has been killed
-	reaped func() error  // reaps the command, once
+	proc   *os.Process
+	userns uint64                           // inode of its user namespace; 0 where it could not be read
+	others []int                            // children of ours that were there before and may be in the same user namespace
+	done   chan struct{}                    // closed when the command has ended and the rest has been killed
+	reaped func() (*os.ProcessState, error) // reaps the command, once
 
 	mu       sync.Mutex
 	order    *os.File // nil after Release
@@ -93,33 +98,6 @@ func (e *CommandError) Error() string { return e.Text }
 // Start makes the namespaces. The process in them, PID, holds still until Release; attach it meanwhile. The program must
 // call MaybeChild first thing in main. ErrNoUserns, with the cause and the remedy, where the system does not allow it.
 func Start(spec Spec) (*Sandbox, error) {
-	if len(spec.Args) == 0 || spec.Args[0] == "" {
-		return nil, fail(ErrInvalid, nil, "no command to run: give one after --")
-	}
-	if spec.Dir != "" {
-		st, err := os.Stat(spec.Dir)
-		if err == nil && !st.IsDir() {
-			err = &os.PathError{Op: "chdir", Path: spec.Dir, Err: unix.ENOTDIR}
-		}
-		if err == nil {
-			if aerr := unix.Access(spec.Dir, unix.X_OK); aerr != nil {
-				err = &os.PathError{Op: "chdir", Path: spec.Dir, Err: aerr}
-			}
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
-	orderR, orderW, err := os.Pipe()
-	if err != nil {
-		return nil, err
-	}
-	reportR, reportW, err := os.Pipe()
-	if err != nil {
-		orderR.Close()
-		orderW.Close()
-		return nil, err
-	}
 	uid, gid := os.Geteuid(), os.Getegid()
 	inUID, inGID := uid, gid
 	if spec.MapRoot {
@@ -135,24 +113,49 @@ func Start(spec Spec) (*Sandbox, error) {
 		// The execution of our own program again would drop the capabilities of a uid other than 0.
 		attr.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN}
 	}
-	s := &Sandbox{
-		cmd: &exec.Cmd{
+	order := sandboxOrder{KeepCaps: spec.MapRoot, OwnNetns: true, UID: -1, GID: -1}
+	return start(spec, order, nil, func(files []*os.File) (*os.Process, error) {
+		cmd := &exec.Cmd{
 			Path:        "/proc/self/exe",
 			Args:        []string{childArg0},
 			Env:         os.Environ(),
 			Dir:         spec.Dir,
-			ExtraFiles:  []*os.File{orderR, reportW},
+			Stdin:       files[0],
+			Stdout:      files[1],
+			Stderr:      files[2],
+			ExtraFiles:  files[3:],
 			SysProcAttr: attr,
-		},
-		done:   make(chan struct{}),
-		order:  orderW,
-		report: reportR,
-	}
-	s.cmd.Stdin = fileOr(spec.Stdin, os.Stdin)
-	s.cmd.Stdout = fileOr(spec.Stdout, os.Stdout)
-	s.cmd.Stderr = fileOr(spec.Stderr, os.Stderr)
+		}
+		if err := cmd.Start(); err != nil {
+			return nil, usernsError(err)
+		}
+		return cmd.Process, nil
+	})
+}
 
-	s.reaped = sync.OnceValue(s.cmd.Wait)
+// start makes a Sandbox of what launch executes: our own program, with files as its descriptors from 0 on. complete, unless nil, has the
+// last word on the order, when the process is in its namespaces.
+func start(spec Spec, order sandboxOrder, complete func(pid int, o *sandboxOrder) error, launch func(files []*os.File) (*os.Process, error)) (*Sandbox, error) {
+	if len(spec.Args) == 0 || spec.Args[0] == "" {
+		return nil, fail(ErrInvalid, nil, "no command to run: give one after --")
+	}
+	if err := checkDir(spec.Dir); err != nil {
+		return nil, err
+	}
+	orderR, orderW, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	reportR, reportW, err := os.Pipe()
+	if err != nil {
+		orderR.Close()
+		orderW.Close()
+		return nil, err
+	}
+	s := &Sandbox{done: make(chan struct{}), order: orderW, report: reportR}
+	s.others, _ = ownChildren() // without a readable /proc nobody is taken for one of the sandbox's
+	files := []*os.File{fileOr(spec.Stdin, os.Stdin), fileOr(spec.Stdout, os.Stdout), fileOr(spec.Stderr, os.Stderr), orderR, reportW}
+	s.reaped = sync.OnceValues(func() (*os.ProcessState, error) { return s.proc.Wait() })
 	// Of us, not of this thread alone; a kernel that cannot (before 3.4) leaves orphans to the host's init.
 	_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -162,7 +165,8 @@ func Start(spec Spec) (*Sandbox, error) {
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		err := s.cmd.Start()
+		var err error
+		s.proc, err = launch(files)
 		if err == nil {
 			s.userns, _, _ = userNamespace(s.PID(), 0)
 		}
@@ -177,21 +181,44 @@ func Start(spec Spec) (*Sandbox, error) {
 	if err != nil {
 		orderW.Close()
 		reportR.Close()
-		return nil, usernsError(err)
+		return nil, err
 	}
-	env := spec.Env
-	if env == nil {
-		env = os.Environ()
+	order.Args, order.Env, order.Parent, order.Hide = spec.Args, spec.Env, os.Getpid(), hostNameServices
+	order.ResolvConf, order.SetResolv = spec.ResolvConf, spec.ResolvConf != nil
+	if order.Env == nil {
+		order.Env = os.Environ()
 	}
-	err = gob.NewEncoder(orderW).Encode(sandboxOrder{
-		Args: spec.Args, Env: env, ResolvConf: spec.ResolvConf, SetResolv: spec.ResolvConf != nil,
-		KeepCaps: spec.MapRoot, Hide: hostNameServices, Parent: os.Getpid(),
-	})
+	if complete != nil {
+		err = complete(s.PID(), &order)
+	}
+	if err == nil {
+		if err = gob.NewEncoder(orderW).Encode(order); err != nil {
+			err = fmt.Errorf("preparing the sandbox: %w", err)
+		}
+	}
 	if err != nil {
 		s.Close()
-		return nil, fmt.Errorf("preparing the sandbox: %w", err)
+		return nil, err
 	}
 	return s, nil
+}
+
+// checkDir tells whether a command may start in a directory.
+func checkDir(dir string) error {
+	if dir == "" {
+		return nil
+	}
+	st, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if !st.IsDir() {
+		return &os.PathError{Op: "chdir", Path: dir, Err: unix.ENOTDIR}
+	}
+	if err := unix.Access(dir, unix.X_OK); err != nil {
+		return &os.PathError{Op: "chdir", Path: dir, Err: err}
+	}
+	return nil
 }
 
 func fileOr(f, otherwise *os.File) *os.File {
@@ -202,7 +229,7 @@ func fileOr(f, otherwise *os.File) *os.File {
 }
 
 // PID is the process to attach, and later the command's.
-func (s *Sandbox) PID() int { return s.cmd.Process.Pid }
+func (s *Sandbox) PID() int { return s.proc.Pid }
 
 // attend waits for the end of the command and of all that it leaves.
 func (s *Sandbox) attend() {
@@ -293,13 +320,13 @@ func (s *Sandbox) Warnings() []string {
 // Wait waits until Done, reaps the command and returns its exit code: 128 + n where signal n ended it, as shells do.
 func (s *Sandbox) Wait() (int, error) {
 	<-s.done
-	var exit *exec.ExitError
-	if err := s.reaped(); err != nil && !errors.As(err, &exit) {
+	state, err := s.reaped()
+	if err != nil {
 		return -1, fmt.Errorf("waiting for the command: %w", err)
 	}
-	status, ok := s.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	status, ok := state.Sys().(syscall.WaitStatus)
 	if !ok {
-		return s.cmd.ProcessState.ExitCode(), nil
+		return state.ExitCode(), nil
 	}
 	if status.Signaled() {
 		return 128 + int(status.Signal()), nil
@@ -308,7 +335,7 @@ func (s *Sandbox) Wait() (int, error) {
 }
 
 // Signal sends a signal to the command; os.ErrProcessDone if it has ended and has been reaped.
-func (s *Sandbox) Signal(sig os.Signal) error { return s.cmd.Process.Signal(sig) }
+func (s *Sandbox) Signal(sig os.Signal) error { return s.proc.Signal(sig) }
 
 // Close ends the sandbox: its process is killed if it still lives, and reaped.
 func (s *Sandbox) Close() error {
@@ -319,9 +346,9 @@ func (s *Sandbox) Close() error {
 		s.report.Close()
 	}
 	s.mu.Unlock()
-	_ = s.cmd.Process.Kill()
+	_ = s.proc.Kill()
 	<-s.done
-	_ = s.reaped() // how it ended is Wait's to tell
+	_, _ = s.reaped() // how it ended is Wait's to tell
 	return nil
 }
 

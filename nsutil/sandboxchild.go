@@ -48,6 +48,14 @@ func MaybeChild() {
 
 // becomeCommand returns only when the command could not be executed.
 func becomeCommand(o sandboxOrder, warn func(format string, args ...any)) sandboxReport {
+	if err := become(o.UID, o.GID); err != nil {
+		return sandboxReport{Error: fmt.Sprintf("becoming uid %d of the container: %v", o.UID, err), Code: 125}
+	}
+	if o.Dir != "" {
+		if err := os.Chdir(o.Dir); err != nil {
+			return sandboxReport{Error: err.Error(), Code: 125}
+		}
+	}
 	// Nothing that is mounted here may show outside.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		r := sandboxReport{Error: "making the sandbox's mounts private", Code: 125}
@@ -70,10 +78,12 @@ func becomeCommand(o sandboxOrder, warn func(format string, args ...any)) sandbo
 			warn("%s could not be hidden, so names may be resolved by the host: %v", path, err)
 		}
 	}
-	// What a container engine sets too; a read-only /proc/sys leaves the kernel's stricter values.
-	_ = writeSysctl("net/ipv4/ip_unprivileged_port_start", "0")
-	gid := strconv.Itoa(os.Getegid())
-	_ = writeSysctl("net/ipv4/ping_group_range", gid+" "+gid)
+	if o.OwnNetns {
+		// What a container engine sets too; a read-only /proc/sys leaves the kernel's stricter values.
+		_ = writeSysctl("net/ipv4/ip_unprivileged_port_start", "0")
+		gid := strconv.Itoa(os.Getegid())
+		_ = writeSysctl("net/ipv4/ping_group_range", gid+" "+gid)
+	}
 
 	path, report := lookCommand(o.Args[0], o.Env)
 	if path == "" {
@@ -94,6 +104,20 @@ func becomeCommand(o sandboxOrder, warn func(format string, args ...any)) sandbo
 		code = 127 // the interpreter after #! is not there
 	}
 	return sandboxReport{Error: fmt.Sprintf("%s: %v", path, err), Code: code}
+}
+
+// become changes uid and gid to those that are not -1, and gives up the groups of the host where the namespace allows that.
+func become(uid, gid int) error {
+	if gid >= 0 {
+		_ = syscall.Setgroups(nil) // a namespace of one user has it forbidden
+		if err := syscall.Setresgid(gid, gid, gid); err != nil {
+			return err
+		}
+	}
+	if uid >= 0 {
+		return syscall.Setresuid(uid, uid, uid)
+	}
+	return nil
 }
 
 // overlayFile shows other content in place of a file, in our mount namespace. The content is on a tmpfs that is mounted

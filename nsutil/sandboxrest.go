@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -49,8 +50,8 @@ func userNamespace(pid int, within uint64) (inode uint64, inside bool, err error
 	}
 }
 
-// orphans are our children that belong to the sandbox, without its first process. Zombies are among them.
-func (s *Sandbox) orphans() ([]int, error) {
+// ownChildren are the processes whose parent we are, zombies too.
+func ownChildren() ([]int, error) {
 	dir, err := os.Open("/proc")
 	if err != nil {
 		return nil, err
@@ -63,18 +64,30 @@ func (s *Sandbox) orphans() ([]int, error) {
 	var list []int
 	for _, name := range names {
 		pid, err := strconv.Atoi(name)
-		if err != nil || pid == s.PID() {
+		if err != nil {
 			continue
 		}
 		b, err := os.ReadFile("/proc/" + name + "/stat")
-		if err != nil || parentOf(b) != os.Getpid() {
-			continue
-		}
-		if _, inside, err := userNamespace(pid, s.userns); err == nil && inside {
+		if err == nil && parentOf(b) == os.Getpid() {
 			list = append(list, pid)
 		}
 	}
 	return list, nil
+}
+
+// orphans are our children that belong to the sandbox, without its first process. Zombies are among them.
+func (s *Sandbox) orphans() ([]int, error) {
+	all, err := ownChildren()
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(all, func(pid int) bool {
+		if pid == s.PID() || slices.Contains(s.others, pid) {
+			return true
+		}
+		_, inside, err := userNamespace(pid, s.userns)
+		return err != nil || !inside
+	}), nil
 }
 
 // parentOf reads the parent's pid (field 4) of a /proc/PID/stat line, 0 where there is none.

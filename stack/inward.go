@@ -53,6 +53,13 @@ type inwardConn struct {
 	in *inwardTCP
 }
 
+// Abort ends the connection with a reset to the container.
+func (c *inwardConn) Abort() {
+	c.in.flow.end()
+	c.in.leave()
+}
+
+// Close lets what was written be sent, and ends the connection.
 func (c *inwardConn) Close() error {
 	err := c.TCPConn.Close()
 	c.in.leave()

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"slices"
@@ -118,6 +119,20 @@ func (f *fakeDaemon) SetConfig(_ context.Context, raw json.RawMessage) error {
 	return f.err
 }
 
+func (f *fakeDaemon) Forward(_ context.Context, to string, accept func() (*api.Stream, error)) error {
+	f.notes.add("forward %s", to)
+	if f.err != nil {
+		return f.err
+	}
+	s, err := accept()
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	_, err = io.Copy(s, s) // an echo
+	return err
+}
+
 func newFakeDaemon() *fakeDaemon {
 	return &fakeDaemon{
 		notes: &notes{},
@@ -188,6 +203,10 @@ func newBench(t *testing.T) *bench {
 		},
 		startSandbox: func(nsutil.Spec) (sandbox, error) {
 			unexpected("startSandbox")
+			return nil, errors.ErrUnsupported
+		},
+		joinSandbox: func(int, string, nsutil.Spec) (sandbox, error) {
+			unexpected("joinSandbox")
 			return nil, errors.ErrUnsupported
 		},
 	}

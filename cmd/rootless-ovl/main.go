@@ -26,6 +26,7 @@ type world struct {
 	newNode      func(node.Config) (nodeRunner, error)
 	openStore    func(context.Context, lease.ClientConfig, string) (configStore, error)
 	startSandbox func(nsutil.Spec) (sandbox, error)
+	joinSandbox  func(pid int, netns string, s nsutil.Spec) (sandbox, error) // of the process, or of the namespace at the path
 	diagnose     func(context.Context, doctor.Options) []doctor.Check
 }
 
@@ -44,6 +45,7 @@ func realWorld() world {
 		newNode:        func(c node.Config) (nodeRunner, error) { return node.New(c) },
 		openStore:      openEtcd,
 		startSandbox:   func(s nsutil.Spec) (sandbox, error) { return nsutil.Start(s) },
+		joinSandbox:    joinSandbox,
 		diagnose:       doctor.Run,
 	}
 }

@@ -77,8 +77,12 @@ With --output json the attachment is printed on standard error before the comman
 // runIn runs the command on the overlay. A signal that comes before there is a command to pass it to ends run as it would
 // have ended the command.
 func (a *app) runIn(ctx context.Context, req api.AttachRequest, spec nsutil.Spec) error {
-	early := catchSignals(ctx)
-	err := a.runUntil(early, req, spec)
+	return statusOfSignal(catchSignals(ctx), func(early *signalContext) error { return a.runUntil(early, req, spec) })
+}
+
+// statusOfSignal is what run returns, or 128 + n if signal n came before there was a command to pass it to.
+func statusOfSignal(early *signalContext, run func(*signalContext) error) error {
+	err := run(early)
 	if sig := early.stop(); sig != 0 && err != nil {
 		return exitStatus(128 + int(sig))
 	}
@@ -119,12 +123,17 @@ func (a *app) runUntil(early *signalContext, req api.AttachRequest, spec nsutil.
 			return err
 		}
 	}
+	return a.play(early, sb, detach)
+}
+
+// play lets the command of a sandbox go and returns with its exit status. ended is called when it has ended, while its pid is surely its own.
+func (a *app) play(early *signalContext, sb sandbox, ended func()) error {
 	stop := sb.ForwardSignals()
 	defer stop()
 	if early.stop() != 0 || early.Err() != nil {
 		return context.Cause(early)
 	}
-	err = sb.Release()
+	err := sb.Release()
 	warned := a.warn(sb.Warnings())
 	var cannot *nsutil.CommandError
 	if errors.As(err, &cannot) {
@@ -136,7 +145,7 @@ func (a *app) runUntil(early *signalContext, req api.AttachRequest, spec nsutil.
 	}
 	<-sb.Done()
 	a.warn(sb.Warnings()[warned:])
-	detach() // before Wait, while the pid is surely its own
+	ended()
 	code, err := sb.Wait()
 	if err != nil {
 		return err

@@ -67,6 +67,9 @@ func (a *app) statusText(w io.Writer, s api.Status) {
 	row(w, "Backend", backend)
 	row(w, "Underlay", underlay)
 	row(w, "Store", a.storeText(s.Store))
+	if s.Proxy != "" {
+		row(w, "Proxy", s.Proxy)
+	}
 	row(w, "Attachments", s.Attachments)
 	row(w, "Peers", s.Peers)
 	row(w, "Node ID", s.NodeID)

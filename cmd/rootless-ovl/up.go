@@ -63,6 +63,8 @@ type upFlags struct {
 	healthzPort   int
 	verbosity     int
 
+	proxy string
+
 	hostLoopback   bool
 	allowLinkLocal bool
 
@@ -129,6 +131,7 @@ of flanneld that cannot mean anything here is named in a warning.`,
 	fs.BoolVar(&f.ipMasq, "ip-masq", true, "tell docker in subnet.env that the node translates what leaves the overlay; =false has docker do it too")
 	fs.StringVar(&f.healthzIP, "healthz-ip", "0.0.0.0", "`address` of the health checks")
 	fs.IntVar(&f.healthzPort, "healthz-port", 0, "TCP `port` that answers GET /healthz and /readyz (default: none)")
+	fs.StringVar(&f.proxy, "proxy", "", "`[ADDR:]PORT` of a SOCKS5 and HTTP proxy to the overlay for processes of this host, on 127.0.0.1 unless an address is given (default: none)")
 	fs.BoolVar(&f.hostLoopback, "host-loopback", false, "let containers reach this host's loopback through the gateway")
 	fs.BoolVar(&f.allowLinkLocal, "allow-link-local", false, "let containers reach 169.254.0.0/16, cloud metadata for one, through the gateway")
 	fs.StringSliceVar(&f.outboundAddr, "outbound-addr", nil, "`address` of this host that what containers send outside comes from, one a family, repeated or separated by commas (default: the host's routes say)")
@@ -256,6 +259,16 @@ func (a *app) nodeConfig(cmd *cobra.Command, f *upFlags) (node.Config, error) {
 			return c, usagef("--outbound-addr %q is not an address: write it as 192.0.2.1 or 2001:db8::1", text)
 		}
 		c.OutboundAddrs = append(c.OutboundAddrs, addr)
+	}
+	if f.proxy != "" {
+		at, err := localAddr(f.proxy)
+		if err != nil {
+			return c, usagef("--proxy %w", err)
+		}
+		if !at.Addr().IsValid() {
+			at = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), at.Port())
+		}
+		c.Proxy = at
 	}
 	if c.RuntimeDir, err = a.runtime(); err != nil {
 		return c, err
