@@ -115,7 +115,7 @@ func (n *Node) Attach(ctx context.Context, r api.AttachRequest) (api.Attachment,
 		n.stopPorts(a)
 		return api.Attachment{}, attachError(r, err)
 	}
-	n.startPorts(a, ns)
+	n.startPorts(a)
 	n.log.Info("attached", "name", a.saved.Name, "addr", a.saved.Addr.Addr(), "where", a.saved.where(), "ifname", a.saved.IfName)
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -553,7 +553,7 @@ func (n *Node) adoptOne(s savedAttachment) (err error) {
 		exit.Close()
 		return errors.Join(err, l.Close())
 	}
-	n.startPorts(a, ns)
+	n.startPorts(a)
 	return nil
 }
 

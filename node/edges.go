@@ -49,10 +49,10 @@ type namespace interface {
 	inTheWay(c nsutil.TAPConfig) ([]nsutil.Device, error)
 	change(c nsutil.TAPConfig) error // of a TAP that is there
 	bridges() ([]nsutil.Bridge, error)
-	remove(ifName string) error // a TAP that nobody holds
-	allow(nsutil.Transit) error // through its firewall
-	forbid(ifName string) error // what allow has let through
-	sockets() (kernelSockets, error)
+	remove(ifName string) error                       // a TAP that nobody holds
+	allow(nsutil.Transit) error                       // through its firewall
+	forbid(ifName string) error                       // what allow has let through
+	sockets(s savedAttachment) (kernelSockets, error) // which own the namespace from then on
 	Close() error
 }
 
@@ -184,8 +184,21 @@ func (ns kernelNamespace) allow(t nsutil.Transit) error { return ns.AllowTransit
 
 func (ns kernelNamespace) forbid(ifName string) error { return ns.ForbidTransit(ifName) }
 
-// sockets has none yet: connections go through the stack.
-func (ns kernelNamespace) sockets() (kernelSockets, error) { return nil, errors.ErrUnsupported }
+func (ns kernelNamespace) sockets(s savedAttachment) (kernelSockets, error) {
+	in, err := ns.OpenInside(nsutil.InsideConfig{IfName: s.IfName, Addrs: s.addrs()})
+	if err != nil {
+		return nil, err
+	}
+	return namespaceSockets{in, ns.Namespace}, nil
+}
+
+// namespaceSockets are what kernelNamespace makes sockets with.
+type namespaceSockets struct {
+	*nsutil.Inside
+	ns *nsutil.Namespace
+}
+
+func (s namespaceSockets) Close() error { return errors.Join(s.Inside.Close(), s.ns.Close()) }
 
 // tapLink is a link whose other end is in a container.
 type tapLink struct{ *tap.Device }

@@ -279,7 +279,7 @@ func (f fakeNamespace) forbid(ifName string) error {
 }
 
 // sockets are fakes that dial the server which the test has put into the container.
-func (f fakeNamespace) sockets() (kernelSockets, error) {
+func (f fakeNamespace) sockets(savedAttachment) (kernelSockets, error) {
 	f.c.world.mu.Lock()
 	defer f.c.world.mu.Unlock()
 	if f.c.socketsErr != nil {

@@ -162,7 +162,7 @@ func (n *Node) Publish(_ context.Context, nameOrPID string, r api.PublishRequest
 	if err != nil {
 		return nil, publishError(a, err)
 	}
-	n.openInside(a, nil, added)
+	n.openInside(a, added)
 	n.mu.Lock()
 	if _, err = n.liveLocked(a.saved.Name); err == nil { // it may have ended meanwhile
 		err = n.addPortsLocked(a, added)
@@ -341,13 +341,13 @@ func (n *Node) portAddresses(a *attachment) publish.Addresses {
 	return d
 }
 
-// openInside has sockets made in the namespace of an attachment, if a TCP port is among list and there are none yet. ns may be nil. Where the
-// namespace does not take them its connections go through the stack. The caller holds portsMu.
-func (n *Node) openInside(a *attachment, ns namespace, list []*published) {
+// openInside has sockets made in the namespace of an attachment, if a TCP port is among list and there are none yet. Where the namespace does
+// not take them its connections go through the stack. The caller holds portsMu.
+func (n *Node) openInside(a *attachment, list []*published) {
 	if a.inside.sockets.Load() != nil || !slices.ContainsFunc(list, isTCP) {
 		return
 	}
-	s, err := n.socketsIn(a, ns)
+	s, err := n.socketsIn(a)
 	if err != nil {
 		n.log.Info("published connections go through the gateway, as the container's namespace takes no sockets of ours", "name", a.saved.Name, "err", err)
 		return
@@ -355,18 +355,19 @@ func (n *Node) openInside(a *attachment, ns namespace, list []*published) {
 	a.inside.sockets.Store(&s)
 }
 
-func (n *Node) socketsIn(a *attachment, ns namespace) (kernelSockets, error) {
-	if ns == nil {
-		var err error
-		if ns, err = n.openNamespace(api.AttachRequest{PID: a.saved.PID, Netns: a.saved.Netns}); err != nil {
-			return nil, err
-		}
-		defer ns.Close()
-		if ns.Inode() != a.saved.Inode {
-			return nil, errors.New("its network namespace is another one now")
-		}
+func (n *Node) socketsIn(a *attachment) (kernelSockets, error) {
+	ns, err := n.openNamespace(api.AttachRequest{PID: a.saved.PID, Netns: a.saved.Netns})
+	if err != nil {
+		return nil, err
 	}
-	return ns.sockets()
+	if ns.Inode() != a.saved.Inode {
+		return nil, errors.Join(errors.New("its network namespace is another one now"), ns.Close())
+	}
+	s, err := ns.sockets(a.saved)
+	if err != nil {
+		return nil, errors.Join(err, ns.Close())
+	}
+	return s, nil
 }
 
 func isTCP(p *published) bool { return p.saved.Proto == publish.TCP }
@@ -412,7 +413,7 @@ func (n *Node) publishFor(a *attachment, r api.AttachRequest) error {
 }
 
 // startPorts serves the ports of an attachment that has just become live. Those that could not be opened are tried again until they are.
-func (n *Node) startPorts(a *attachment, ns namespace) {
+func (n *Node) startPorts(a *attachment) {
 	n.portsMu.Lock()
 	defer n.portsMu.Unlock()
 	n.mu.Lock()
@@ -423,7 +424,7 @@ func (n *Node) startPorts(a *attachment, ns namespace) {
 	if !alive || len(list) == 0 { // leave has closed them, or there are none
 		return
 	}
-	n.openInside(a, ns, list)
+	n.openInside(a, list)
 	n.servePorts(a, list)
 	if missing {
 		n.watchers.Go(func() { n.retryPorts(a) })

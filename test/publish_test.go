@@ -147,6 +147,8 @@ func TestPublish_ContainerSeesTheClient(t *testing.T) {
 		t.Errorf("ps: %s", r.Stdout)
 	}
 
+	took(t, h, "a", "spliced")
+
 	// From the host itself: its loopback would be the container's own.
 	for _, addr := range []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()} {
 		for _, network := range []string{"tcp", "udp"} {
@@ -179,6 +181,76 @@ func TestPublish_ContainerSeesTheClient(t *testing.T) {
 	}
 	if ports := portsOf(t, h, "a"); len(ports) != 0 {
 		t.Errorf("ports: %+v", ports)
+	}
+}
+
+// took checks which way connections of a published port went, since it was published.
+func took(t *testing.T, h *lab.Host, name, way string) {
+	t.Helper()
+	for _, p := range portsOf(t, h, name) {
+		if p.Proto != "tcp" {
+			continue
+		}
+		if c := p.Counters; c[way] == 0 || c["spliced"]+c["carried"] != c[way] {
+			t.Errorf("port %d: connections are to be %s; counters %v", p.HostPort, way, c)
+		}
+	}
+}
+
+// A container may have a firewall that lets nothing but the loopback's own addresses over lo. Then connections go through the stack.
+func TestPublish_ThroughTheStackWhereTheContainerDropsOurs(t *testing.T) {
+	l, e, _ := withDualStack(t, 1)
+	h := l.Host(1)
+	d := h.Up("--etcd-endpoints", e.Endpoint)
+	c := h.Container("a")
+	for family, own := range map[string]string{"iptables": "127.0.0.0/8", "ip6tables": "::1"} {
+		if r := c.Run(family, "-I", "INPUT", "-i", "lo", "!", "-s", own, "-j", "DROP"); r.Code != 0 {
+			t.Skipf("no firewall in the container: %+v", r)
+		}
+	}
+	a := attach(t, c, "-p", "8080:80", "-p", "8080:80/udp")
+	a.tellClients(t, 80)
+	seesClients(t, l, h, a, 8080, false)
+	took(t, h, "a", "carried")
+	if !strings.Contains(d.LogText(), "go through the gateway") {
+		t.Error("the log does not say that connections go through the gateway")
+	}
+	a.HTTPServer(t, port(a.addr, 81))
+	h.CLIJSON(new([]published), "publish", "8081:81", "a")
+	if err := l.Outside.Download(port(h.Addr, 8081), 20<<20); err != nil {
+		t.Errorf("download: %v", err)
+	}
+	if err := l.Outside.Upload(port(h.Addr, 8081), 20<<20); err != nil {
+		t.Errorf("upload: %v", err)
+	}
+}
+
+// What a container may reach by itself does not bear on what is published: neither the fast way nor the stack's.
+func TestPublish_OfAContainerThatMayReachNothing(t *testing.T) {
+	l := lab.New(t, 1)
+	h := l.Host(1)
+	upEmbedded(h)
+	a := join(t, h, "a", "--isolate", "--egress", "deny", "-p", "8080:80", "-p", "8080:80/udp")
+	a.tellClients(t, 80)
+	seesClients(t, l, h, a, 8080, false)
+
+	// A client's port that is a server's in the container cannot be bound there.
+	client := &net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(port(lab.RouterAddr, 80))}
+	var seen []byte
+	if err := l.Outside.Do(func() error {
+		c, err := client.DialContext(t.Context(), "tcp", port(h.Addr, 8080).String())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		seen, err = io.ReadAll(c)
+		return err
+	}); err != nil || string(seen) != port(lab.RouterAddr, 80).String() {
+		t.Errorf("a client with the server's port: the container saw %q, %v", seen, err)
+	}
+	if _, _, err := askWho(t, a.Space, "tcp", port(lab.OutsideAddr, 80)); err == nil {
+		t.Error("the container reaches the outside")
 	}
 }
 
@@ -226,14 +298,15 @@ func TestPublish_CarriesBulkBothWays(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	took(t, h, "a", "spliced")
 }
 
 func TestPublish_RefusesWithTheRemedy(t *testing.T) {
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	upEmbedded(h)
-	a, b := join(t, h, "a"), join(t, h, "b")
-	h.CLIJSON(new([]published), "publish", "8080:80", "a")
+	join(t, h, "a", "-p", "8080:80")
+	join(t, h, "b")
 	taken, err := h.Listen("tcp", "0.0.0.0:9090")
 	if err != nil {
 		t.Fatal(err)
@@ -259,12 +332,11 @@ func TestPublish_RefusesWithTheRemedy(t *testing.T) {
 	refused(t, h.CLI("unpublish", "8081:80", "a"), "8081:80", "ps")
 	c := h.Container("c")
 	refused(t, h.CLI("attach", pid(c), "--name", "c", "-p", "8080:80"), `"a"`)
+	refused(t, h.CLI("attach", pid(c), "--gateway", "-p", "8083:80"), "engine")
 	noInterface(t, c.Space)
 	if ports := portsOf(t, h, "b"); len(ports) != 0 {
 		t.Errorf("ports of b: %+v", ports)
 	}
-	_ = a
-	_ = b
 }
 
 func TestPublish_OutlivesTheDaemonAndGoesWithTheContainer(t *testing.T) {
@@ -337,8 +409,7 @@ func TestPublish_HundredsOfPortsAndRanges(t *testing.T) {
 }
 
 func TestRun_Publishes(t *testing.T) {
-	l := lab.New(t, 1)
-	h := l.Host(1)
+	h := lab.New(t, 1).Host(1)
 	upEmbedded(h)
 	cmd := h.Command(h.Binary(), "run", "--name", "job", "-p", "8080:80", "--", "sleep", "60")
 	if err := h.Start(cmd); err != nil {
@@ -351,11 +422,10 @@ func TestRun_Publishes(t *testing.T) {
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
 	lab.Eventually(t, "it goes with the command", func() bool {
-		l, err := h.Listen("tcp", "0.0.0.0:8080")
+		free, err := h.Listen("tcp", "0.0.0.0:8080")
 		if err == nil {
-			l.Close()
+			free.Close()
 		}
 		return err == nil
 	})
-	_ = l
 }
