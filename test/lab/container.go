@@ -5,6 +5,7 @@ package lab
 import (
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -196,6 +197,25 @@ func (s *Space) AddAddr(ifName string, prefix netip.Prefix) error {
 			return err
 		}
 		return addAddr(link, prefix)
+	})
+}
+
+// Blackhole has the space drop what is for the prefix without a word. To do so twice is no error.
+func (s *Space) Blackhole(prefix netip.Prefix) error {
+	return s.Do(func() error {
+		return netlink.RouteReplace(&netlink.Route{
+			Dst:  &net.IPNet{IP: prefix.Addr().AsSlice(), Mask: net.CIDRMask(prefix.Bits(), prefix.Addr().BitLen())},
+			Type: unix.RTN_BLACKHOLE,
+		})
+	})
+}
+
+// AddRoute has the space send what is for the prefix to a router. To do so twice is no error.
+func (s *Space) AddRoute(prefix netip.Prefix, via netip.Addr) error {
+	return s.Do(func() error {
+		return netlink.RouteReplace(&netlink.Route{
+			Dst: &net.IPNet{IP: prefix.Addr().AsSlice(), Mask: net.CIDRMask(prefix.Bits(), prefix.Addr().BitLen())}, Gw: via.AsSlice(),
+		})
 	})
 }
 
