@@ -196,9 +196,10 @@ func tryAll(o options) int {
 const (
 	serveOnceCommand = "serve-once" // PORT: tells the first client its own address, and ends
 	fetchCommand     = "fetch"      // ADDR:PORT: prints what the server says
+	echoCommand      = "echo"       // ADDR:PORT: serves what it is sent, until it is killed
 )
 
-var commands = map[string]func(string) error{serveOnceCommand: serveOnce, fetchCommand: fetch}
+var commands = map[string]func(string) error{serveOnceCommand: serveOnce, fetchCommand: fetch, echoCommand: echoForever}
 
 func first(args []string) string {
 	if len(args) == 0 {
@@ -215,6 +216,24 @@ func fetch(addr string) error {
 	defer c.Close()
 	_, err = io.Copy(os.Stdout, c)
 	return err
+}
+
+func echoForever(addr string) error {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer c.Close()
+			echo(c.(*net.TCPConn))
+		}()
+	}
 }
 
 func serveOnce(port string) error {

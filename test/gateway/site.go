@@ -41,7 +41,7 @@ type site struct {
 
 	t      *siteT
 	noIPv6 bool          // a container that should have IPv6 did not come to it
-	next atomic.Uint32 // port of a server of the outside
+	next   atomic.Uint32 // port of a server of the outside
 }
 
 func newSite(t *trial, system string) *site {
@@ -133,7 +133,9 @@ func join(t *trial, h *lab.Host, name string, flags ...string) *box {
 	return attachTo(t, h.Container(name), flags...)
 }
 
-func (s *site) attach(t *trial, c *lab.Container, flags ...string) *box { return attachTo(t, c, flags...) }
+func (s *site) attach(t *trial, c *lab.Container, flags ...string) *box {
+	return attachTo(t, c, flags...)
+}
 
 func attachTo(t *trial, c *lab.Container, flags ...string) *box {
 	var at lab.Attachment
