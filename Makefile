@@ -62,6 +62,11 @@ engines: check-tun build engines-test ## rootless docker and podman with our nod
 engines-test:
 	$(GO) test -c -o bin/engines.test ./test/engines
 
+.PHONY: gateway
+gateway: check-tun check-userns build ## what containers reach beside the overlay, beside slirp4netns and pasta; ARGS='-run names -v', -scale, -write-docs
+	@$(GO) build -o bin/gateway ./test/gateway
+	@ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) bin/gateway $(ARGS)
+
 .PHONY: race
 race: check-race ## unit tests under the race detector (needs gcc)
 	CGO_ENABLED=1 $(GO) test -race -timeout 20m $(TESTFLAGS) $(UNIT)

@@ -51,6 +51,14 @@ func waitPeers(t *testing.T, n int, daemons ...*lab.Daemon) {
 	}
 }
 
+// lone is one node with one container.
+func lone(t *testing.T, flags ...string) (*lab.Lab, *lab.Daemon, *member) {
+	t.Helper()
+	l := lab.New(t, 1)
+	d := upEmbedded(l.Host(1), flags...)
+	return l, d, join(t, l.Host(1), "a")
+}
+
 // member is a container on the overlay.
 type member struct {
 	*lab.Container

@@ -272,7 +272,7 @@ func publishConflict(t *trial, s *site) {
 	}
 	taken := s.port()
 	listen(t, s.h.Space, at(netip.IPv4Unspecified(), taken), echo)
-	refused(t, s.h.CLI("publish", fmt.Sprintf("%d:%d", taken, inside), second.Name), fmt.Sprint(taken), "in use")
+	refused(t, s.h.CLI("publish", fmt.Sprintf("%d:%d", taken, inside), second.Name), fmt.Sprint(taken), "another program")
 }
 
 func publishPrivileged(t *trial, s *site) {
