@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rootless-ovl/rootless-ovl/test/lab"
 )
@@ -57,6 +58,18 @@ func lone(t *testing.T, flags ...string) (*lab.Lab, *lab.Daemon, *member) {
 	l := lab.New(t, 1)
 	d := upEmbedded(l.Host(1), flags...)
 	return l, d, join(t, l.Host(1), "a")
+}
+
+// closed fails the test if a TCP connection comes about and the server answers.
+func closed(t *testing.T, from *lab.Space, addr netip.AddrPort, what string) {
+	t.Helper()
+	client := from.HTTPClient()
+	client.Timeout = 3 * time.Second
+	resp, err := client.Get("http://" + addr.String() + "/")
+	if err == nil {
+		resp.Body.Close()
+		t.Errorf("%s (%s) is open to containers", what, addr)
+	}
 }
 
 // member is a container on the overlay.
