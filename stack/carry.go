@@ -1,7 +1,7 @@
 // This file carries bytes between a container's connection and a socket of the host, with half-close and resets passed on both ways.
 //
 // Nothing waits here. Each of the two directions is called when gVisor or the poller says that there may be something to do, goes on in a
-// goroutine of its own until there is nothing more, and rests: an idle connection has no goroutine and no buffer. Bytes are not
+// goroutine of the crew until there is nothing more, and rests: an idle connection has no goroutine and no buffer. Bytes are not
 // copied on the way: they go from gVisor's memory to the socket, and are read from the socket into gVisor's memory.
 
 package stack
@@ -9,7 +9,9 @@ package stack
 import (
 	"errors"
 	"io"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -30,8 +32,8 @@ const (
 
 // direction is one half of a carrier.
 type direction struct {
+	c     *carrier
 	state atomic.Uint32
-	carry func() bool // carries what there is; true: the direction is over
 }
 
 // carrier joins an endpoint of gVisor and a connected, non-blocking socket of the host. It owns both.
@@ -46,6 +48,7 @@ type carrier struct {
 	toHost      direction
 	toContainer direction
 	left        atomic.Int32 // directions that are not over
+	buffers     buffers
 
 	out hostWriter // of toHost
 	in  hostReader // of toContainer
@@ -55,27 +58,34 @@ type carrier struct {
 	hostEOF     atomic.Bool   // the host has sent its last byte
 	hostRefuses atomic.Bool   // the host takes no more bytes; what it still had for the container is carried, then comes a reset
 	broken      atomic.Bool   // both sides are to be reset
+	moved       atomic.Bool   // bytes have been carried since tend looked
+	tended      bool          // by tend alone: keep-alive is set
+
+	mu     sync.Mutex
+	closed bool // fd may be another's
 }
 
-// carry begins to carry between ep, whose events are those of queue, and the socket fd, and owns both from now on. inPoller: fd is in the
-// poller already. done is called when it is over and both are closed.
-func (ns *netstack) carry(ep tcpip.Endpoint, queue *waiter.Queue, fd int, inPoller bool, done func()) *carrier {
+// carry begins to carry between ep, whose events are those of queue, and the socket fd, and owns both from now on. done is called when it is
+// over and both are closed. dialled is who was told of the events of fd so far; nil: fd is new to the poller.
+func (ns *netstack) carry(ep tcpip.Endpoint, queue *waiter.Queue, fd int, dialled *tcpFlow, done func()) *carrier {
 	c := &carrier{ns: ns, ep: ep, queue: queue, fd: fd, done: done}
 	c.out.fd, c.in.fd = fd, fd
-	c.toHost.carry, c.toContainer.carry = c.carryToHost, c.carryToContainer
+	c.toHost.c, c.toContainer.c = c, c
 	c.left.Store(2)
 	c.event.Init(c, waiter.ReadableEvents|waiter.WritableEvents|waiter.EventHUp|waiter.EventErr)
+	c.buffers.open(&ns.budget, ep)
 	queue.EventRegister(&c.event)
-	if inPoller {
+	if dialled != nil {
 		ns.poller.pass(fd, c)
+		c.ready(dialled.events.Load())
 	} else if ns.poller.add(fd, c) != nil {
 		c.end()
 		return c
 	}
-	// What came before anybody was told. The end of the host's side is asked for, too.
-	c.hostEvents.Store(unix.EPOLLRDHUP)
-	c.call(&c.toHost)
-	c.call(&c.toContainer)
+	// What came before anybody was told.
+	if ep.Readiness(waiter.ReadableEvents) != 0 {
+		c.call(&c.toHost)
+	}
 	return c
 }
 
@@ -109,7 +119,7 @@ func (c *carrier) call(d *direction) {
 		switch d.state.Load() {
 		case resting:
 			if d.state.CompareAndSwap(resting, running) {
-				go c.run(d)
+				c.ns.crew.give(d)
 				return
 			}
 		case running:
@@ -122,9 +132,15 @@ func (c *carrier) call(d *direction) {
 	}
 }
 
-func (c *carrier) run(d *direction) {
+// do carries what there is.
+func (d *direction) do() {
+	c := d.c
+	carry := c.carryToContainer
+	if d == &c.toHost {
+		carry = c.carryToHost
+	}
 	for {
-		if d.carry() {
+		if carry() {
 			d.state.Store(over)
 			if c.left.Add(-1) == 0 {
 				c.close()
@@ -148,6 +164,9 @@ func (c *carrier) end() {
 // close is called when both directions are over.
 func (c *carrier) close() {
 	c.queue.EventUnregister(&c.event)
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
 	if c.broken.Load() || c.hostRefuses.Load() {
 		c.ep.Abort()
 		c.ns.poller.reset(c.fd)
@@ -156,6 +175,7 @@ func (c *carrier) close() {
 		c.ns.poller.close(c.fd)
 	}
 	c.ep.Close()
+	c.buffers.close()
 	c.done()
 }
 
@@ -170,7 +190,7 @@ func (c *carrier) carryToHost() bool {
 			return true
 		}
 		c.out.err = nil
-		_, terr := c.ep.Read(&c.out, tcpip.ReadOptions{})
+		res, terr := c.ep.Read(&c.out, tcpip.ReadOptions{})
 		switch {
 		case c.out.err == nil:
 		case errors.Is(c.out.err, unix.EAGAIN):
@@ -187,6 +207,8 @@ func (c *carrier) carryToHost() bool {
 		c.hostFull.Store(false)
 		switch terr.(type) {
 		case nil:
+			c.moved.Store(true)
+			c.buffers.growReceive(res.Count)
 		case *tcpip.ErrWouldBlock:
 			return false
 		case *tcpip.ErrClosedForReceive:
@@ -236,11 +258,19 @@ func (c *carrier) carryToContainer() bool {
 		done, terr := c.ep.Write(&c.in, tcpip.WriteOptions{})
 		switch terr.(type) {
 		case nil:
-			if done < asked { // the endpoint is full, and tells when it is not
+			c.moved.Store(true)
+			switch {
+			case done < asked: // the endpoint is full, and tells when it is not
+				if !c.buffers.growSend() {
+					return false
+				}
+			case c.hostEvents.Load() == 0 && n <= mostAtOnce: // what comes now is told by the poller
 				return false
 			}
 		case *tcpip.ErrWouldBlock:
-			return false
+			if !c.buffers.growSend() {
+				return false
+			}
 		default: // the container does not take it any more
 			c.end()
 			return true
@@ -274,11 +304,18 @@ func (c *carrier) hostEnded() (more, over bool) {
 
 // hostWriter is where gVisor writes what it has for the host. It is called with the endpoint locked, and never waits.
 type hostWriter struct {
-	fd  int
-	err error
+	fd    int
+	err   error
+	later bool // this is not the first time
+	quick bool // the socket does not wait for more
 }
 
 func (w *hostWriter) Write(b []byte) (int, error) {
+	if w.later && !w.quick { // of the first there is nothing to wait for
+		w.quick = true
+		_ = unix.SetsockoptInt(w.fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	}
+	w.later = true
 	done := 0
 	for done < len(b) {
 		n, err := unix.SendmsgN(w.fd, b[done:], nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
@@ -323,5 +360,43 @@ func (r *hostReader) Read(b []byte) (int, error) {
 		}
 		r.left -= n
 		return n, nil
+	}
+}
+
+// tend is called every few seconds: it has both sides asked now and then whether they are still there, which needs not be said of
+// connections that last no longer, and has an idle connection give back memory.
+func (c *carrier) tend() {
+	if !c.tended {
+		c.tended = true
+		c.ns.keepAlive(c.ep)
+		c.keepHostAlive()
+	}
+	if !c.moved.Swap(false) {
+		c.buffers.shrink()
+	}
+}
+
+// keepHostAlive has the host asked as keepAlive has the container.
+func (c *carrier) keepHostAlive() {
+	whole := func(d time.Duration) int { return int((d + time.Second - 1) / time.Second) }
+	c.withSocket(func(fd int) {
+		for _, o := range []struct{ level, name, value int }{
+			{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, whole(c.ns.gw.cfg.Timeouts.TCPIdle)},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, whole(keepAliveInterval)},
+			{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepAliveCount},
+			{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+		} {
+			// Fails only when there is no connection any more.
+			_ = unix.SetsockoptInt(fd, o.level, o.name, o.value)
+		}
+	})
+}
+
+// withSocket calls use unless the socket has been closed, and keeps it open meanwhile.
+func (c *carrier) withSocket(use func(fd int)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed {
+		use(c.fd)
 	}
 }

@@ -55,6 +55,10 @@ type Limits struct {
 	UDPFlowsEach    int // 8192
 	EchoFlowsEach   int // 256
 
+	// TCPBuffers is the memory in bytes that connections may take for what one side has sent and the other does not take yet: 256 MiB.
+	// Each has an equal part of one half, and what others leave of the rest; 8 KiB it has in any case.
+	TCPBuffers int
+
 	// ExitQueue is the length of the exit queue in packets: 4096.
 	ExitQueue int
 
@@ -89,6 +93,7 @@ func (l *Limits) setDefaults() {
 	orDefault(&l.TCPHalfOpenEach, 256)
 	orDefault(&l.UDPFlowsEach, 8192)
 	orDefault(&l.EchoFlowsEach, 256)
+	orDefault(&l.TCPBuffers, 256<<20)
 	orDefault(&l.ExitQueue, 4096)
 	if l.Descriptors <= 0 {
 		l.Descriptors = openFiles()

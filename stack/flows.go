@@ -180,6 +180,19 @@ func (t *flowTable) counts() [kinds]int {
 	return t.total
 }
 
+// all are the flows of a kind.
+func (t *flowTable) all(kd kind) []flow {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	found := make([]flow, 0, t.total[kd])
+	for _, e := range t.flows {
+		if e.kind == kd {
+			found = append(found, e.flow)
+		}
+	}
+	return found
+}
+
 // release ends the flows of the containers of a prefix.
 func (t *flowTable) release(src netip.Prefix) {
 	t.endWhere(func(k flowKey) bool { return src.Contains(k.src.Addr()) })

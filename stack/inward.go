@@ -82,7 +82,7 @@ func (g *Gateway) CarryTCP(ctx context.Context, host *net.TCPConn, from, to neti
 	}
 	defer context.AfterFunc(ctx, in.flow.end)()
 	over := make(chan struct{})
-	in.flow.carry(fd, false, func() { close(over) })
+	in.flow.carry(fd, nil, func() { close(over) })
 	<-over
 	return nil
 }
@@ -206,7 +206,7 @@ func (ns *netstack) dialInward(ctx context.Context, from, to netip.AddrPort) (*i
 	}
 	ns.flows.establish(e)
 	ns.count.tcpInward.Add(1)
-	f.keepAlive()
+	ns.keepAlive(f.ep)
 	return in, nil
 }
 

@@ -26,12 +26,7 @@ const nicID tcpip.NICID = 1
 // gatewayTTL is the IP TTL and hop limit of what the gateway sends.
 const gatewayTTL = 64
 
-// TCP towards containers. Sizes in bytes; buffers begin at the default and grow to the maximum while a connection needs it.
 const (
-	tcpMinBuffer     = 4 << 10
-	tcpReceiveBuffer = 1 << 20
-	tcpSendBuffer    = 256 << 10
-	tcpMaxBuffer     = 6 << 20
 	// timeWait is short because the path is a TAP: no segment wanders in it for a minute. endTimeWait does the rest.
 	timeWait = 2 * time.Second
 )
@@ -44,9 +39,13 @@ type netstack struct {
 	link   *link
 	exit   *exitQueue
 	flows  *flowTable
+	crew   crew
+	budget budget
 	poller *poller        // of the host's TCP sockets
 	conns  *tcp.Forwarder // completes handshakes
 	echo   echoPermission
+
+	tended chan struct{} // closed when tend has ended
 
 	ctx    context.Context // done when Run is to end
 	cancel context.CancelFunc
@@ -57,6 +56,8 @@ func newNetstack(g *Gateway) (*netstack, error) {
 	ns.ctx, ns.cancel = context.WithCancel(context.Background())
 	ns.exit = newExitQueue(g.cfg.Limits.ExitQueue, ns.count)
 	ns.flows = newFlowTable(&g.cfg.Limits)
+	ns.budget.limit = int64(g.cfg.Limits.TCPBuffers)
+	ns.tended = make(chan struct{})
 	ns.link = &link{exit: ns.exit}
 	ns.link.SetMTU(uint32(g.cfg.MTU))
 	ns.s = gstack.New(gstack.Options{
@@ -78,6 +79,7 @@ func newNetstack(g *Gateway) (*netstack, error) {
 		return nil, err
 	}
 	go ns.poller.run()
+	go ns.tend()
 	return ns, nil
 }
 
@@ -115,6 +117,8 @@ func (ns *netstack) setTCPOptions() error {
 	// window arithmetic overflow (google/gvisor#11632). Reno with SACK does neither.
 	recovery := tcpip.TCPRecovery(0)
 	cc := tcpip.CongestionControlOption("reno")
+	// gVisor's own tuning of buffers is left for that of buffers.go. It is on, and never asked, since the scale of the window follows
+	// from the largest buffer then.
 	moderate := tcpip.TCPModerateReceiveBufferOption(true)
 	wait := tcpip.TCPTimeWaitTimeoutOption(timeWait)
 	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcpMinBuffer, Default: tcpReceiveBuffer, Max: tcpMaxBuffer}
@@ -161,6 +165,28 @@ func (ns *netstack) route(from, to netip.Addr) (*gstack.Route, tcpip.Error) {
 	return ns.s.FindRoute(nicID, tcpipAddr(from), tcpipAddr(to), proto, false)
 }
 
+// tendEvery is how often established connections are looked at.
+const tendEvery = 5 * time.Second
+
+// tend looks at the connections now and then, until Run ends.
+func (ns *netstack) tend() {
+	defer close(ns.tended)
+	tick := time.NewTicker(tendEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ns.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, f := range ns.flows.all(kindTCP) {
+			if f, ok := f.(*tcpFlow); ok {
+				f.tend()
+			}
+		}
+	}
+}
+
 // abortPoll is how often shutDown looks for connections that completed a handshake after the last look.
 const abortPoll = 10 * time.Millisecond
 
@@ -183,7 +209,9 @@ func (ns *netstack) shutDown() {
 		case <-time.After(abortPoll):
 		}
 	}
+	<-ns.tended
 	ns.poller.stop()
+	ns.crew.close()
 	ns.s.Destroy()
 	ns.exit.close()
 }

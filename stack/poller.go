@@ -15,7 +15,7 @@ import (
 // What is waited for. Edge-triggered: an event comes once for what is new, so whoever is called goes on until the socket has no more.
 const pollEvents = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET
 
-// polled is called by the poller's goroutine with the events of its socket (epoll_ctl(2)). It must not block.
+// polled is called by the poller's goroutine with the events of its socket (epoll_ctl(2)). It must not block, nor call the poller.
 type polled interface{ ready(events uint32) }
 
 // poller is an epoll descriptor and who is to be told. The descriptor itself is waited for by Go's own poller, so that no thread sleeps
@@ -70,11 +70,10 @@ func (p *poller) run() {
 	for p.raw.Read(look) == nil {
 		for _, ev := range events[:n] {
 			p.mu.RLock()
-			s := p.slots[ev.Fd]
-			p.mu.RUnlock()
-			if s.who != nil && s.turn == ev.Pad {
+			if s := p.slots[ev.Fd]; s.who != nil && s.turn == ev.Pad {
 				s.who.ready(ev.Events)
 			}
+			p.mu.RUnlock()
 		}
 	}
 }
@@ -103,7 +102,7 @@ func (p *poller) add(fd int, who polled) error {
 	return nil
 }
 
-// pass has another told from now on. Events that came before are not repeated.
+// pass has another told from now on, and returns when nobody is told before. Events that came before are not repeated.
 func (p *poller) pass(fd int, who polled) {
 	p.mu.Lock()
 	p.slots[fd].who = who

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -41,8 +42,9 @@ type tcpFlow struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 
-	queue waiter.Queue  // events of ep
-	wake  chan struct{} // of egress flows: the socket that is being connected has news, or the flow has been ended
+	queue  waiter.Queue  // events of ep
+	wake   chan struct{} // of egress flows: the socket that is being connected has news, or the flow has been ended
+	events atomic.Uint32 // that the poller has told of that socket
 
 	mu      sync.Mutex
 	ended   bool
@@ -109,8 +111,18 @@ func quote(pkt *gstack.PacketBuffer) []byte {
 	return append(append(q, ip...), t[:min(8, len(t))]...)
 }
 
-// openTCP runs in a goroutine of its own for every SYN that acceptTCP let through, until the connection is established.
-func (ns *netstack) openTCP(r *tcp.ForwarderRequest) {
+// opening is a connection that a container wants.
+type opening struct {
+	ns *netstack
+	r  *tcp.ForwarderRequest
+}
+
+// openTCP is called by gVisor for every SYN that acceptTCP let through, in a new goroutine.
+func (ns *netstack) openTCP(r *tcp.ForwarderRequest) { ns.crew.give(&opening{ns, r}) }
+
+// do opens the connection. It returns when it is established, or not to be had.
+func (o *opening) do() {
+	ns, r := o.ns, o.r
 	f := ns.flows.find(keyOf(protoTCP, r.ID())).flow.(*tcpFlow)
 	// The flow leaves the table after the request is complete, so that gVisor never sees two requests for one key.
 	leave := func() { ns.flows.remove(f.entry) }
@@ -157,20 +169,19 @@ func (ns *netstack) openTCP(r *tcp.ForwarderRequest) {
 	ns.flows.establish(f.entry)
 	ns.count.tcpOpened.Add(1)
 	f.quote = nil
-	f.keepAlive()
 	if fd < 0 {
 		f.resolve()
 		leave()
 		return
 	}
-	f.carry(fd, true, leave)
+	f.carry(fd, f, leave)
 }
 
-// carry begins to carry between the container and the socket fd. done is called when that is over, or at once if the flow has been ended.
-func (f *tcpFlow) carry(fd int, inPoller bool, done func()) {
+// carry begins to carry between the container and the socket fd, as netstack.carry does. A flow that has been ended is over soon.
+func (f *tcpFlow) carry(fd int, dialled *tcpFlow, done func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.carrier = f.ns.carry(f.ep, &f.queue, fd, inPoller, done)
+	f.carrier = f.ns.carry(f.ep, &f.queue, fd, dialled, done)
 	if f.ended {
 		f.carrier.end()
 	}
@@ -229,14 +240,15 @@ func (f *tcpFlow) waitConnected(fd int, sa unix.Sockaddr) error {
 var errEnded = errors.New("the flow has been ended")
 
 // ready is called by the poller while the flow is being dialled.
-func (f *tcpFlow) ready(uint32) {
+func (f *tcpFlow) ready(events uint32) {
+	f.events.Or(events)
 	select {
 	case f.wake <- struct{}{}:
 	default:
 	}
 }
 
-// hostTCP makes a socket for a connection to a host, bound as Config.Outbound says, with the options that Go gives its own.
+// hostTCP makes a socket for a connection to a host, bound as Config.Outbound says.
 func (ns *netstack) hostTCP(to netip.Addr) (int, error) {
 	family := unix.AF_INET
 	if to.Is6() {
@@ -279,14 +291,14 @@ func (f *tcpFlow) refuse(r *tcp.ForwarderRequest, err error) {
 }
 
 // keepAlive has the container asked now and then whether it is still there: one that was killed says nothing by itself.
-func (f *tcpFlow) keepAlive() {
-	idle := tcpip.KeepaliveIdleOption(f.ns.gw.cfg.Timeouts.TCPIdle)
+func (ns *netstack) keepAlive(ep tcpip.Endpoint) {
+	idle := tcpip.KeepaliveIdleOption(ns.gw.cfg.Timeouts.TCPIdle)
 	interval := tcpip.KeepaliveIntervalOption(keepAliveInterval)
 	// These options cannot fail on an endpoint of TCP.
-	_ = f.ep.SetSockOpt(&idle)
-	_ = f.ep.SetSockOpt(&interval)
-	_ = f.ep.SetSockOptInt(tcpip.KeepaliveCountOption, keepAliveCount)
-	f.ep.SocketOptions().SetKeepAlive(true)
+	_ = ep.SetSockOpt(&idle)
+	_ = ep.SetSockOpt(&interval)
+	_ = ep.SetSockOptInt(tcpip.KeepaliveCountOption, keepAliveCount)
+	ep.SocketOptions().SetKeepAlive(true)
 }
 
 func (f *tcpFlow) end() {
@@ -331,9 +343,20 @@ func (ns *netstack) endpoint(k flowKey) *tcp.Endpoint {
 
 // resolve serves DNS on the connection.
 func (f *tcpFlow) resolve() {
+	f.ns.keepAlive(f.ep)
 	ctx, cancel := context.WithCancel(f.ns.ctx)
 	defer cancel()
 	c := gonet.NewTCPConn(&f.queue, f.ep)
 	defer c.Close()
 	f.ns.gw.resolver.ServeStream(ctx, f.ns.gw.asks(f.entry.key), c)
+}
+
+// tend looks at a connection that is established.
+func (f *tcpFlow) tend() {
+	f.mu.Lock()
+	c := f.carrier
+	f.mu.Unlock()
+	if c != nil {
+		c.tend()
+	}
 }

@@ -1,0 +1,130 @@
+// This file divides the memory that TCP towards containers may take: what a container has sent and the host does not take yet, and what the
+// host has sent and the container has not acknowledged. gVisor's own tuning knows one connection only.
+//
+// A connection begins with an equal part of half the budget, for few of them the size that fills a fast path. It doubles a buffer
+// that is in its way as long as the budget lasts, and gives back what is more than its part when it has been idle.
+
+package stack
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+// Sizes in bytes of one connection's buffers.
+const (
+	tcpMinBuffer     = 4 << 10 // that every connection has, also when the budget is spent
+	tcpReceiveBuffer = 1 << 20 // to begin with
+	tcpSendBuffer    = 512 << 10
+	tcpMaxBuffer     = 4 << 20 // to grow to
+)
+
+// budget is the memory for the buffers of all connections. What is lent may be in use or not.
+type budget struct {
+	limit int64 // constant
+	lent  atomic.Int64
+	flows atomic.Int64
+}
+
+// part is what a connection has of each of its two buffers, wanted or less.
+func (b *budget) part(wanted int64) int64 {
+	return max(tcpMinBuffer, min(wanted, b.limit/4/max(1, b.flows.Load())))
+}
+
+// lend grants size bytes, or says that they are not there.
+func (b *budget) lend(size int64) bool {
+	if b.lent.Add(size) > b.limit {
+		b.lent.Add(-size)
+		return false
+	}
+	return true
+}
+
+// buffers are those of one connection.
+type buffers struct {
+	b    *budget
+	ep   tcpip.Endpoint
+	opts *tcpip.SocketOptions
+
+	mu            sync.Mutex
+	receive, send int64
+}
+
+// open takes a new connection's part.
+func (s *buffers) open(b *budget, ep tcpip.Endpoint) {
+	s.b, s.ep, s.opts = b, ep, ep.SocketOptions()
+	b.flows.Add(1)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	grant := func(size int64) int64 {
+		if size = b.part(size); size > tcpMinBuffer && !b.lend(size) || size == tcpMinBuffer {
+			size = tcpMinBuffer
+			b.lent.Add(size)
+		}
+		return size
+	}
+	s.receive, s.send = grant(tcpReceiveBuffer), grant(tcpSendBuffer)
+	s.opts.SetReceiveBufferSize(s.receive, false)
+	s.opts.SetSendBufferSize(s.send, true) // which also ends gVisor's own tuning
+}
+
+// close gives everything back. The buffers have been emptied.
+func (s *buffers) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.b.lent.Add(-s.receive - s.send)
+	s.receive, s.send = 0, 0
+	s.b.flows.Add(-1)
+}
+
+// growReceive doubles the receive buffer if the container was able to fill a half of its window, the most that lies there
+// between two acknowledgements that make room: n bytes were read at once.
+func (s *buffers) growReceive(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if size := s.receive; int64(n) >= size/4 && 2*size <= tcpMaxBuffer && s.b.lend(size) {
+		s.receive = 2 * size
+		s.opts.SetReceiveBufferSize(s.receive, false)
+	}
+}
+
+// growSend doubles the send buffer, which was full. No means that it stays as it is, and full.
+func (s *buffers) growSend() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ep.Readiness(waiter.WritableEvents) != 0 { // room came, or shrink was at it
+		return true
+	}
+	size := s.send
+	if size == 0 || 2*size > tcpMaxBuffer || !s.b.lend(size) {
+		return false
+	}
+	s.send = 2 * size
+	s.opts.SetSendBufferSize(s.send, false)
+	return true
+}
+
+// shrink gives back what is more than the connection's part, which is idle, unless something lies there.
+func (s *buffers) shrink() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	waiting, terr := s.ep.GetSockOptInt(tcpip.ReceiveQueueSizeOption)
+	if size := s.b.part(tcpReceiveBuffer); size < s.receive && terr == nil && waiting == 0 {
+		s.b.lent.Add(size - s.receive)
+		s.receive = size
+		s.opts.SetReceiveBufferSize(size, false)
+	}
+	if size := s.b.part(tcpSendBuffer); size < s.send {
+		// How much lies in it gVisor does not tell, but whether the smaller one would be full.
+		s.opts.SetSendBufferSize(size, false)
+		if s.ep.Readiness(waiter.WritableEvents) == 0 {
+			s.opts.SetSendBufferSize(s.send, false)
+			return
+		}
+		s.b.lent.Add(size - s.send)
+		s.send = size
+	}
+}
