@@ -103,6 +103,15 @@ func (w *worker) permits(p *packet.Packet, h *hop, in *ingress) bool {
 	return false
 }
 
+// asksResolver tells whether a packet is a query to a resolver, or may be a part of one. Names of the outside are the outside: our resolver is
+// no way to it for a container of a peer, which has another, and may have none because of its policy.
+func asksResolver(ip []byte) bool {
+	const dnsPort = 53
+	var s sight
+	s.read(ip)
+	return (s.proto == packet.TCP || s.proto == packet.UDP) && s.role != roleAbout && s.dst == dnsPort
+}
+
 // inOverlay tells whether h is where other containers are, or would be: a policy tells nobody which addresses are taken.
 func (h *hop) inOverlay() bool { return h.kind != hopGateway && h.kind != hopEgress }
 
@@ -293,10 +302,14 @@ func (s *sight) transport(b []byte) {
 	const portsLen, tcpFlagsAt, echoIdentAt = 4, 13, 4
 	switch s.proto {
 	case packet.TCP:
-		if len(b) <= tcpFlagsAt {
+		if len(b) < portsLen {
 			return
 		}
 		s.ports(b)
+		if len(b) <= tcpFlagsAt { // what cannot be judged whole passes by no rule of ports
+			s.ported = false
+			return
+		}
 		s.role = roleOrdinary
 		if header.TCPFlags(b[tcpFlagsAt])&(header.TCPFlagSyn|header.TCPFlagAck) == header.TCPFlagSyn {
 			s.role = roleOpener

@@ -482,6 +482,26 @@ func TestForward_LetsErrorsAboutAllowedFlowsPass(t *testing.T) {
 	g.wantDrops(map[string]uint64{"too-big": 1})
 }
 
+// A container that must not reach the outside does not get names of it from another node's resolver.
+func TestForward_ResolvesForNoPeer(t *testing.T) {
+	g := newRig(t)
+	h := nettest.Between(containerC, gateway)
+	h.Frag = fragMore
+	queries := [][]byte{
+		datagram(containerC, 5, gateway, 53), tcp(containerC, 5, gateway, 53, nettest.SYN),
+		h.Raw(packet.TCP, tcp(containerC, 5, gateway, 53, nettest.SYN)[20:28]),
+	}
+	for _, ip := range queries {
+		g.fromPeer(g.peer, pkt(ip))
+	}
+	g.wantDrops(map[string]uint64{"transit-refused": uint64(len(queries))})
+	g.fromPeer(g.peer, pkt(datagram(containerC, 53, gateway, 5)), pkt(echo(containerC, gateway, 53, false)))
+	g.fromA(pkt(datagram(containerA, 5, gateway, 53)))
+	if n := len(g.gw.Take()); n != 3 {
+		t.Errorf("%d packets reached the gateway, want 3", n)
+	}
+}
+
 func FuzzPolicy(f *testing.F) {
 	for _, ip := range [][]byte{
 		tcp(them, 5, us, 80, nettest.SYN), datagram(them6, 5, us6, 80), echo(them, us, 1, false), withDestinationOptions(datagram(them6, 5, us6, 80)),

@@ -350,8 +350,14 @@ func (w *worker) forward(p *packet.Packet, in *ingress) {
 			w.drop(DropLoop)
 			return
 		}
-		if in.kind == fromPeer && w.router.probeAnswered(ip) {
-			return
+		if in.kind == fromPeer {
+			if w.router.probeAnswered(ip) {
+				return
+			}
+			if asksResolver(ip) {
+				w.drop(DropTransit)
+				return
+			}
 		}
 		w.enqueue(h, p) // delivered, not forwarded: no TTL, no MTU
 		return
