@@ -69,12 +69,13 @@ type Limits struct {
 
 // Timeouts end what is idle. A zero field takes the default in its comment.
 type Timeouts struct {
-	Dial       time.Duration // for a host to accept a connection: 60 s
-	UDP        time.Duration // UDP flow without a reply yet: 60 s
-	UDPReplied time.Duration // UDP flow that has had a reply: 180 s
-	UDPDNS     time.Duration // UDP flow to port 53: 10 s
-	Echo       time.Duration // echo flow: 30 s
-	TCPIdle    time.Duration // idle time after which a container is asked whether it still has the connection: 2 min
+	Dial   time.Duration // for a host to accept a connection: 60 s
+	UDP    time.Duration // UDP flow that has had no reply yet, or whose last datagram came within two seconds of its first: 30 s
+	UDPDNS time.Duration // UDP flow to port 53: 10 s
+	// UDPConversation is for a UDP flow that goes on in both directions: 180 s.
+	UDPConversation time.Duration
+	Echo            time.Duration // echo flow: 30 s
+	TCPIdle         time.Duration // idle time after which a container is asked whether it still has the connection: 2 min
 }
 
 func orDefault[T ~int | ~int64](v *T, d T) {
@@ -102,8 +103,8 @@ func (l *Limits) setDefaults() {
 
 func (t *Timeouts) setDefaults() {
 	orDefault(&t.Dial, 60*time.Second)
-	orDefault(&t.UDP, 60*time.Second)
-	orDefault(&t.UDPReplied, 180*time.Second)
+	orDefault(&t.UDP, 30*time.Second)
+	orDefault(&t.UDPConversation, 180*time.Second)
 	orDefault(&t.UDPDNS, 10*time.Second)
 	orDefault(&t.Echo, 30*time.Second)
 	orDefault(&t.TCPIdle, 2*time.Minute)

@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
@@ -90,7 +89,6 @@ func TestUDP_FlowOutlivesARefusal(t *testing.T) {
 func TestUDP_IdleFlowsExpire(t *testing.T) {
 	w := newWire(t, func(c *Config) {
 		c.Timeouts.UDP = 50 * time.Millisecond
-		c.Timeouts.UDPReplied = 100 * time.Millisecond
 	})
 	c := w.container(aliceAddr)
 	conn := c.dialUDP(listenUDP(t, same))
@@ -358,18 +356,8 @@ func TestUDP_ErrorsComeFromWhoSaysThem(t *testing.T) {
 	if !inOwnNamespace(t) {
 		return
 	}
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		t.Fatal(err)
-	}
 	host, host6 := netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("2001:db8::10")
-	for _, a := range []netip.Addr{host, host6} {
-		bits := a.BitLen()
-		addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(bits, bits)}}
-		if err := netlink.AddrAdd(lo, addr); err != nil {
-			t.Fatalf("add %v: %v", a, err)
-		}
-	}
+	addToLoopback(t, host, host6)
 	w := newWire(t, nil)
 	const closedUDP = 9
 	for _, tt := range []struct{ container, to, from netip.Addr }{

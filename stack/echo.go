@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"sync"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
@@ -29,15 +28,17 @@ func (ns *netstack) acceptEcho(id gstack.TransportEndpointID, pkt *gstack.Packet
 	}
 	dst := netipAddr(id.LocalAddress)
 	proto, socket := protoICMP, unix.IPPROTO_ICMP
-	request, answer := uint8(header.ICMPv4Echo), uint8(header.ICMPv4EchoReply)
+	request := uint8(header.ICMPv4Echo)
 	if dst.Is6() {
 		proto, socket = protoICMPv6, unix.IPPROTO_ICMPV6
-		request, answer = uint8(header.ICMPv6EchoRequest), uint8(header.ICMPv6EchoReply)
+		request = uint8(header.ICMPv6EchoRequest)
 	}
 	if h[0] != request || ns.gw.isOwn(dst) {
 		return false
 	}
-	q := quote(pkt)
+	message := append(append(make([]byte, 0, len(h)+pkt.Data().Size()), h...), pkt.Data().AsRange().ToSlice()...)
+	var room [quoteRoom]byte
+	d := datagramOf(pkt, message, room[:0])
 	key := flowKey{
 		proto: proto,
 		src:   netip.AddrPortFrom(netipAddr(id.RemoteAddress), id.LocalPort), // gVisor has the identifier there
@@ -45,35 +46,16 @@ func (ns *netstack) acceptEcho(id gstack.TransportEndpointID, pkt *gstack.Packet
 	}
 	if why, ok := ns.gw.refusal(key.src.Addr(), key.dst, key.dst); !ok {
 		ns.count.drop(why)
-		ns.sendError(adminProhibited, q)
+		ns.sendError(adminProhibited, d.quote)
 		return true
 	}
-	message := append(append(make([]byte, 0, len(h)+pkt.Data().Size()), h...), pkt.Data().AsRange().ToSlice()...)
 	if e := ns.flows.find(key); e != nil {
-		e.flow.(*datagramFlow).send(message, q)
+		e.flow.(*datagramFlow).send(d)
 		return true
 	}
-	f := &datagramFlow{ns: ns, opened: make(chan struct{})}
-	f.idle = func() time.Duration { return ns.gw.cfg.Timeouts.Echo }
-	f.reply = func(b []byte) {
-		if len(b) >= echoHeader && b[0] == answer {
-			ns.sendEcho(f.route, key, b)
-		}
+	if err := ns.startDatagrams(key, kindEcho, socket, key.dst, d); err != nil {
+		ns.refuseEcho(err, d.quote)
 	}
-	e, fresh, why := ns.flows.add(key, kindEcho, f)
-	if e == nil {
-		ns.count.drop(why)
-		return true
-	}
-	if fresh {
-		f.entry = e
-		if err := f.open(func() (*hostSocket, error) { return ns.openSocket(socket, key.dst) }); err != nil {
-			ns.refuseEcho(err, q)
-			return true
-		}
-		ns.count.echoOpened.Add(1)
-	}
-	e.flow.(*datagramFlow).send(message, q)
 	return true
 }
 
@@ -89,8 +71,15 @@ func (ns *netstack) refuseEcho(err error, quote []byte) {
 	ns.refuseDatagram(err, quote)
 }
 
-// sendEcho sends the echo reply b to the container with the identifier that it used.
+// sendEcho sends the echo reply b to the container with the identifier that it used. Anything else is not for it.
 func (ns *netstack) sendEcho(r *gstack.Route, key flowKey, b []byte) {
+	answer := uint8(header.ICMPv4EchoReply)
+	if key.dst.Addr().Is6() {
+		answer = uint8(header.ICMPv6EchoReply)
+	}
+	if len(b) < echoHeader || b[0] != answer {
+		return
+	}
 	p := gstack.NewPacketBuffer(gstack.PacketBufferOptions{
 		ReserveHeaderBytes: echoHeader + int(r.MaxHeaderLength()),
 		Payload:            copied(b[echoHeader:]),

@@ -1,4 +1,4 @@
-// This file is the host's end of datagram flows: a connected socket, UDP or unprivileged ICMP.
+// This file is the host's end of datagram flows: a connected socket, UDP or unprivileged ICMP, and what its queue of errors says.
 
 package stack
 
@@ -7,27 +7,21 @@ import (
 	"errors"
 	"net/netip"
 	"os"
-	"sync"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// maxDatagram is the most that one receive may return in bytes.
-const maxDatagram = 64 << 10
-
-var datagramBuffers = sync.Pool{New: func() any { return new([maxDatagram]byte) }}
-
-// hostSocket is a connected datagram socket. Errors that come back by ICMP are reported by send and receive.
+// hostSocket is a connected datagram socket that never blocks. One goroutine uses it at a time.
 type hostSocket struct {
-	file *os.File
-	raw  syscall.RawConn
+	fd     int
+	number uint64 // of the reader
+	is4    bool
 
-	mu      sync.Mutex
-	payload []byte // what emit sends
-	sent    error  // what emit got
-	emit    func(fd uintptr) bool
+	// What the kernel was told last.
+	told     bool
+	carriage carriage
 }
 
 // openSocket makes a socket of proto (unix.IPPROTO_UDP, _ICMP, _ICMPV6) connected to to.
@@ -47,19 +41,7 @@ func (ns *netstack) openSocket(proto int, to netip.AddrPort) (*hostSocket, error
 		_ = unix.Close(fd)
 		return nil, err
 	}
-	s := &hostSocket{file: os.NewFile(uintptr(fd), "flow")}
-	if s.raw, err = s.file.SyscallConn(); err != nil {
-		_ = s.file.Close()
-		return nil, err
-	}
-	s.emit = func(fd uintptr) bool {
-		_, s.sent = unix.SendmsgN(int(fd), s.payload, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-		if s.sent != nil && !errors.Is(s.sent, unix.EAGAIN) {
-			s.sent = reported(int(fd), s.sent)
-		}
-		return true // also when the socket is full: nobody waits here
-	}
-	return s, nil
+	return &hostSocket{fd: fd, is4: family == unix.AF_INET}, nil
 }
 
 // connect also asks for all ICMP errors, not just those that are fatal (ip(7), IP_RECVERR).
@@ -79,59 +61,108 @@ func connect(fd int, to netip.AddrPort) error {
 	return os.NewSyscallError("connect", unix.Connect(fd, sa))
 }
 
-// send sends one datagram without ever waiting. An error may be about an earlier datagram: then this one has not been sent.
-func (s *hostSocket) send(b []byte) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.payload, s.sent = b, nil
-	err := s.raw.Write(s.emit)
-	s.payload = nil
-	if err != nil {
-		return err
+// send sends one datagram, as it is to be carried. An error may be about an earlier datagram: then this one has not been sent.
+func (s *hostSocket) send(b []byte, c carriage) error {
+	if !s.told || s.carriage != c {
+		if err := s.tell(c); err != nil {
+			return err
+		}
 	}
-	return s.sent
+	_, err := unix.SendmsgN(s.fd, b, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	return os.NewSyscallError("sendmsg", err)
 }
 
-// receive waits for a datagram, until the deadline of the last extend, and lends it to use. An error may be an ICMP
-// error about an earlier datagram (a syscall.Errno, or an outsideError around it), the deadline, or the end of the socket.
-func (s *hostSocket) receive(use func(b []byte)) error {
-	var (
-		buf  *[maxDatagram]byte
-		n    int
-		rerr error
-	)
-	err := s.raw.Read(func(fd uintptr) bool {
-		buf = datagramBuffers.Get().(*[maxDatagram]byte)
-		n, _, rerr = unix.Recvfrom(int(fd), buf[:], unix.MSG_DONTWAIT)
-		if rerr == nil {
-			return true
-		}
-		datagramBuffers.Put(buf)
-		if errors.Is(rerr, unix.EAGAIN) || errors.Is(rerr, unix.EINTR) {
-			return false
-		}
-		rerr = reported(int(fd), rerr)
-		return true
-	})
-	if err != nil {
-		return err
+// tell sets what the socket's datagrams get in their headers. Not to fragment means for the kernel, too: what is larger than the path's MTU,
+// as far as it is known, is refused.
+func (s *hostSocket) tell(c carriage) error {
+	level, hops, mtu := unix.IPPROTO_IP, unix.IP_TTL, unix.IP_MTU_DISCOVER
+	if !s.is4 {
+		level, hops, mtu = unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, unix.IPV6_MTU_DISCOVER
 	}
-	if rerr != nil {
-		return rerr
+	discover := unix.IP_PMTUDISC_DONT // the same numbers in IPv6
+	if c.dontFragment {
+		discover = unix.IP_PMTUDISC_DO
 	}
-	use(buf[:n])
-	datagramBuffers.Put(buf)
+	if !s.told || s.carriage.hops != c.hops {
+		if err := unix.SetsockoptInt(s.fd, level, hops, int(c.hops)); err != nil {
+			return os.NewSyscallError("setsockopt TTL", err)
+		}
+	}
+	if err := unix.SetsockoptInt(s.fd, level, mtu, discover); err != nil {
+		return os.NewSyscallError("setsockopt MTU_DISCOVER", err)
+	}
+	s.told, s.carriage = true, c
 	return nil
 }
 
-// outsideError is an error that came back from the network, with the address of who sent it.
+// receive takes one datagram that is there. An error may be about an earlier datagram, as those of send.
+func (s *hostSocket) receive(buf []byte) (int, error) {
+	for {
+		n, _, err := unix.Recvfrom(s.fd, buf, unix.MSG_DONTWAIT)
+		if !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
+}
+
+// close also ends the host's willingness to get datagrams: it answers them with port unreachable.
+func (s *hostSocket) close() {
+	// Nothing is lost if it fails, and the descriptor is gone either way.
+	_ = unix.Close(s.fd)
+}
+
+// errors empties the socket's queue of errors into into.
+func (s *hostSocket) errors(into []outsideError) []outsideError { return readErrors(s.fd, into) }
+
+// outsideError is an error that came back from the network, or from the host's own kernel about the size of a datagram.
 type outsideError struct {
 	errno syscall.Errno
-	from  netip.Addr
+	is4   bool
+	typ   uint8      // of the ICMP message
+	code  uint8      // of the ICMP message
+	extra uint32     // the MTU, or the pointer of a parameter problem
+	from  netip.Addr // who says so; not valid: the host itself
+	about []byte     // what it quotes behind the headers of the datagram that it is about
 }
 
 func (e *outsideError) Error() string { return e.errno.Error() + ", says " + e.from.String() }
 func (e *outsideError) Unwrap() error { return e.errno }
+
+// message is the ICMP error for the container. No means that a router would not send one.
+func (e *outsideError) message() (icmpError, bool) {
+	m := icmpError{typ: e.typ, code: e.code}
+	if !e.from.IsValid() {
+		if e.errno != syscall.EMSGSIZE {
+			return m, false
+		}
+		return tooBig(e.is4, e.extra), true
+	}
+	if e.is4 {
+		switch header.ICMPv4Type(e.typ) {
+		case header.ICMPv4DstUnreachable:
+			if header.ICMPv4Code(e.code) == header.ICMPv4FragmentationNeeded {
+				return tooBig(true, e.extra), true
+			}
+			return m, true
+		case header.ICMPv4TimeExceeded:
+			return m, true
+		case header.ICMPv4ParamProblem:
+			m.rest = e.extra << 24
+			return m, true
+		}
+		return m, false
+	}
+	switch header.ICMPv6Type(e.typ) {
+	case header.ICMPv6PacketTooBig:
+		return tooBig(false, e.extra), true
+	case header.ICMPv6DstUnreachable, header.ICMPv6TimeExceeded:
+		return m, true
+	case header.ICMPv6ParamProblem:
+		m.rest = e.extra
+		return m, true
+	}
+	return m, false
+}
 
 // reporter is who sent an error from the network; not valid for any other error.
 func reporter(err error) netip.Addr {
@@ -142,35 +173,48 @@ func reporter(err error) netip.Addr {
 	return netip.Addr{}
 }
 
-// reported empties the socket's error queue, which is charged to its receive buffer, and makes err an outsideError if
-// an ICMP error in the queue is the cause of it.
+// reported empties the socket's queue of errors, which is charged to its receive buffer, and makes err an outsideError if an ICMP error in
+// the queue is the cause of it.
 func reported(fd int, err error) error {
-	const most = 64
-	var data [1]byte
-	var control [256]byte
 	var errno syscall.Errno
-	known := errors.As(err, &errno)
-	for range most {
-		_, n, _, _, qerr := unix.Recvmsg(fd, data[:], control[:], unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
-		if qerr != nil {
-			break
-		}
-		if cause, from := offender(control[:n]); known && cause == errno && from.IsValid() {
-			err = &outsideError{errno: errno, from: from}
+	if !errors.As(err, &errno) {
+		return err
+	}
+	for _, e := range readErrors(fd, nil) {
+		if e.errno == errno && e.from.IsValid() {
+			err = &e
 		}
 	}
 	return err
 }
 
-// offender reads the control messages of an entry of the error queue (ip(7), IP_RECVERR): what it says, and who said so. The
-// address is not valid if the error is no ICMP error. Layout of such a message, in host byte order:
+// readErrors appends what is in a socket's queue of errors, up to a bound.
+func readErrors(fd int, into []outsideError) []outsideError {
+	const most = 64
+	var data [maxError4]byte
+	var control [256]byte
+	for range most {
+		n, cn, _, _, err := unix.Recvmsg(fd, data[:], control[:], unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
+		if err != nil {
+			break
+		}
+		if e, ok := parseError(control[:cn]); ok {
+			e.about = append([]byte(nil), data[:n]...)
+			into = append(into, e)
+		}
+	}
+	return into
+}
+
+// parseError reads the control messages of an entry of the queue of errors (ip(7), IP_RECVERR): what it says, and who said so. ok is false
+// if it is neither an ICMP error nor the host's own word about a size. Layout of such a message, in host byte order:
 //
 //	0       4        5      6      7     8      12     16
 //	| errno | origin | type | code | pad | info | data | sockaddr of the offender
-func offender(control []byte) (cause syscall.Errno, from netip.Addr) {
+func parseError(control []byte) (e outsideError, ok bool) {
 	msgs, err := unix.ParseSocketControlMessage(control)
 	if err != nil {
-		return 0, netip.Addr{}
+		return e, false
 	}
 	for _, m := range msgs {
 		v4 := m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_RECVERR
@@ -179,23 +223,21 @@ func offender(control []byte) (cause syscall.Errno, from netip.Addr) {
 		if !v4 && !v6 || len(m.Data) < fixed+2 {
 			continue
 		}
-		cause = syscall.Errno(binary.NativeEndian.Uint32(m.Data))
+		e = outsideError{
+			errno: syscall.Errno(binary.NativeEndian.Uint32(m.Data)), is4: v4, typ: m.Data[5], code: m.Data[6],
+			extra: binary.NativeEndian.Uint32(m.Data[8:]),
+		}
 		origin, sa := m.Data[4], m.Data[fixed:]
 		switch family := binary.NativeEndian.Uint16(sa); {
+		case origin == unix.SO_EE_ORIGIN_LOCAL && e.errno == syscall.EMSGSIZE:
+			return e, true
 		case origin == unix.SO_EE_ORIGIN_ICMP && family == unix.AF_INET && len(sa) >= 8: // family, port, address
-			return cause, netip.AddrFrom4([4]byte(sa[4:8]))
+			e.from = netip.AddrFrom4([4]byte(sa[4:8]))
+			return e, true
 		case origin == unix.SO_EE_ORIGIN_ICMP6 && family == unix.AF_INET6 && len(sa) >= 24: // family, port, flow, address
-			return cause, netip.AddrFrom16([16]byte(sa[8:24])).Unmap()
+			e.from = netip.AddrFrom16([16]byte(sa[8:24])).Unmap()
+			return e, true
 		}
 	}
-	return cause, netip.Addr{}
-}
-
-// extend makes receive give up at t.
-func (s *hostSocket) extend(t time.Time) error { return s.file.SetReadDeadline(t) }
-
-// close ends receive, too.
-func (s *hostSocket) close() {
-	// A second close fails, and does no harm.
-	_ = s.file.Close()
+	return e, false
 }

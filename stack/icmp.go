@@ -43,6 +43,31 @@ var code6 = [...]header.ICMPv6Code{
 	adminProhibited:  header.ICMPv6Prohibited,
 }
 
+// icmpError is an ICMP error without what it quotes.
+type icmpError struct {
+	typ, code uint8
+	rest      uint32 // the second four bytes of its header
+}
+
+// message is the error of a kind, which differs between the families.
+func (k unreachable) message(is4 bool) icmpError {
+	switch {
+	case is4:
+		return icmpError{typ: uint8(header.ICMPv4DstUnreachable), code: uint8(code4[k])}
+	case k == protoUnreachable: // rest is the offset of the Next Header field
+		return icmpError{typ: uint8(header.ICMPv6ParamProblem), code: uint8(code6[k]), rest: 6}
+	}
+	return icmpError{typ: uint8(header.ICMPv6DstUnreachable), code: uint8(code6[k])}
+}
+
+// tooBig says that a packet must not be larger than mtu bytes: it is above 1280 in IPv6, where every link carries that.
+func tooBig(is4 bool, mtu uint32) icmpError {
+	if is4 {
+		return icmpError{typ: uint8(header.ICMPv4DstUnreachable), code: uint8(header.ICMPv4FragmentationNeeded), rest: min(mtu, 0xffff)}
+	}
+	return icmpError{typ: uint8(header.ICMPv6PacketTooBig), rest: max(mtu, header.IPv6MinimumMTU)}
+}
+
 // How much of an ICMP error there may be in bytes, IP header included (RFC 1812 section 4.3.2.3, RFC 4443 section 2.4).
 const (
 	maxError4 = 576
@@ -83,9 +108,14 @@ func (ns *netstack) sendError(kind unreachable, orig []byte) {
 	ns.sendErrorFrom(netip.Addr{}, kind, orig)
 }
 
-// sendErrorFrom is sendError about trouble of which from has told the host. What no container can reach is not told by its
-// name, and the gateway speaks for it: the loopback, for one, of a host that refuses a datagram itself.
+// sendErrorFrom is sendError about trouble of which from has told the host.
 func (ns *netstack) sendErrorFrom(from netip.Addr, kind unreachable, orig []byte) {
+	ns.sendMessage(from, kind.message(len(orig) > 0 && orig[0]>>4 == 4), orig)
+}
+
+// sendMessage sends an ICMP error about the packet that orig begins with, from whoever told the host, or from the gateway. What no container can
+// reach is not told by its name, and the gateway speaks for it: the loopback, for one, of a host that refuses a datagram itself.
+func (ns *netstack) sendMessage(from netip.Addr, m icmpError, orig []byte) {
 	in, ok := parseQuote(orig)
 	if !ok || in.later || isICMPError(orig, in) {
 		return
@@ -102,9 +132,9 @@ func (ns *netstack) sendErrorFrom(from netip.Addr, kind unreachable, orig []byte
 	}
 	var b []byte
 	if in.dst.Is4() {
-		b = icmp4Error(kind, orig, src.As4(), in.src.As4())
+		b = m.over4(orig, src.As4(), in.src.As4())
 	} else {
-		b = icmp6Error(kind, orig, src.As16(), in.src.As16())
+		b = m.over6(orig, src.As16(), in.src.As16())
 	}
 	p := gstack.NewPacketBuffer(gstack.PacketBufferOptions{Payload: copied(b)})
 	defer p.DecRef()
@@ -147,8 +177,8 @@ func isICMPError(b []byte, in inbound) bool {
 	return false
 }
 
-// icmp4Error lays out [IPv4 20][ICMP 8][as much of orig as fits].
-func icmp4Error(kind unreachable, orig []byte, src, dst [4]byte) []byte {
+// over4 lays out [IPv4 20][ICMP 8][as much of orig as fits].
+func (m icmpError) over4(orig []byte, src, dst [4]byte) []byte {
 	const head = header.IPv4MinimumSize + header.ICMPv4MinimumSize
 	n := min(len(orig), maxError4-head)
 	b := make([]byte, head+n)
@@ -163,14 +193,15 @@ func icmp4Error(kind unreachable, orig []byte, src, dst [4]byte) []byte {
 	copy(ip[16:20], dst[:])
 	ip.SetChecksum(^ip.CalculateChecksum())
 	icmp := header.ICMPv4(b[header.IPv4MinimumSize:])
-	icmp.SetType(header.ICMPv4DstUnreachable)
-	icmp.SetCode(code4[kind])
+	icmp.SetType(header.ICMPv4Type(m.typ))
+	icmp.SetCode(header.ICMPv4Code(m.code))
+	binary.BigEndian.PutUint32(icmp[4:], m.rest)
 	icmp.SetChecksum(^checksum.Checksum(icmp, 0))
 	return b
 }
 
-// icmp6Error lays out [IPv6 40][ICMPv6 8][as much of orig as fits].
-func icmp6Error(kind unreachable, orig []byte, src, dst [16]byte) []byte {
+// over6 lays out [IPv6 40][ICMPv6 8][as much of orig as fits].
+func (m icmpError) over6(orig []byte, src, dst [16]byte) []byte {
 	const head = header.IPv6MinimumSize + header.ICMPv6MinimumSize
 	n := min(len(orig), maxError6-head)
 	b := make([]byte, head+n)
@@ -182,12 +213,9 @@ func icmp6Error(kind unreachable, orig []byte, src, dst [16]byte) []byte {
 	copy(b[8:24], src[:])
 	copy(b[24:40], dst[:])
 	icmp := header.ICMPv6(b[header.IPv6MinimumSize:])
-	icmp.SetType(header.ICMPv6DstUnreachable)
-	if kind == protoUnreachable {
-		icmp.SetType(header.ICMPv6ParamProblem)
-		binary.BigEndian.PutUint32(icmp[4:], 6) // the offset of the Next Header field
-	}
-	icmp.SetCode(code6[kind])
+	icmp.SetType(header.ICMPv6Type(m.typ))
+	icmp.SetCode(header.ICMPv6Code(m.code))
+	binary.BigEndian.PutUint32(icmp[4:], m.rest)
 	sum := checksum.Checksum(b[8:40], uint16(protoICMPv6))
 	sum = checksum.Combine(sum, uint16(len(icmp)))
 	icmp.SetChecksum(^checksum.Checksum(icmp, sum))

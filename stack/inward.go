@@ -421,10 +421,10 @@ func (u *InwardUDP) endWith(why error) {
 }
 
 // send takes a datagram of the container: an answer to the client.
-func (u *InwardUDP) send(b, _ []byte) { u.reply(b) }
+func (u *InwardUDP) send(d datagram) { u.reply(d.payload) }
 
-// refuseInward ends the inward flow that an ICMP error of a container is about, if that is what b is.
-func (ns *netstack) refuseInward(b []byte, in inbound) {
+// refuseFlow ends the UDP flow that an ICMP error of a container is about, if that is what b is.
+func (ns *netstack) refuseFlow(b []byte, in inbound) {
 	var quoted []byte
 	switch icmp := b[in.transport:]; {
 	case in.proto == protoICMP && header.ICMPv4Type(icmp[0]) == header.ICMPv4DstUnreachable && header.ICMPv4Code(icmp[1]) == header.ICMPv4PortUnreachable:
@@ -447,7 +447,10 @@ func (ns *netstack) refuseInward(b []byte, in inbound) {
 	if e == nil {
 		return
 	}
-	if f, ok := e.flow.(*InwardUDP); ok {
+	switch f := e.flow.(type) {
+	case *InwardUDP:
 		f.endWith(syscall.ECONNREFUSED)
+	case *datagramFlow: // its socket goes, and the host answers what comes next with port unreachable
+		f.end()
 	}
 }

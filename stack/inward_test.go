@@ -446,13 +446,13 @@ func TestRefuseInward_OnlyOfTheContainerItself(t *testing.T) {
 		t.Fatal(err)
 	}
 	quoted := makeUDP(client, netip.AddrPortFrom(aliceAddr, 99), []byte("x"))
-	forged := icmp4Error(portUnreachable, quoted, bobAddr.As4(), client.Addr().As4())
+	forged := portUnreachable.message(true).over4(quoted, bobAddr.As4(), client.Addr().As4())
 	w.send(forged)
 	w.send(forged[:header.IPv4MinimumSize+header.ICMPv4MinimumSize]) // cut short
 	if u.Err() != nil {
 		t.Errorf("ended by another container: %v", u.Err())
 	}
-	w.send(icmp4Error(portUnreachable, quoted, aliceAddr.As4(), client.Addr().As4()))
+	w.send(portUnreachable.message(true).over4(quoted, aliceAddr.As4(), client.Addr().As4()))
 	if !errors.Is(u.Err(), syscall.ECONNREFUSED) {
 		t.Errorf("after its own: %v", u.Err())
 	}

@@ -127,7 +127,7 @@ func (ns *netstack) receive(p *packet.Packet) {
 		return
 	}
 	if !in.fragment && (in.proto == protoICMP || in.proto == protoICMPv6) {
-		ns.refuseInward(b, in)
+		ns.refuseFlow(b, in)
 	}
 	if in.proto == protoTCP && !in.later && header.TCP(b[in.transport:]).Flags()&(header.TCPFlagSyn|header.TCPFlagAck) == header.TCPFlagSyn {
 		ns.endTimeWait(b, in)

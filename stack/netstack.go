@@ -43,6 +43,7 @@ type netstack struct {
 	budget budget
 	poller *poller        // of the host's TCP sockets
 	conns  *tcp.Forwarder // completes handshakes
+	reader *datagramReader
 	echo   echoPermission
 
 	tended chan struct{} // closed when tend has ended
@@ -72,6 +73,9 @@ func newNetstack(g *Gateway) (*netstack, error) {
 	err := ns.configure()
 	if err == nil {
 		ns.poller, err = newPoller()
+	}
+	if err == nil {
+		ns.reader, err = newDatagramReader(ns)
 	}
 	if err != nil {
 		ns.s.Destroy()
@@ -211,6 +215,7 @@ func (ns *netstack) shutDown() {
 	}
 	<-ns.tended
 	ns.poller.stop()
+	ns.reader.close()
 	ns.crew.close()
 	ns.s.Destroy()
 	ns.exit.close()

@@ -150,3 +150,14 @@ func TestNew_RefusesOutboundAddressesOfTheWrongFamily(t *testing.T) {
 		}
 	}
 }
+
+func setLoopbackMTU(t *testing.T, mtu int) {
+	t.Helper()
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetMTU(lo, mtu)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -3,20 +3,16 @@
 package stack
 
 import (
-	"net/netip"
-	"time"
-
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// datagramTaker is a flow of UDP: of egress, or one that began outside. send takes a datagram of the container and the headers that
-// ICMP errors about it repeat; both are lent.
+// datagramTaker is a flow of UDP: of egress, or one that began outside. send takes a datagram of the container.
 type datagramTaker interface {
 	flow
-	send(b, quote []byte)
+	send(d datagram)
 }
 
 // acceptUDP takes every datagram of containers, put together from its fragments. False makes gVisor answer port
@@ -38,8 +34,10 @@ func (ns *netstack) acceptUDP(id gstack.TransportEndpointID, pkt *gstack.PacketB
 		ns.resolve(key, payload)
 		return true
 	}
+	var room [quoteRoom]byte
+	d := datagramOf(pkt, payload, room[:0])
 	if e := ns.flows.find(key); e != nil {
-		e.flow.(datagramTaker).send(payload, quote(pkt))
+		e.flow.(datagramTaker).send(d)
 		return true
 	}
 	to, ok := ns.gw.target(key.src.Addr(), key.dst)
@@ -48,43 +46,16 @@ func (ns *netstack) acceptUDP(id gstack.TransportEndpointID, pkt *gstack.PacketB
 	}
 	if why, ok := ns.gw.refusal(key.src.Addr(), key.dst, to); !ok {
 		ns.count.drop(why)
-		ns.sendError(adminProhibited, quote(pkt))
+		ns.sendError(adminProhibited, d.quote)
 		return true
 	}
-	ns.openUDP(key, to, payload, quote(pkt))
+	if err := ns.startDatagrams(key, kindUDP, unix.IPPROTO_UDP, to, d); err != nil {
+		ns.refuseDatagram(err, d.quote)
+	}
 	return true
 }
 
-func (ns *netstack) openUDP(key flowKey, to netip.AddrPort, payload, quote []byte) {
-	f := &datagramFlow{ns: ns, opened: make(chan struct{})}
-	f.idle = func() time.Duration {
-		t := &ns.gw.cfg.Timeouts
-		switch {
-		case key.dst.Port() == dnsPort:
-			return t.UDPDNS
-		case f.replied.Load():
-			return t.UDPReplied
-		}
-		return t.UDP
-	}
-	f.reply = func(b []byte) { ns.sendDatagram(f.route, key, b) }
-	e, fresh, why := ns.flows.add(key, kindUDP, f)
-	if e == nil {
-		ns.count.drop(why)
-		return
-	}
-	if fresh {
-		f.entry = e
-		if err := f.open(func() (*hostSocket, error) { return ns.openSocket(unix.IPPROTO_UDP, to) }); err != nil {
-			ns.refuseDatagram(err, quote)
-			return
-		}
-		ns.count.udpOpened.Add(1)
-	}
-	e.flow.(datagramTaker).send(payload, quote)
-}
-
-// refuseDatagram answers a datagram whose flow could not be opened.
+// refuseDatagram answers a datagram that the host cannot send.
 func (ns *netstack) refuseDatagram(err error, quote []byte) {
 	if kind, ok := kindOf(err); ok {
 		ns.sendError(kind, quote)
