@@ -45,14 +45,14 @@ type Config struct {
 type Limits struct {
 	TCPFlows    int // connections, half-open ones included: 16384
 	TCPHalfOpen int // connections being dialled or in the handshake: 1024
-	UDPFlows    int // 16384
+	UDPFlows    int // 24576
 	EchoFlows   int // 1024
 	DNSQueries  int // queries in flight: 512
 
 	// The share that one container may take of each, so that one cannot starve the others.
 	TCPFlowsEach    int // 8192
 	TCPHalfOpenEach int // 256
-	UDPFlowsEach    int // 8192
+	UDPFlowsEach    int // 12288
 	EchoFlowsEach   int // 256
 
 	// TCPBuffers is the memory in bytes that connections may take for what one side has sent and the other does not take yet: 256 MiB.
@@ -87,12 +87,12 @@ func orDefault[T ~int | ~int64](v *T, d T) {
 func (l *Limits) setDefaults() {
 	orDefault(&l.TCPFlows, 16384)
 	orDefault(&l.TCPHalfOpen, 1024)
-	orDefault(&l.UDPFlows, 16384)
+	orDefault(&l.UDPFlows, 24576)
 	orDefault(&l.EchoFlows, 1024)
 	orDefault(&l.DNSQueries, 512)
 	orDefault(&l.TCPFlowsEach, 8192)
 	orDefault(&l.TCPHalfOpenEach, 256)
-	orDefault(&l.UDPFlowsEach, 8192)
+	orDefault(&l.UDPFlowsEach, 12288)
 	orDefault(&l.EchoFlowsEach, 256)
 	orDefault(&l.TCPBuffers, 256<<20)
 	orDefault(&l.ExitQueue, 4096)

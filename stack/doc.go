@@ -14,7 +14,9 @@
 //   - A closed destination (closed.go): ICMP administratively prohibited, and a counter.
 //   - TCP: the host socket is dialled first. Only when that has succeeded is the container's handshake completed, so
 //     that a container sees what it would see without a gateway: connection refused, unreachable, or a connection.
-//   - UDP: one connected host socket a flow, so that ICMP errors come back and are passed on.
+//   - UDP: one connected host socket a flow, so that ICMP errors come back: routers and hosts of the outside speak to
+//     the container with their own address, type and code, and its TTL and "don't fragment" are those of the host's datagrams, so that
+//     traceroute and path MTU discovery work.
 //   - ICMP echo: an unprivileged ICMP datagram socket. A reply is never made up: where the host does not let us ping, the
 //     container is told so.
 //   - Anything else: ICMP protocol unreachable.
@@ -25,7 +27,7 @@
 // Buffers: packets given to Send are copied before it returns; packets given to Exit are lent for the length of the call.
 //
 // Goroutines: New starts none. Run is the one that drains the exit queue and calls Exit; under it live gVisor's TCP
-// processors (one a CPU), two goroutines a TCP flow and one a UDP or echo flow. All of them have ended when Run returns.
+// processors (one a CPU), one goroutine for the host sockets of all TCP flows, and one that reads all UDP and echo flows. All of them have ended when Run returns.
 // Send never blocks, and may be called from several goroutines, also from inside Exit.
 //
 // Limits: Config.Limits bounds flows, half-open connections and both per container; what does not fit is dropped and counted. Together
