@@ -43,15 +43,15 @@ type Config struct {
 // Limits bound what containers can make the gateway hold. A zero field takes the default in its comment. New cuts them to
 // what Descriptors allow.
 type Limits struct {
-	TCPFlows    int // connections, half-open ones included: 16384
-	TCPHalfOpen int // connections being dialled or in the handshake: 1024
+	TCPFlows    int // connections, half-open ones included: 20480
+	TCPHalfOpen int // connections being dialled or in the handshake: 4096
 	UDPFlows    int // 24576
 	EchoFlows   int // 1024
 	DNSQueries  int // queries in flight: 512
 
 	// The share that one container may take of each, so that one cannot starve the others.
-	TCPFlowsEach    int // 8192
-	TCPHalfOpenEach int // 256
+	TCPFlowsEach    int // 12288
+	TCPHalfOpenEach int // 256; one more takes the place of the oldest
 	UDPFlowsEach    int // 12288
 	EchoFlowsEach   int // 256
 
@@ -85,12 +85,12 @@ func orDefault[T ~int | ~int64](v *T, d T) {
 }
 
 func (l *Limits) setDefaults() {
-	orDefault(&l.TCPFlows, 16384)
-	orDefault(&l.TCPHalfOpen, 1024)
+	orDefault(&l.TCPFlows, 20480)
+	orDefault(&l.TCPHalfOpen, 4096)
 	orDefault(&l.UDPFlows, 24576)
 	orDefault(&l.EchoFlows, 1024)
 	orDefault(&l.DNSQueries, 512)
-	orDefault(&l.TCPFlowsEach, 8192)
+	orDefault(&l.TCPFlowsEach, 12288)
 	orDefault(&l.TCPHalfOpenEach, 256)
 	orDefault(&l.UDPFlowsEach, 12288)
 	orDefault(&l.EchoFlowsEach, 256)

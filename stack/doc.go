@@ -5,7 +5,7 @@
 // what the stack has to say to containers leaves through Config.Exit, which gives it back to forwarder.
 //
 //	container ─ TAP ─ forwarder ─ Send ─▶ gVisor ─▶ accept functions ─▶ host sockets ─▶ outside
-//	container ◀ TAP ◀ forwarder ◀ Exit ◀ one queue ◀ gVisor ◀──────── copy loops ◀──┘
+//	container ◀ TAP ◀ forwarder ◀ Exit ◀ one queue ◀ gVisor ◀───────── carriers ◀───┘
 //
 // What happens to a packet, by its destination:
 //
@@ -27,11 +27,14 @@
 // Buffers: packets given to Send are copied before it returns; packets given to Exit are lent for the length of the call.
 //
 // Goroutines: New starts none. Run is the one that drains the exit queue and calls Exit; under it live gVisor's TCP
-// processors (one a CPU), one goroutine for the host sockets of all TCP flows, and one that reads all UDP and echo flows. All of them have ended when Run returns.
-// Send never blocks, and may be called from several goroutines, also from inside Exit.
+// processors (one a CPU), the poller of the TCP flows' host sockets and the crew that works for those flows (carry.go): an idle TCP flow has
+// none. One more reads all UDP and echo flows. All of them have ended when Run returns. Send never blocks, and may be called from several
+// goroutines, also from inside Exit.
 //
-// Limits: Config.Limits bounds flows, half-open connections and both per container; what does not fit is dropped and counted. Together
-// they leave the rest of the process descriptors to work with (descriptors.go). The exit queue is bounded: copy loops wait while it is more than half full, and at its end packets are dropped and counted.
+// Limits: Config.Limits bounds flows, half-open connections and both per container; what does not fit is dropped and counted. A
+// container's half-open connections make room for its own newer ones. Together they leave the rest of the process descriptors
+// to work with (descriptors.go). The buffers of all TCP flows have a common budget (buffers.go). The exit queue is bounded: those who
+// carry bulk data wait while it is more than half full, and at its end packets are dropped and counted.
 //
 // Sources: RFC 1122 and RFC 1812 for ICMP errors, RFC 6191 for the reuse of a four-tuple in TIME_WAIT, RFC 4787 for UDP timeouts (ours
 // are shorter for flows without a reply), icmp(7) and ip(7) of Linux.

@@ -12,6 +12,7 @@ type kind uint8
 
 const (
 	kindHalfOpen kind = iota // TCP before the handshake is complete
+	kindEvicted              // that had to make room for another of its container, and is about to end
 	kindTCP
 	kindUDP
 	kindEcho
@@ -35,22 +36,57 @@ type entry struct {
 	key  flowKey
 	kind kind
 	flow flow
+
+	older, newer *entry // half-open ones of the same container
+}
+
+// holder is what one container has of the table.
+type holder struct {
+	n              [kinds]int
+	oldest, newest *entry // of the half-open ones
+}
+
+// open puts a half-open connection at the end of the list.
+func (h *holder) open(e *entry) {
+	e.older = h.newest
+	if h.newest != nil {
+		h.newest.newer = e
+	} else {
+		h.oldest = e
+	}
+	h.newest = e
+}
+
+// leave takes a connection that is no longer half-open out of the list.
+func (h *holder) leave(e *entry) {
+	if e.older != nil {
+		e.older.newer = e.newer
+	} else {
+		h.oldest = e.newer
+	}
+	if e.newer != nil {
+		e.newer.older = e.older
+	} else {
+		h.newest = e.older
+	}
+	e.older, e.newer = nil, nil
 }
 
 // flowTable holds the flows of one netstack. A flow counts in wg from add to remove.
 type flowTable struct {
 	limits *Limits
+	count  *counters
 	wg     sync.WaitGroup
 
 	mu     sync.RWMutex
 	closed bool
 	flows  map[flowKey]*entry
 	total  [kinds]int
-	each   map[netip.Addr]*[kinds]int
+	each   map[netip.Addr]*holder
 }
 
-func newFlowTable(l *Limits) *flowTable {
-	return &flowTable{limits: l, flows: make(map[flowKey]*entry), each: make(map[netip.Addr]*[kinds]int)}
+func newFlowTable(l *Limits, c *counters) *flowTable {
+	return &flowTable{limits: l, count: c, flows: make(map[flowKey]*entry), each: make(map[netip.Addr]*holder)}
 }
 
 func (t *flowTable) find(k flowKey) *entry {
@@ -61,7 +97,8 @@ func (t *flowTable) find(k flowKey) *entry {
 
 // add puts a flow into the table. nil means that it did not fit, for the reason given; a flow that has the key already is
 // returned with fresh false. A TCP connection that is past its handshake gives its key up to a new one: gVisor has asked
-// about a SYN, so it has forgotten the old connection.
+// about a SYN, so it has forgotten the old connection. A container that has its share of half-open connections loses the oldest to a
+// new one: of a flood the oldest is the one that nobody waits for, and a client among it gets its turn.
 func (t *flowTable) add(k flowKey, kd kind, f flow) (e *entry, fresh bool, why dropReason) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -72,6 +109,28 @@ func (t *flowTable) add(k flowKey, kd kind, f flow) (e *entry, fresh bool, why d
 		return e, false, 0
 	}
 	return t.addLocked(k, kd, f)
+}
+
+// evictLocked ends the oldest half-open connection of a container. No means that earlier ones have not ended yet.
+func (t *flowTable) evictLocked(h *holder) bool {
+	if h.oldest == nil || h.n[kindEvicted] >= t.limits.TCPHalfOpenEach {
+		return false
+	}
+	e := h.oldest
+	h.leave(e)
+	t.becomeLocked(h, e, kindEvicted)
+	t.count.drop(dropEvicted)
+	t.wg.Go(e.flow.end)
+	return true
+}
+
+// becomeLocked makes an entry one of another kind.
+func (t *flowTable) becomeLocked(h *holder, e *entry, kd kind) {
+	t.total[e.kind]--
+	h.n[e.kind]--
+	e.kind = kd
+	t.total[kd]++
+	h.n[kd]++
 }
 
 // addInward is add for a flow that began outside. An egress flow of datagrams gives its key up to it and is ended; any other flow that
@@ -97,53 +156,59 @@ func (t *flowTable) addLocked(k flowKey, kd kind, f flow) (e *entry, fresh bool,
 	src := k.src.Addr()
 	mine := t.each[src]
 	if mine == nil {
-		mine = new([kinds]int)
+		mine = new(holder)
 	}
 	l := t.limits
 	switch kd {
 	case kindHalfOpen:
 		switch {
+		case t.total[kindHalfOpen]+t.total[kindEvicted]+t.total[kindTCP] >= l.TCPFlows:
+			return nil, false, dropTCPFlows
+		case mine.n[kindHalfOpen]+mine.n[kindTCP] >= l.TCPFlowsEach:
+			return nil, false, dropContainerShare
+		case mine.n[kindHalfOpen] >= l.TCPHalfOpenEach:
+			if !t.evictLocked(mine) {
+				return nil, false, dropContainerShare
+			}
 		case t.total[kindHalfOpen] >= l.TCPHalfOpen:
 			return nil, false, dropTCPHalfOpen
-		case t.total[kindHalfOpen]+t.total[kindTCP] >= l.TCPFlows:
-			return nil, false, dropTCPFlows
-		case mine[kindHalfOpen] >= l.TCPHalfOpenEach, mine[kindHalfOpen]+mine[kindTCP] >= l.TCPFlowsEach:
-			return nil, false, dropContainerShare
 		}
 	case kindUDP:
 		switch {
 		case t.total[kindUDP] >= l.UDPFlows:
 			return nil, false, dropUDPFlows
-		case mine[kindUDP] >= l.UDPFlowsEach:
+		case mine.n[kindUDP] >= l.UDPFlowsEach:
 			return nil, false, dropContainerShare
 		}
 	case kindEcho:
 		switch {
 		case t.total[kindEcho] >= l.EchoFlows:
 			return nil, false, dropEchoFlows
-		case mine[kindEcho] >= l.EchoFlowsEach:
+		case mine.n[kindEcho] >= l.EchoFlowsEach:
 			return nil, false, dropContainerShare
 		}
 	}
 	e = &entry{key: k, kind: kd, flow: f}
 	t.flows[k] = e
 	t.total[kd]++
-	mine[kd]++
+	mine.n[kd]++
+	if kd == kindHalfOpen {
+		mine.open(e)
+	}
 	t.each[src] = mine
 	t.wg.Add(1)
 	return e, true, 0
 }
 
-// establish turns a half-open connection into a connection.
+// establish turns a half-open connection into a connection; an evicted one stays that, and is being ended.
 func (t *flowTable) establish(e *entry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	mine := t.each[e.key.src.Addr()]
-	t.total[e.kind]--
-	mine[e.kind]--
-	e.kind = kindTCP
-	t.total[e.kind]++
-	mine[e.kind]++
+	if e.kind == kindHalfOpen {
+		mine := t.each[e.key.src.Addr()]
+		mine.leave(e)
+		t.becomeLocked(mine, e, kindTCP)
+	}
 }
 
 // remove takes a flow out. It is called once, by the last goroutine of the flow.
@@ -154,9 +219,12 @@ func (t *flowTable) remove(e *entry) {
 	}
 	src := e.key.src.Addr()
 	mine := t.each[src]
+	if e.kind == kindHalfOpen {
+		mine.leave(e)
+	}
 	t.total[e.kind]--
-	mine[e.kind]--
-	if *mine == [kinds]int{} {
+	mine.n[e.kind]--
+	if mine.n == [kinds]int{} {
 		delete(t.each, src)
 	}
 	t.mu.Unlock()

@@ -136,7 +136,7 @@ func (g *Gateway) Stats() Stats {
 	s.DNS = g.resolver.Stats()
 	if ns := g.live.Load(); ns != nil {
 		n := ns.flows.counts()
-		s.TCPFlows = uint64(n[kindTCP] + n[kindHalfOpen])
+		s.TCPFlows = uint64(n[kindTCP] + n[kindHalfOpen] + n[kindEvicted])
 		s.TCPHalfOpen = uint64(n[kindHalfOpen])
 		s.UDPFlows = uint64(n[kindUDP])
 		s.EchoFlows = uint64(n[kindEcho])

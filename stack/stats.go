@@ -50,6 +50,7 @@ const (
 	dropICMPType
 	dropTCPFlows
 	dropTCPHalfOpen
+	dropEvicted
 	dropUDPFlows
 	dropEchoFlows
 	dropContainerShare
@@ -73,6 +74,7 @@ var dropNames = [dropReasons]string{
 	dropICMPType:       "icmp-type",
 	dropTCPFlows:       "tcp-flow-limit",
 	dropTCPHalfOpen:    "tcp-half-open-limit",
+	dropEvicted:        "tcp-half-open-evicted",
 	dropUDPFlows:       "udp-flow-limit",
 	dropEchoFlows:      "echo-flow-limit",
 	dropContainerShare: "container-share",

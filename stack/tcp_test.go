@@ -335,15 +335,29 @@ func TestTCP_LimitsBiteAndCount(t *testing.T) {
 		for i := range 10 {
 			w.send(makeTCP(netip.AddrPortFrom(aliceAddr, uint16(1000+i)), server, header.TCPFlagSyn, 1))
 		}
-		if n := w.drops(dropContainerShare); n != 7 {
+		// Each beyond the share evicts the oldest, or is refused while those have not ended.
+		if n := w.drops(dropContainerShare) + w.drops(dropEvicted); n != 7 {
 			t.Errorf("%d drops, want 7", n)
 		}
 		if s := w.g.Stats(); s.TCPHalfOpen != 3 {
 			t.Errorf("%d half-open, want 3", s.TCPHalfOpen)
 		}
+		eventually(t, "the evicted are gone", func() bool { return w.g.Stats().TCPFlows == 3 })
 		bob.mustDialTCP(server).Close() // a flood from one container does not stop another
 		carol := netip.MustParseAddr("10.5.1.4")
 		eventually(t, "bob's is established", func() bool { return w.g.Stats().TCPHalfOpen == 3 })
+		// Nor its own clients for long: the newest is there.
+		w.send(makeTCP(netip.AddrPortFrom(aliceAddr, 2000), server, header.TCPFlagSyn, 1))
+		eventually(t, "the newest is answered", func() bool {
+			return w.countSeen(func(o observed) bool {
+				h := header.TCP(o.b[o.in.transport:])
+				return o.in.proto == protoTCP && h.DestinationPort() == 2000 && h.Flags() == header.TCPFlagSyn|header.TCPFlagAck
+			}) == 1
+		})
+		eventually(t, "the oldest is gone", func() bool { return w.g.Stats().TCPFlows == 3 })
+		if s := w.g.Stats(); s.TCPHalfOpen != 3 {
+			t.Errorf("%d half-open, want 3", s.TCPHalfOpen)
+		}
 		w.send(makeTCP(netip.AddrPortFrom(carol, 1), server, header.TCPFlagSyn, 1),
 			makeTCP(netip.AddrPortFrom(carol, 2), server, header.TCPFlagSyn, 1))
 		if n := w.drops(dropTCPHalfOpen); n != 1 {
