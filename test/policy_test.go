@@ -413,3 +413,24 @@ func TestPolicy_OfRun(t *testing.T) {
 	refused(t, h.CLI("run", "--host-access", "53", "--", "true"), "resolver")
 	refused(t, h.CLI("attach", "--gateway", "--isolate", "1"), "--isolate", "whole subnet")
 }
+
+// What clients outside begin through a published port is answered, also by a container that may begin nothing at all.
+func TestPolicy_PublishedPortsStayOpen(t *testing.T) {
+	for _, flags := range [][]string{nil, {"--snat"}} {
+		l := lab.New(t, 1, lab.WithIPv6)
+		h := l.Host(1)
+		upEmbedded(h)
+		a := join(t, h, "a", append(flags, "--isolate", "--egress", "deny", "-p", "8080:8080", "-p", "8080:8080/udp")...)
+		a.tellClients(t, 8080)
+		for _, network := range []string{"tcp", "udp"} {
+			for range 3 {
+				if _, seen, err := askWho(t, l.Outside.Space, network, port(h.Addr, 8080)); err != nil || seen == "" {
+					t.Errorf("%s, %v: saw %q, %v", network, flags, seen, err)
+				}
+			}
+		}
+		// Not even to the same client does it begin anything.
+		l.Outside.HTTPServer(t, port(lab.RouterAddr, 8081))
+		closed(t, a.Space, port(lab.RouterAddr, 8081), "the outside")
+	}
+}
