@@ -8,6 +8,7 @@
 //	router.go    every packet of the batch: check, whose it is, TTL, route, MTU; then into its next hop's bucket
 //	table.go     the immutable route table that router.go looks into
 //	check.go     which packets are well-formed enough to be routed
+//	policy.go    what a container may exchange with others; policyflows.go remembers flows, so that replies pass
 //	icmp.go      what the sender is told when a packet ends here; fragment.go cuts packets without DF
 //	mss.go       a SYN is told of a narrow path; probe.go is how the node finds that it is narrow
 //	segment.go   a bucket for a peer: superpackets are cut into packets of the MTU, checksums completed

@@ -9,9 +9,10 @@
 //
 // What happens to a packet, by its destination:
 //
-//   - The gateway's own addresses: gVisor answers ping, port 53 is the resolver of package dns, everything else is
-//     refused.
-//   - A closed destination (closed.go): ICMP administratively prohibited, and a counter.
+//   - The gateway's own addresses: gVisor answers ping, port 53 is the resolver of package dns, ports that the container's policy opens
+//     lead to the host's loopback, everything else is refused.
+//   - A closed destination (closed.go), or one that the container's policy does not list (policy.go): ICMP administratively
+//     prohibited, and a counter.
 //   - TCP: the host socket is dialled first. Only when that has succeeded is the container's handshake completed, so
 //     that a container sees what it would see without a gateway: connection refused, unreachable, or a connection.
 //   - UDP: one connected host socket a flow, so that ICMP errors come back: routers and hosts of the outside speak to
