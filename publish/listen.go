@@ -14,8 +14,12 @@ import (
 // keepAlive finds clients that are gone for good; the default of package net asks idle ones every 15 seconds.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 2 * time.Minute, Interval: 30 * time.Second, Count: 4}
 
-// freeTries is how often a port is looked for that is free in both families.
-const freeTries = 16
+const (
+	// freeTries is how often a port is looked for that is free in both families.
+	freeTries = 16
+	// A port that this process has just closed may be taken for another moment: a process that it is just starting has the descriptor too.
+	takenTries, takenPause = 3, 30 * time.Millisecond
+)
 
 func (p *Publication) listen() error {
 	both := !p.spec.HostAddr.IsValid()
@@ -61,8 +65,20 @@ func (p *Publication) listenOn(port uint16, both bool) (uint16, error) {
 	return port, nil
 }
 
-// listenAt binds one socket, of the address's family alone.
-func (p *Publication) listenAt(at netip.AddrPort) (uint16, error) {
+func (p *Publication) listenAt(at netip.AddrPort) (port uint16, err error) {
+	for i := range takenTries {
+		if i > 0 {
+			time.Sleep(takenPause)
+		}
+		if port, err = p.bind(at); !errors.Is(err, ErrPortTaken) {
+			break
+		}
+	}
+	return port, err
+}
+
+// bind makes one socket, of the address's family alone.
+func (p *Publication) bind(at netip.AddrPort) (uint16, error) {
 	family := "4"
 	if at.Addr().Is6() {
 		family = "6"

@@ -35,7 +35,7 @@ var longAgo = time.Unix(1, 0)
 // join copies between the client and the container until both directions are done, one end is reset, or ctx is done. It closes both: with a
 // reset, if one of them was reset.
 func (p *Publication) join(ctx context.Context, host, container *net.TCPConn) {
-	_ = container.SetKeepAliveConfig(keepAlive)
+	_ = container.SetKeepAlive(false) // its other end is in the same kernel
 	j := &joint{host: host, container: container}
 	stop := context.AfterFunc(ctx, j.abort)
 	defer stop()
