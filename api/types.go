@@ -54,6 +54,7 @@ type Status struct {
 	Gateway6   string `json:"gateway6,omitempty"`
 
 	Proxy string `json:"proxy,omitempty"` // where the proxy to the overlay listens
+	Domain string `json:"domain,omitempty"` // below which the gateways find containers' names; empty until the config is read
 
 	Ephemeral bool   `json:"ephemeral"` // the lease is given back on stop
 	RunDir    string `json:"runtime_dir"`
@@ -97,21 +98,31 @@ type Attachment struct {
 	Problem      string            `json:"problem,omitempty"`      // what of it may not work; empty when all is well
 	Since        time.Time         `json:"since"`
 	Counters     map[string]uint64 `json:"counters,omitempty"`
-	Ports        []Port            `json:"ports,omitempty"` // published
+	Aliases      []string          `json:"aliases,omitempty"` // further names, which others may have as well
+	DNS          *DNS              `json:"dns,omitempty"`     // nil with WholeSubnet: the gateway is not to be asked then
+	Ports        []Port            `json:"ports,omitempty"`   // published
 	Policy
+}
+
+// DNS is what belongs into the resolv.conf of a container on the overlay.
+type DNS struct {
+	Server string   `json:"server"` // the gateway
+	Search []string `json:"search"` // the network's domain
 }
 
 // AttachRequest asks for an attachment. Exactly one of PID and Netns is given; what else is left out is chosen by the node.
 type AttachRequest struct {
 	PID            int    `json:"pid,omitempty"`
 	Netns          string `json:"netns,omitempty"`  // absolute path, as the daemon sees it
-	Name           string `json:"name,omitempty"`   // unique on the node; default: made from the PID or the path
+	Name           string `json:"name,omitempty"`   // unique in the overlay; default: made from the PID or the path, and published nowhere
 	Addr           string `json:"addr,omitempty"`   // IPv4 address without length; default: a free one of the subnet
 	IfName         string `json:"ifname,omitempty"` // default: eth0, with Gateway rovl0
 	MAC            string `json:"mac,omitempty"`    // default: made from the address
 	NoDefaultRoute bool   `json:"no_default_route,omitempty"`
 	// Gateway routes the whole subnet to the namespace, which has a bridge of its own in it. It gets no default route.
 	Gateway bool `json:"gateway,omitempty"`
+	// Aliases are further names under which the container is found, which others may have as well: then each is found in turn.
+	Aliases []string `json:"aliases,omitempty"`
 	// Publish are ports to publish, as ParsePublish reads them; with SNAT clients are shown to the container as the gateway.
 	Publish []string `json:"publish,omitempty"`
 	SNAT    bool     `json:"snat,omitempty"`
@@ -159,6 +170,11 @@ func (r AttachRequest) Validate() error {
 	if r.Name != "" {
 		if err := CheckName(r.Name); err != nil {
 			return err
+		}
+	}
+	for _, a := range r.Aliases {
+		if err := CheckName(a); err != nil {
+			return Errorf(CodeInvalid, "alias: %w", err)
 		}
 	}
 	if r.Gateway && r.Addr != "" {

@@ -59,6 +59,9 @@ func (n *Node) Status(context.Context) (api.Status, error) {
 	if n.netConfig.Network.IsValid() {
 		s.Network = n.netConfig.Network.String()
 	}
+	if n.netConfig.Network.IsValid() {
+		s.Domain = n.domainLocked()
+	}
 	if n.pool.subnet.IsValid() {
 		s.Subnet = n.pool.subnet.String()
 		s.Gateway = gatewayAddr(n.pool.subnet).String()
@@ -125,6 +128,8 @@ func (n *Node) describeLocked(a *attachment) api.Attachment {
 		WholeSubnet:  s.Gateway,
 		Problem:      n.troubleLocked(a),
 		Since:        s.Since,
+		Aliases:      s.Aliases,
+		DNS:          n.dnsOfLocked(&s),
 		Ports:        a.portsLocked(),
 		Policy:       s.Policy,
 	}

@@ -104,7 +104,12 @@ func (n *Node) Attach(ctx context.Context, r api.AttachRequest) (api.Attachment,
 	if err != nil {
 		return api.Attachment{}, attachError(r, err)
 	}
-	if err := n.publishFor(a, r); err != nil {
+	err = n.claimName(ctx, a)
+	if err == nil {
+		err = n.publishFor(a, r)
+	}
+	if err != nil {
+		n.dropName(a)
 		n.mu.Lock()
 		n.forgetLocked(a)
 		err = errors.Join(err, n.saveAttachmentsLocked())
@@ -145,9 +150,13 @@ func (n *Node) openNamespace(r api.AttachRequest) (namespace, error) {
 // outlives this daemon is always known to the next one.
 func (n *Node) reserve(r api.AttachRequest, ns namespace) (*attachment, error) {
 	s := savedAttachment{Name: r.Name, PID: r.PID, Netns: r.Netns, Inode: ns.Inode(), IfName: r.IfName,
-		NoDefault: r.NoDefaultRoute || r.Gateway, Gateway: r.Gateway, Since: time.Now(), Policy: r.Policy}
+		NoDefault: r.NoDefaultRoute || r.Gateway, Gateway: r.Gateway, Since: time.Now(), Policy: r.Policy,
+		Named: r.Name != "", Aliases: r.Aliases}
 	if s.Name == "" {
 		s.Name = defaultName(r)
+	}
+	if err := checkNames(&s); err != nil {
+		return nil, err
 	}
 	if r.PID != 0 {
 		start, err := n.edges.startTime(r.PID)
@@ -228,6 +237,7 @@ func (n *Node) chooseAddrLocked(r api.AttachRequest, name string) (netip.Addr, e
 func (n *Node) connect(ctx context.Context, a *attachment, ns namespace) (err error) {
 	defer func() {
 		if err != nil {
+			n.dropName(a)
 			n.mu.Lock()
 			defer n.mu.Unlock()
 			n.forgetLocked(a)
@@ -298,6 +308,7 @@ func (n *Node) enter(a *attachment, l link, exit exitWatch, mtu int) error {
 	}
 	n.mu.Lock()
 	a.link, a.port, a.exit, a.phase = l, port, exit, live
+	n.keepNameLocked(a)
 	if err = n.publishLocked(); err != nil {
 		a.phase = pending
 	}
@@ -352,6 +363,7 @@ func (n *Node) leave(a *attachment, why string) (bool, error) {
 		n.gateway.Release(p)
 	}
 	n.gateway.DropPolicy(a.saved.addrs())
+	n.dropName(a)
 
 	n.mu.Lock()
 	defer n.mu.Unlock()

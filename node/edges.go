@@ -20,6 +20,7 @@ import (
 	"github.com/rootless-ovl/rootless-ovl/internal/tap"
 	"github.com/rootless-ovl/rootless-ovl/nsutil"
 	"github.com/rootless-ovl/rootless-ovl/stack"
+	"github.com/rootless-ovl/rootless-ovl/stack/dns"
 )
 
 // dataPath is what the node does with a forwarder.Router.
@@ -35,6 +36,7 @@ type gateway interface {
 	packet.Sender
 	SetAddresses([]netip.Addr) error
 	Release(containers netip.Prefix)
+	SetNames(*dns.Zone)
 	CarryTCP(ctx context.Context, host *net.TCPConn, from, to netip.AddrPort) error
 	OpenUDP(from, to netip.AddrPort, reply func(b []byte)) (*stack.InwardUDP, error)
 	SetPolicy(containers []netip.Addr, p stack.Policy)

@@ -24,6 +24,7 @@ import (
 	"github.com/rootless-ovl/rootless-ovl/lease"
 	"github.com/rootless-ovl/rootless-ovl/nsutil"
 	"github.com/rootless-ovl/rootless-ovl/stack"
+	"github.com/rootless-ovl/rootless-ovl/stack/dns"
 )
 
 // world is the containers of a test host and the node's packet path.
@@ -34,6 +35,7 @@ type world struct {
 	table      forwarder.TableConfig
 	released   []netip.Prefix
 	policies   map[netip.Addr]stack.Policy
+	zone       *dns.Zone
 	own        []netip.Addr
 	carried    []netip.AddrPort // destinations of CarryTCP
 	addPortErr error
@@ -414,6 +416,12 @@ func (w *world) SetAddresses(addrs []netip.Addr) error {
 	defer w.mu.Unlock()
 	w.own = addrs
 	return nil
+}
+
+func (w *world) SetNames(z *dns.Zone) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.zone = z
 }
 
 func (w *world) Release(a netip.Prefix) {

@@ -89,7 +89,7 @@ func (n *Node) tellMisfitLocked(a *attachment) {
 
 // troubleLocked is all that may not work of an attachment, for people.
 func (n *Node) troubleLocked(a *attachment) string {
-	return joined(a.problem, n.misfitLocked(a), a.portTroubleLocked())
+	return joined(a.problem, n.misfitLocked(a), a.portTroubleLocked(), n.nameTroubleLocked(a))
 }
 
 // joined are sentences in one line, of which any may be empty.

@@ -78,6 +78,8 @@ type Node struct {
 	pool        *pool        // pool.subnet is our subnet
 	subnet6     netip.Prefix // our IPv6 one; zero unless the network's leases have one
 	own         []netip.Addr // the gateway's addresses
+	names       *lease.Names // nil as long as the store has not been reached
+	known       []lease.Name // everywhere in the overlay, as last seen
 	leases      []lease.Lease
 	peers       []peer
 	attachments map[string]*attachment // by name
@@ -463,6 +465,7 @@ func (n *Node) publishLocked() error {
 		p.pathMTU = n.prober.mtu(p.addr, p.mtu)
 		p.v6.pathMTU = n.prober.mtu(p.v6.addr, p.mtu)
 	}
+	n.renameLocked()
 	return n.path.SetTable(routes(src))
 }
 

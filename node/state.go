@@ -210,6 +210,8 @@ type savedAttachment struct {
 	NoDefault bool         `json:"no_default_route,omitempty"`
 	Gateway   bool         `json:"gateway,omitempty"` // of all of Addr's subnet
 	Since     time.Time    `json:"since"`
+	Named     bool         `json:"named,omitempty"` // Name was asked for, and is published
+	Aliases   []string     `json:"aliases,omitempty"`
 	Ports     []savedPort  `json:"ports,omitempty"` // published
 	api.Policy
 }

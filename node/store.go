@@ -406,6 +406,7 @@ func (n *Node) follow(ctx context.Context, s *openedStore, held *lease.Held) err
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.hold(ctx, s.registry, held) })
 	g.Go(func() error { return n.watchLeases(ctx, s.registry) })
+	g.Go(func() error { return n.followNames(ctx, s.registry) })
 	return g.Wait()
 }
 

@@ -1,0 +1,257 @@
+// This file is the names of attachments: which of them are published in the store, what the gateway's resolver knows of everybody's, and what
+// is said when a name is taken. The names of this node's own attachments are resolved here whether or not the store can be reached, and those of
+// others as they were last seen.
+
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/rootless-ovl/rootless-ovl/api"
+	"github.com/rootless-ovl/rootless-ovl/lease"
+	"github.com/rootless-ovl/rootless-ovl/stack/dns"
+)
+
+const (
+	// claimPatience is how long an attach waits for the store to say that a name is free; then it goes on without.
+	claimPatience = 3 * time.Second
+	// dropPatience is how long a detach waits for the store to delete a name.
+	dropPatience = time.Second
+)
+
+// checkNames puts the aliases of a new attachment into the form in which they are published, and refuses names that nobody can have. One that DNS
+// cannot carry is refused only where it would have to.
+func checkNames(s *savedAttachment) error {
+	for i, a := range s.Aliases {
+		a = strings.ToLower(a)
+		if err := lease.CheckDNSName(a); err != nil {
+			return api.Errorf(api.CodeInvalid, "alias: %w", err)
+		}
+		s.Aliases[i] = a
+	}
+	for _, name := range append([]string{strings.ToLower(s.Name)}, s.Aliases...) {
+		if dns.Reserved(name) {
+			return api.Errorf(api.CodeInvalid, "the name %q is every container's own gateway: choose another with --name or --alias", name)
+		}
+	}
+	if err := lease.CheckDNSName(strings.ToLower(s.Name)); err != nil && len(s.Aliases) > 0 {
+		return api.Errorf(api.CodeInvalid, "aliases need a name that DNS can carry: %w: choose another with --name", err)
+	}
+	return nil
+}
+
+// nameOfLocked is what of an attachment is published; ok is false if nothing is. Names that nobody gave are not; where there are aliases, they
+// get one that is nobody else's.
+func (n *Node) nameOfLocked(s *savedAttachment) (name lease.Name, ok bool) {
+	name = lease.Name{Name: strings.ToLower(s.Name), NodeID: n.id, Addr: s.Addr.Addr(), Aliases: s.Aliases}
+	if s.Addr6.IsValid() && n.netConfig.IPv6Network.Contains(s.Addr6.Addr()) {
+		name.Addr6 = s.Addr6.Addr()
+	}
+	if !s.Named {
+		name.Name += "." + n.id[:min(8, len(n.id))]
+	}
+	return name, (s.Named || len(s.Aliases) > 0) && lease.CheckDNSName(name.Name) == nil
+}
+
+// claimName publishes the name of an attachment that is being made, or says who has it. While the store is away it only asks for it.
+func (n *Node) claimName(ctx context.Context, a *attachment) error {
+	n.mu.Lock()
+	name, ok := n.nameOfLocked(&a.saved)
+	names, registry := n.names, n.registry
+	n.mu.Unlock()
+	if !ok || names == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, claimPatience)
+	defer cancel()
+	if !registry.Health().Connected {
+		cancel() // asked for all the same
+	}
+	return n.takenError(names.Claim(ctx, name))
+}
+
+// takenError says where the holder of a name is.
+func (n *Node) takenError(err error) error {
+	var taken *lease.NameTakenError
+	if !errors.As(err, &taken) {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return api.Errorf(api.CodeInUse, "%s: choose another with --name, or make it an alias of both with --alias", n.takenTextLocked(taken))
+}
+
+func (n *Node) takenTextLocked(taken *lease.NameTakenError) string {
+	where := "this node"
+	if id := taken.Holder.NodeID; id != n.id {
+		where = "node " + id
+		for _, l := range n.leases {
+			if x := l.Attrs.RootlessOvl; x != nil && x.NodeID == id {
+				where = fmt.Sprintf("node %s (%v)", id, l.Attrs.PublicIP)
+			}
+		}
+	}
+	what := fmt.Sprintf("name %q is taken by %v", taken.Name, taken.Holder.Addr)
+	if taken.Holder.Name != taken.Name {
+		what = fmt.Sprintf("name %q is taken: it is an alias of %q, %v", taken.Name, taken.Holder.Name, taken.Holder.Addr)
+	}
+	return what + " on " + where
+}
+
+// keepNameLocked publishes the name of an attachment that lives, whenever that is possible.
+func (n *Node) keepNameLocked(a *attachment) {
+	name, ok := n.nameOfLocked(&a.saved)
+	if !ok || n.names == nil {
+		return
+	}
+	if err := n.names.Keep(name); err != nil {
+		n.log.Warn("a name is not published", "name", name.Name, "err", err)
+	}
+}
+
+// dropName takes back what claimName has published.
+func (n *Node) dropName(a *attachment) {
+	n.mu.Lock()
+	name, ok := n.nameOfLocked(&a.saved)
+	names, registry := n.names, n.registry
+	if other := n.attachments[a.saved.Name]; other != a {
+		ok = false // the name is another's by now
+	}
+	n.mu.Unlock()
+	if !ok || names == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), dropPatience)
+	defer cancel()
+	if !registry.Health().Connected {
+		cancel() // it is deleted later, or ends with its TTL
+	}
+	if err := names.Drop(ctx, name.Name); err != nil {
+		n.log.Debug("name not deleted yet", "name", name.Name, "err", err)
+	}
+}
+
+// nameTroubleLocked is why an attachment cannot be found by its name, for people.
+func (n *Node) nameTroubleLocked(a *attachment) string {
+	s := &a.saved
+	if err := lease.CheckDNSName(strings.ToLower(s.Name)); s.Named && err != nil {
+		return fmt.Sprintf("it cannot be found by its name: %v", err)
+	}
+	name, ok := n.nameOfLocked(s)
+	if !ok || a.phase != live {
+		return ""
+	}
+	if n.names == nil {
+		return "other nodes do not know its name yet: the store has not answered"
+	}
+	err := n.names.Problem(name.Name)
+	var taken *lease.NameTakenError
+	switch {
+	case errors.As(err, &taken):
+		return fmt.Sprintf("it cannot be found by its name: %s, since before the store could be asked; it gets the name when that is free", n.takenTextLocked(taken))
+	case err != nil:
+		return fmt.Sprintf("other nodes do not know its name yet: %v", err)
+	}
+	return ""
+}
+
+// followNames publishes the names of the attachments and follows everybody's until ctx ends; then it takes its own back.
+func (n *Node) followNames(ctx context.Context, r *lease.Registry) error {
+	names := r.NewNames(n.id, lease.NamesTTL)
+	n.mu.Lock()
+	n.names = names
+	for _, a := range n.attachments {
+		if a.phase != leaving {
+			n.keepNameLocked(a)
+		}
+	}
+	n.mu.Unlock()
+	err := names.Run(ctx, n.setNames)
+	if !r.Health().Connected {
+		return err // they go with their TTL
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), revokeTimeout)
+	defer cancel()
+	if rerr := names.Revoke(ctx); rerr != nil {
+		n.log.Warn("names not given back; they end by themselves", "ttl", lease.NamesTTL, "err", rerr)
+	}
+	return err
+}
+
+// setNames takes a new snapshot of the names.
+func (n *Node) setNames(s lease.NamesSnapshot) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.known = s.Names
+	if n.gateway != nil {
+		n.renameLocked()
+	}
+}
+
+// domainLocked is the network's domain; a config with a bad one is not started on.
+func (n *Node) domainLocked() string {
+	d, err := n.netConfig.Domain()
+	if err != nil {
+		return lease.DefaultDomain
+	}
+	return d
+}
+
+// renameLocked replaces what the gateway's resolver knows by what is known now.
+func (n *Node) renameLocked() {
+	c := dns.ZoneConfig{Domain: n.domainLocked(), Networks: []netip.Prefix{n.netConfig.Network}, Gateways: make(map[netip.Addr][]netip.Addr)}
+	if carriesIPv6(n.netConfig) {
+		c.Networks = append(c.Networks, n.netConfig.IPv6Network)
+	}
+	others := make(map[string]bool, len(n.known))
+	add := func(name lease.Name) {
+		h := dns.Host{Name: name.Name, Addrs: []netip.Addr{name.Addr}, Aliases: name.Aliases}
+		if name.Addr6.IsValid() {
+			h.Addrs = append(h.Addrs, name.Addr6)
+		}
+		c.Hosts = append(c.Hosts, h)
+	}
+	for _, name := range n.known {
+		if name.NodeID != n.id {
+			others[name.Name] = true
+			add(name)
+		}
+	}
+	for _, a := range n.attachments {
+		if a.phase != live {
+			continue
+		}
+		if name, ok := n.nameOfLocked(&a.saved); ok && !others[name.Name] {
+			add(name)
+		}
+		if gateways := a.saved.gateways(); !a.saved.Gateway {
+			for _, addr := range a.saved.addrs() {
+				c.Gateways[addr] = gateways
+			}
+		}
+	}
+	n.gateway.SetNames(dns.NewZone(c))
+}
+
+// gateways are the addresses by which the container knows its gateway.
+func (s *savedAttachment) gateways() (list []netip.Addr) {
+	for _, p := range []netip.Prefix{s.Addr, s.Addr6} {
+		if p.IsValid() {
+			list = append(list, gatewayAddr(p))
+		}
+	}
+	return list
+}
+
+// dnsOfLocked is what belongs into an attachment's resolv.conf.
+func (n *Node) dnsOfLocked(s *savedAttachment) *api.DNS {
+	if s.Gateway {
+		return nil
+	}
+	return &api.DNS{Server: s.gateway().String(), Search: []string{n.domainLocked()}}
+}
