@@ -66,6 +66,9 @@ the --bip and --mtu that subnet.env says.`,
 			if a.output.value == outputText {
 				// Apart from the address, so that $(rootless-ovl attach ...) is the address.
 				fmt.Fprintf(a.stderr, "attached %s: %s on %s, gateway %s\n", att.Name, both(att.Addr, att.Addr6), att.IfName, both(att.Gateway, att.Gateway6))
+				if att.DNS != nil {
+					fmt.Fprintf(a.stderr, "for its resolv.conf: nameserver %s, search %s\n", att.DNS.Server, strings.Join(att.DNS.Search, " "))
+				}
 				if len(att.Ports) > 0 {
 					fmt.Fprintf(a.stderr, "published %s\n", api.PortsText(att.Ports))
 				}
@@ -86,7 +89,8 @@ the --bip and --mtu that subnet.env says.`,
 
 // attachFlags are those that attach and run share.
 func attachFlags(fs *pflag.FlagSet, req *api.AttachRequest) {
-	fs.StringVar(&req.Name, "name", "", "`name` of the attachment (default: chosen by the daemon)")
+	fs.StringVar(&req.Name, "name", "", "`name` of the attachment, by which the overlay finds it (default: chosen by the daemon, and not published)")
+	fs.StringArrayVar(&req.Aliases, "alias", nil, "another `name` under which the overlay finds it, and others with the same in turn; may be repeated")
 	fs.StringVar(&req.Addr, "ip", "", "IPv4 `address` within the node's subnet (default: a free one)")
 	fs.StringVar(&req.IfName, "ifname", "", "`name` of the interface in the namespace (default eth0)")
 	fs.StringVar(&req.MAC, "mac", "", "MAC `address` of the interface (default: made from the address)")

@@ -74,30 +74,55 @@ func (a *app) configGetCommand() *cobra.Command {
 
 func (a *app) configSetCommand() *cobra.Command {
 	var etcd etcdFlags
+	var domain string
 	cmd := &cobra.Command{
-		Use:   "set FILE|-|JSON",
+		Use:   "set [FILE|-|JSON]",
 		Short: "Check the network config and write it",
 		Long: `Check a network config as flannel does, and write it to the store. One that flannel takes and no rootless-ovl node starts on is
 written with a warning. It is read from a file, from standard input (-), or
-given as it is when it begins with {. Nodes read it when they start.`,
+given as it is when it begins with {. Nodes read it when they start.
+
+With --domain and nothing else, the config in the store gets another domain.`,
 		Example: `  rootless-ovl config set '{"Network": "10.5.0.0/16", "SubnetLen": 24, "Backend": {"Type": "udp", "Port": 8285}}'
-  rootless-ovl config set network.json --etcd-endpoints http://192.0.2.1:2379`,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) != 1 {
+  rootless-ovl config set network.json --etcd-endpoints http://192.0.2.1:2379
+  rootless-ovl config set --domain lab.internal`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 1 || len(args) == 0 && !cmd.Flags().Changed("domain") {
 				return usagef("config set takes one config: a file, - for standard input, or JSON in quotes")
 			}
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			raw, warnings, err := a.readConfig(args[0])
-			if err != nil {
-				return err
+			if cmd.Flags().Changed("domain") {
+				if _, err := lease.CheckDomain(domain); err != nil {
+					return usageError{fmt.Errorf("--domain: %w", err)}
+				}
+			}
+			var raw json.RawMessage
+			var warnings []string
+			if len(args) == 1 { // what is wrong with it is told without any store
+				given, name, err := a.readConfig(args[0])
+				if err != nil {
+					return err
+				}
+				if raw, warnings, err = newConfig(given, domain, name); err != nil {
+					return err
+				}
 			}
 			s, err := a.configStore(cmd, &etcd)
 			if err != nil {
 				return err
 			}
 			defer s.Close()
+			if raw == nil {
+				given, err := s.Config(cmd.Context())
+				if err != nil {
+					return err
+				}
+				if raw, warnings, err = newConfig(given, domain, "the config in the store"); err != nil {
+					return err
+				}
+			}
 			if err := s.SetConfig(cmd.Context(), raw); err != nil {
 				return err
 			}
@@ -107,14 +132,14 @@ given as it is when it begins with {. Nodes read it when they start.`,
 			return a.print(raw, func(w io.Writer) { fmt.Fprintln(w, "network config written; nodes read it when they start") })
 		},
 	}
+	cmd.Flags().StringVar(&domain, "domain", "", "`domain` below which containers' names are found, as ovl.internal")
 	etcd.register(cmd, configEndpoints)
 	return cmd
 }
 
-// readConfig reads and checks what config set was given. warnings are about a config that flannel takes.
-func (a *app) readConfig(arg string) (config json.RawMessage, warnings []string, err error) {
-	var raw []byte
-	name := arg
+// readConfig reads what config set was given, and says what it is.
+func (a *app) readConfig(arg string) (raw []byte, name string, err error) {
+	name = arg
 	switch text := bytes.TrimSpace([]byte(arg)); {
 	case bytes.HasPrefix(text, []byte("{")):
 		raw, name = text, "the given JSON"
@@ -124,11 +149,22 @@ func (a *app) readConfig(arg string) (config json.RawMessage, warnings []string,
 	default:
 		raw, err = readFile(arg)
 		if errors.Is(err, fs.ErrNotExist) && (len(text) == 0 || text[0] == '[' || json.Valid(text)) {
-			return nil, nil, usagef("config set: %q is not a JSON object, and no file: write a config as {\"Network\": \"10.5.0.0/16\"}", arg)
+			return nil, name, usagef("config set: %q is not a JSON object, and no file: write a config as {\"Network\": \"10.5.0.0/16\"}", arg)
 		}
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("network config: %w", err)
+		return nil, name, fmt.Errorf("network config: %w", err)
+	}
+	return raw, name, nil
+}
+
+// newConfig checks a config, of which name says what it is, and gives it a domain unless that is empty. warnings are about a config that
+// flannel takes.
+func newConfig(raw []byte, domain, name string) (config json.RawMessage, warnings []string, err error) {
+	if domain != "" {
+		if raw, err = lease.WithDomain(raw, domain); err != nil {
+			return nil, nil, api.Errorf(api.CodeInvalid, "%s: %w", name, err)
+		}
 	}
 	cfg, err := lease.ParseConfig(raw)
 	if err == nil {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -104,7 +105,7 @@ func (a *app) runUntil(early *signalContext, req api.AttachRequest, spec nsutil.
 	if status.Gateway == "" {
 		return api.Errorf(api.CodeUnavailable, "the node has no subnet yet (%s): `rootless-ovl status` says more", status.State)
 	}
-	spec.ResolvConf = resolvConf(status.Gateway, a.hostResolvConf())
+	spec.ResolvConf = resolvConf(status.Gateway, status.Domain, a.hostResolvConf())
 
 	sb, err := a.startSandbox(spec)
 	if err != nil {
@@ -218,14 +219,33 @@ func catchSignals(parent context.Context) *signalContext {
 	})}
 }
 
-// resolvConf asks the gateway for names, in the search domains and with the options of the host.
-func resolvConf(gateway, host string) []byte {
-	b := []byte("nameserver " + gateway + "\n")
+// resolvConf asks the gateway for names, in the overlay's domain and then in the search domains of the host, with its options.
+func resolvConf(gateway, domain, host string) []byte {
+	var search []string // of the host: the last of its lines counts, as in resolv.conf(5)
+	var options []string
 	for line := range strings.Lines(host) {
 		f := strings.Fields(line)
-		if len(f) > 0 && (f[0] == "search" || f[0] == "domain" || f[0] == "options") {
-			b = append(b, strings.Join(f, " ")+"\n"...)
+		switch {
+		case len(f) < 2:
+		case f[0] == "search":
+			search = f[1:]
+		case f[0] == "domain":
+			search = f[1:2]
+		case f[0] == "options":
+			options = append(options, f[1:]...)
 		}
+	}
+	if domain != "" {
+		search = append([]string{domain}, slices.DeleteFunc(search, func(s string) bool { return s == "." || strings.EqualFold(strings.TrimSuffix(s, "."), domain) })...)
+	}
+	// There is one server here.
+	options = slices.DeleteFunc(options, func(o string) bool { return o == "rotate" })
+	b := []byte("nameserver " + gateway + "\n")
+	if len(search) > 0 {
+		b = append(b, "search "+strings.Join(search, " ")+"\n"...)
+	}
+	if len(options) > 0 {
+		b = append(b, "options "+strings.Join(options, " ")+"\n"...)
 	}
 	return b
 }
