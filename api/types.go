@@ -53,7 +53,7 @@ type Status struct {
 	Network6   string `json:"network6,omitempty"`
 	Gateway6   string `json:"gateway6,omitempty"`
 
-	Proxy string `json:"proxy,omitempty"` // where the proxy to the overlay listens
+	Proxy  string `json:"proxy,omitempty"`  // where the proxy to the overlay listens
 	Domain string `json:"domain,omitempty"` // below which the gateways find containers' names; empty until the config is read
 
 	Ephemeral bool   `json:"ephemeral"` // the lease is given back on stop

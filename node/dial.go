@@ -158,5 +158,5 @@ func (n *Node) lookupLocked(name string) []netip.Addr {
 			return addrs
 		}
 	}
-	return nil
+	return n.zone.Lookup(name)
 }

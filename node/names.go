@@ -235,7 +235,8 @@ func (n *Node) renameLocked() {
 			}
 		}
 	}
-	n.gateway.SetNames(dns.NewZone(c))
+	n.zone = dns.NewZone(c)
+	n.gateway.SetNames(n.zone)
 }
 
 // gateways are the addresses by which the container knows its gateway.

@@ -21,6 +21,7 @@ import (
 	"github.com/rootless-ovl/rootless-ovl/lease"
 	"github.com/rootless-ovl/rootless-ovl/proxy"
 	"github.com/rootless-ovl/rootless-ovl/stack"
+	"github.com/rootless-ovl/rootless-ovl/stack/dns"
 )
 
 const (
@@ -80,6 +81,7 @@ type Node struct {
 	own         []netip.Addr // the gateway's addresses
 	names       *lease.Names // nil as long as the store has not been reached
 	known       []lease.Name // everywhere in the overlay, as last seen
+	zone        *dns.Zone    // made of them and of the attachments; nil until there is a gateway
 	leases      []lease.Lease
 	peers       []peer
 	attachments map[string]*attachment // by name

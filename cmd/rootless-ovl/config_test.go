@@ -34,6 +34,22 @@ func TestConfigSet_TakesAFileStandardInputOrJSON(t *testing.T) {
 	}
 }
 
+func TestConfigSet_ChangesTheDomain(t *testing.T) {
+	const plain, named = `{"Network":"10.5.0.0/16"}`, `{"Network":"10.5.0.0/16","RootlessOvl":{"Domain":"lab.internal"}}`
+	b := newBench(t).serve()
+	b.must("config", "set", plain, "--domain", "lab.internal")
+	if got := string(b.daemon.config); got != named {
+		t.Errorf("of a config that is given: %s", got)
+	}
+	b.daemon.config = json.RawMessage(plain)
+	b.must("config", "set", "--domain", "lab.internal")
+	if got := string(b.daemon.config); got != named {
+		t.Errorf("of the config in the store: %s", got)
+	}
+	code := b.run("config", "set", "--domain", "a b")
+	b.checkError(code, 2, `domain "a b"`)
+}
+
 func TestConfigSet_DoesNotReadWithoutEnd(t *testing.T) {
 	b := newBench(t).serve()
 	code := b.run("config", "set", "/dev/zero")

@@ -74,8 +74,8 @@ func (a *app) execUntil(early *signalContext, ref string, spec nsutil.Spec) erro
 		return api.Errorf(api.CodeNotFound, "there is no attachment %q on this node: `rootless-ovl ps` lists them", ref)
 	}
 	att := list[i]
-	if !att.WholeSubnet { // where the gateway's address is the engine's bridge's
-		spec.ResolvConf = resolvConf(att.Gateway, a.hostResolvConf())
+	if att.DNS != nil { // there is none where the gateway's address is the engine's bridge's
+		spec.ResolvConf = resolvConf(*att.DNS, a.hostResolvConf())
 	}
 	sb, err := a.joinSandbox(att.PID, att.Netns, spec)
 	if err != nil {

@@ -105,7 +105,7 @@ func (a *app) runUntil(early *signalContext, req api.AttachRequest, spec nsutil.
 	if status.Gateway == "" {
 		return api.Errorf(api.CodeUnavailable, "the node has no subnet yet (%s): `rootless-ovl status` says more", status.State)
 	}
-	spec.ResolvConf = resolvConf(status.Gateway, status.Domain, a.hostResolvConf())
+	spec.ResolvConf = resolvConf(api.DNS{Server: status.Gateway, Search: []string{status.Domain}}, a.hostResolvConf())
 
 	sb, err := a.startSandbox(spec)
 	if err != nil {
@@ -220,7 +220,7 @@ func catchSignals(parent context.Context) *signalContext {
 }
 
 // resolvConf asks the gateway for names, in the overlay's domain and then in the search domains of the host, with its options.
-func resolvConf(gateway, domain, host string) []byte {
+func resolvConf(overlay api.DNS, host string) []byte {
 	var search []string // of the host: the last of its lines counts, as in resolv.conf(5)
 	var options []string
 	for line := range strings.Lines(host) {
@@ -235,12 +235,10 @@ func resolvConf(gateway, domain, host string) []byte {
 			options = append(options, f[1:]...)
 		}
 	}
-	if domain != "" {
-		search = append([]string{domain}, slices.DeleteFunc(search, func(s string) bool { return s == "." || strings.EqualFold(strings.TrimSuffix(s, "."), domain) })...)
-	}
+	search = append(slices.Clone(overlay.Search), slices.DeleteFunc(search, func(s string) bool { return slices.Contains(overlay.Search, strings.TrimSuffix(s, ".")) })...)
 	// There is one server here.
 	options = slices.DeleteFunc(options, func(o string) bool { return o == "rotate" })
-	b := []byte("nameserver " + gateway + "\n")
+	b := []byte("nameserver " + overlay.Server + "\n")
 	if len(search) > 0 {
 		b = append(b, "search "+strings.Join(search, " ")+"\n"...)
 	}

@@ -32,6 +32,7 @@ func TestRun_AttachesBeforeTheCommandAndDetachesAfterIt(t *testing.T) {
 	b.world.hostResolvConf = func() string {
 		return "# a comment\nnameserver 127.0.0.53\nsearch  example.org lan\n\noptions edns0\nsortlist 10.0.0.0\n"
 	}
+	b.daemon.status.Domain = "ovl.internal"
 	spec := b.withSandbox(&fakeSandbox{code: 42, warnings: []string{"no resolv.conf"}})
 	if code := b.run("run", "--name", "job", "--root", "--ip", "10.213.7.9", "--", "sh", "-c", "exit 42"); code != 42 {
 		t.Errorf("exit status %d, %s", code, &b.err)
@@ -46,7 +47,7 @@ func TestRun_AttachesBeforeTheCommandAndDetachesAfterIt(t *testing.T) {
 	if strings.Join(spec.Args, "|") != "sh|-c|exit 42" || !spec.MapRoot {
 		t.Errorf("spec %+v", spec)
 	}
-	if got := string(spec.ResolvConf); got != "nameserver 10.213.7.1\nsearch example.org lan\noptions edns0\n" {
+	if got := string(spec.ResolvConf); got != "nameserver 10.213.7.1\nsearch ovl.internal example.org lan\noptions edns0\n" {
 		t.Errorf("resolv.conf %q", got)
 	}
 	if got := b.err.String(); got != "rootless-ovl: warning: no resolv.conf\n" || b.out.Len() != 0 {
@@ -176,6 +177,24 @@ func TestCatchSignals_KeepsOneThatComesLate(t *testing.T) {
 	}
 	if sig := catchSignals(t.Context()).stop(); sig != 0 {
 		t.Errorf("without a signal: %v", sig)
+	}
+}
+
+func TestResolvConf_SearchesTheOverlayFirst(t *testing.T) {
+	overlay := api.DNS{Server: "10.213.7.1", Search: []string{"ovl.internal"}}
+	for host, want := range map[string]string{
+		"":                               "nameserver 10.213.7.1\nsearch ovl.internal\n",
+		"nameserver 192.0.2.1\n":         "nameserver 10.213.7.1\nsearch ovl.internal\n",
+		"domain a.example\nsearch b c\n": "nameserver 10.213.7.1\nsearch ovl.internal b c\n",
+		"search b c\ndomain a.example\n": "nameserver 10.213.7.1\nsearch ovl.internal a.example\n",
+		"search lan ovl.internal.\n":     "nameserver 10.213.7.1\nsearch ovl.internal lan\n",
+		"search .\n":                     "nameserver 10.213.7.1\nsearch ovl.internal .\n",
+		"options edns0 rotate\noptions timeout:2\nsortlist 10.0.0.0\n": "nameserver 10.213.7.1\nsearch ovl.internal\noptions edns0 timeout:2\n",
+		"options rotate\n": "nameserver 10.213.7.1\nsearch ovl.internal\n",
+	} {
+		if got := string(resolvConf(overlay, host)); got != want {
+			t.Errorf("%q: %q, want %q", host, got, want)
+		}
 	}
 }
 

@@ -64,6 +64,9 @@ func (a *app) statusText(w io.Writer, s api.Status) {
 		row(w, "Subnet6", s.Subnet6)
 		row(w, "Gateway6", s.Gateway6)
 	}
+	if s.Domain != "" {
+		row(w, "Domain", s.Domain)
+	}
 	row(w, "Backend", backend)
 	row(w, "Underlay", underlay)
 	row(w, "Store", a.storeText(s.Store))

@@ -127,6 +127,19 @@ func NewZone(c ZoneConfig) *Zone {
 	return z
 }
 
+// Lookup is the addresses of a container's name or alias, those of an alias in turn. The name is in lower case, without a dot at its end, with or
+// without the domain.
+func (z *Zone) Lookup(name string) []netip.Addr {
+	if z == nil {
+		return nil
+	}
+	o := z.names[strings.TrimSuffix(name, "."+strings.TrimSuffix(z.domain, "."))]
+	if o == nil {
+		return nil
+	}
+	return slices.Concat(inTurn(o.addrs, &o.next), inTurn(o.addrs6, &o.next6))
+}
+
 // answer is the message for a question that is the zone's, nil for any other.
 func (z *Zone) answer(q *query, who Query) []byte {
 	name := strings.ToLower(q.question.Name)

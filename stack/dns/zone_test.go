@@ -168,6 +168,21 @@ func TestZone_TakesHoldersOfAnAliasInTurn(t *testing.T) {
 	}
 }
 
+func TestZone_LooksUp(t *testing.T) {
+	z := testZone(t)
+	for name, want := range map[string]string{
+		"web": "[10.213.7.3 fd00:5:0:7::3]", "web.ovl.internal": "[10.213.7.3 fd00:5:0:7::3]", "db2.blue": "[10.213.9.4]", "db": "[10.213.8.4]",
+		"blue": "[]", "nobody": "[]", "ovl.internal": "[]", "": "[]", "host": "[]",
+	} {
+		if got := fmt.Sprint(z.Lookup(name)); got != want {
+			t.Errorf("%q: %s, want %s", name, got, want)
+		}
+	}
+	if got := (*Zone)(nil).Lookup("web"); got != nil {
+		t.Errorf("without a zone: %v", got)
+	}
+}
+
 func TestZone_AnswersWithEDNS(t *testing.T) {
 	z := testZone(t)
 	ask := func(change func(*dns.OPT)) *dns.Msg {
