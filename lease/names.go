@@ -415,9 +415,12 @@ func (n *Names) Revoke(ctx context.Context) error {
 // keep renews the etcd lease and puts right what is not as it is wanted, until ctx ends.
 func (n *Names) keep(ctx context.Context) {
 	var pause backoff
+	failing := false
 	for ctx.Err() == nil {
 		err := n.settle(ctx)
-		if !errors.Is(err, ErrAuth) {
+		// To have had nothing to do says nothing of the store.
+		if err != nil && !errors.Is(err, ErrAuth) || err == nil && failing {
+			failing = err != nil
 			n.r.health.report("own names", err)
 		}
 		wait := n.ttl / 3
