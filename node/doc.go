@@ -11,10 +11,13 @@
 // ends only when all of them have ended; what persists after it is the lease (unless Ephemeral), the TAPs in the
 // containers, and the state directory.
 //
+// Published ports are package publish's: node opens them, brings its clients to containers by nsutil or stack, and keeps them over restarts.
+//
 // The host's address may change while Run lasts: roam.go follows it.
 //
 // Locking: one mutex (Node.mu) guards the attachments, addresses and the current snapshot. The slow part of an attach
-// (opening a TAP in a namespace) runs outside it, with the name, namespace and address reserved under it.
+// (opening a TAP in a namespace) runs outside it, with the name, namespace and address reserved under it. Published ports are opened and closed one
+// request after the other (Node.portsMu, taken first).
 //
 // Limits: IPv4 overlay or, in a vxlan network, both families; flannel's udp and vxlan formats (or alloc, which has none). A subnet of /24 holds 253 attachments (.0, .1
 // and broadcast are not given out).

@@ -288,7 +288,7 @@ func (f fakeNamespace) sockets(savedAttachment) (kernelSockets, error) {
 		return nil, f.c.socketsErr
 	}
 	f.c.sockets++
-	return fakeSockets{f.c}, nil
+	return fakeSockets(f), nil
 }
 
 type fakeSockets struct{ c *container }
