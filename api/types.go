@@ -66,7 +66,7 @@ type Status struct {
 	Attachments int `json:"attachments"` // how many
 	Peers       int `json:"peers"`       // how many
 
-	// Counters are grouped ("tap", "underlay", "drops", "gateway"); within a group each has a snake_case name. They only
+	// Counters are grouped ("tap", "underlay", "drops", "gateway", "published"); within a group each has a snake_case name. They only
 	// grow while the daemon lives.
 	Counters map[string]map[string]uint64 `json:"counters"`
 }

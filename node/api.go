@@ -264,8 +264,12 @@ func (n *Node) counters() map[string]map[string]uint64 {
 			a.link.Drops(drops)
 		}
 	}
+	ports := n.portTotalsLocked()
 	n.mu.Unlock()
-	all := map[string]map[string]uint64{"tap": numbers(taps), "drops": drops, "path_mtu": numbers(n.prober.counts())}
+	for reason, count := range ports.drops {
+		drops["publish-"+reason] += count
+	}
+	all := map[string]map[string]uint64{"tap": numbers(taps), "published": numbers(ports), "drops": drops, "path_mtu": numbers(n.prober.counts())}
 	if router != nil {
 		s := router.Stats()
 		all["underlay"] = numbers(s.Underlay)

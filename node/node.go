@@ -88,6 +88,7 @@ type Node struct {
 	savedAt     time.Time              // when our lease was last known to be held
 	gone        tap.Stats              // of TAPs that are detached
 	goneDrops   map[string]uint64
+	gonePorts   portTotals // of ports that are unpublished
 }
 
 // external is how this host is seen from the others.

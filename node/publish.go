@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -173,7 +174,7 @@ func (n *Node) Publish(_ context.Context, nameOrPID string, r api.PublishRequest
 	}
 	n.mu.Unlock()
 	if err != nil {
-		closePorts(added)
+		n.closePorts(added)
 		n.closeInside(a)
 		return nil, publishError(a, err)
 	}
@@ -212,7 +213,7 @@ func (n *Node) Unpublish(_ context.Context, nameOrPID string, r api.UnpublishReq
 	if err != nil {
 		return nil, err
 	}
-	closePorts(gone)
+	n.closePorts(gone)
 	n.closeInside(a)
 	if len(gone) > 0 {
 		n.log.Info("unpublished", "name", a.saved.Name, "ports", api.PortsText(picked))
@@ -236,7 +237,7 @@ func (n *Node) liveLocked(nameOrPID string) (*attachment, error) {
 func (n *Node) openPorts(a *attachment, wanted []api.Port) (opened []*published, err error) {
 	defer func() {
 		if err != nil {
-			closePorts(opened)
+			n.closePorts(opened)
 		}
 	}()
 	n.mu.Lock()
@@ -318,12 +319,58 @@ func (n *Node) servePorts(a *attachment, list []*published) {
 	}
 }
 
-func closePorts(list []*published) {
+// closePorts closes ports that are in no list any more. What they have counted stays in the totals.
+func (n *Node) closePorts(list []*published) {
 	for _, p := range list {
-		if p.pub != nil {
-			p.pub.Close()
+		if p.pub == nil {
+			continue
+		}
+		p.pub.Close()
+		n.mu.Lock()
+		n.gonePorts.add(p.pub.Stats())
+		n.mu.Unlock()
+	}
+}
+
+// portTotals are the counters of all published ports.
+type portTotals struct {
+	Connections uint64 `json:"connections"`
+	Spliced     uint64 `json:"spliced"`
+	Carried     uint64 `json:"carried"`
+	Flows       uint64 `json:"flows"`
+	BytesIn     uint64 `json:"bytes_in"`
+	BytesOut    uint64 `json:"bytes_out"`
+
+	drops map[string]uint64
+}
+
+func (t *portTotals) add(s publish.Stats) {
+	t.Connections += s.Connections
+	t.Spliced += s.Spliced
+	t.Carried += s.Carried
+	t.Flows += s.Flows
+	t.BytesIn += s.BytesIn
+	t.BytesOut += s.BytesOut
+	if t.drops == nil {
+		t.drops = make(map[string]uint64)
+	}
+	for reason, count := range s.Drops {
+		t.drops[reason] += count
+	}
+}
+
+// portTotalsLocked are the totals since the start.
+func (n *Node) portTotalsLocked() portTotals {
+	t := n.gonePorts
+	t.drops = maps.Clone(t.drops)
+	for _, a := range n.attachments {
+		for _, p := range a.ports {
+			if p.pub != nil {
+				t.add(p.pub.Stats())
+			}
 		}
 	}
+	return t
 }
 
 // portAddresses are where the ports of an attachment lead, and as whom it may see clients.
@@ -404,12 +451,12 @@ func (n *Node) publishFor(a *attachment, r api.AttachRequest) error {
 		return codedPortError(err)
 	}
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	if err := n.addPortsLocked(a, opened); err != nil {
-		closePorts(opened)
-		return err
+	err = n.addPortsLocked(a, opened)
+	n.mu.Unlock()
+	if err != nil {
+		n.closePorts(opened)
 	}
-	return nil
+	return err
 }
 
 // startPorts serves the ports of an attachment that has just become live. Those that could not be opened are tried again until they are.
@@ -439,7 +486,7 @@ func (n *Node) stopPorts(a *attachment) {
 	list := a.ports
 	a.ports = nil
 	n.mu.Unlock()
-	closePorts(list)
+	n.closePorts(list)
 	n.closeInside(a)
 }
 

@@ -67,9 +67,13 @@ func (c *inwardConn) Close() error {
 }
 
 // CarryTCP dials as DialTCP, then copies between host and the connection until both ends are done, with half-close and resets passed on.
-// It owns host. An error says that the dial failed; host has been reset then. When ctx is done both ends are reset.
+// Where from's port is in use for a connection to the same place, it has another. CarryTCP owns host. An error says that the dial failed; host has
+// been reset then. When ctx is done both ends are reset.
 func (g *Gateway) CarryTCP(ctx context.Context, host *net.TCPConn, from, to netip.AddrPort) error {
 	in, err := g.dialInward(ctx, from, to)
+	if errors.Is(err, syscall.EADDRINUSE) && from.Port() != 0 {
+		in, err = g.dialInward(ctx, netip.AddrPortFrom(from.Addr(), 0), to)
+	}
 	if err != nil {
 		reset(host)
 		return err

@@ -269,6 +269,20 @@ func TestCarryTCP_CarriesBytesAndHalfClose(t *testing.T) {
 	eventually(t, "the flow is gone", func() bool { return w.g.Stats().TCPFlows == 0 })
 }
 
+// A client may ask for one port of a container by way of two ports of the host, from one port of its own.
+func TestCarryTCP_TwiceFromOnePort(t *testing.T) {
+	w := newWire(t, nil)
+	seen := make(chan string, 2)
+	server := w.container(aliceAddr).serveTCP(80, func(c *gonet.TCPConn) { seen <- c.RemoteAddr().String() })
+	for _, want := range []string{client.String(), client.Addr().String() + ":"} {
+		host, _ := hostPair(t)
+		go func() { _ = w.g.CarryTCP(context.Background(), host, client, server) }()
+		if got := <-seen; !strings.HasPrefix(got, want) {
+			t.Errorf("the container saw %s, want %s", got, want)
+		}
+	}
+}
+
 func TestCarryTCP_ClientIsResetWithTheReason(t *testing.T) {
 	w := newWire(t, nil)
 	c := w.container(aliceAddr)

@@ -184,16 +184,18 @@ func TestPublish_ContainerSeesTheClient(t *testing.T) {
 	}
 }
 
-// took checks which way connections of a published port went, since it was published.
+// took checks which way connections of published ports went, since these were published.
 func took(t *testing.T, h *lab.Host, name, way string) {
 	t.Helper()
+	all := uint64(0)
 	for _, p := range portsOf(t, h, name) {
-		if p.Proto != "tcp" {
-			continue
-		}
-		if c := p.Counters; c[way] == 0 || c["spliced"]+c["carried"] != c[way] {
+		c := p.Counters
+		if all += c[way]; c["spliced"]+c["carried"] != c[way] {
 			t.Errorf("port %d: connections are to be %s; counters %v", p.HostPort, way, c)
 		}
+	}
+	if all == 0 {
+		t.Errorf("no connection was %s", way)
 	}
 }
 
@@ -357,6 +359,7 @@ func TestPublish_OutlivesTheDaemonAndGoesWithTheContainer(t *testing.T) {
 		}
 		d = upEmbedded(h)
 		seesClients(t, l, h, a, 8080, false)
+		took(t, h, "a", "spliced")
 		if ports := portsOf(t, h, "a"); len(ports) != 3 || !strings.Contains(ports[2].Problem, "8081") {
 			t.Errorf("%s: ports %+v", end, ports)
 		}
