@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,7 +23,7 @@ import (
 func listens(port int) bool {
 	c, err := net.DialTimeout("tcp4", fmt.Sprintf("127.0.0.1:%d", port), time.Second)
 	if err != nil {
-		return false
+		return errors.Is(err, syscall.ECONNRESET) // accepted, and reset at once
 	}
 	c.Close()
 	return true
@@ -60,6 +61,9 @@ func (c *container) serves(t *testing.T, at string) {
 func hello(t *testing.T, port int) string {
 	t.Helper()
 	c, err := net.Dial("tcp4", fmt.Sprintf("127.0.0.1:%d", port))
+	if errors.Is(err, syscall.ECONNRESET) {
+		return ""
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
