@@ -121,8 +121,14 @@ func TestPublish_LeadsIntoTheContainer(t *testing.T) {
 	if got := hello(t, list[1].HostPort); got != "" {
 		t.Errorf("port 81 of the container, where nobody listens, said %q", got)
 	}
-	if s, _ := n.Status(t.Context()); s.Counters["published"]["connections"] != 2 || s.Counters["drops"]["publish-refused"] != 1 {
-		t.Errorf("counters: %v, %v", s.Counters["published"], s.Counters["drops"])
+	for limit := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) { // a client may know of its reset before it is counted
+		s, _ := n.Status(t.Context())
+		if s.Counters["published"]["connections"] == 2 && s.Counters["drops"]["publish-refused"] == 1 {
+			break
+		}
+		if time.Now().After(limit) {
+			t.Fatalf("counters: %v, %v", s.Counters["published"], s.Counters["drops"])
+		}
 	}
 	if c.sockets != 1 {
 		t.Errorf("%d pools of sockets in the namespace", c.sockets)
