@@ -201,6 +201,9 @@ func (n *Node) reserve(r api.AttachRequest, ns namespace) (*attachment, error) {
 			}
 		}
 	}
+	if !s.Addr6.IsValid() {
+		s.Addr6 = n.egress6Of(s, n.selfLocked())
+	}
 	mac := macOf(addr)
 	if r.MAC != "" {
 		if mac, err = api.ParseMAC(r.MAC); err != nil {
@@ -255,7 +258,11 @@ func (n *Node) connect(ctx context.Context, a *attachment, ns namespace) (err er
 	}
 	l, err := n.createTAP(ns, tapConfig, a.saved)
 	if errors.Is(err, nsutil.ErrNoIPv6) {
-		n.log.Warn("the container has IPv6 switched off (sysctl net.ipv6.conf.all.disable_ipv6): it gets IPv4 only", "name", a.saved.Name, "where", a.saved.where())
+		level := slog.LevelWarn
+		if isEgress6(a.saved.Addr6) { // which nobody has asked for
+			level = slog.LevelDebug
+		}
+		n.log.Log(ctx, level, "the container has IPv6 switched off (sysctl net.ipv6.conf.all.disable_ipv6): it gets IPv4 only", "name", a.saved.Name, "where", a.saved.where())
 		n.mu.Lock()
 		a.saved.Addr6 = netip.Prefix{}
 		err = n.saveAttachmentsLocked()
@@ -449,7 +456,9 @@ func (n *Node) tapConfig(s savedAttachment) (nsutil.TAPConfig, error) {
 		}
 		addrs = append(addrs, f.addr)
 		gateway := gatewayAddr(f.addr)
-		routes = append(routes, nsutil.Route{Dst: f.network, Gateway: gateway})
+		if !isEgress6(f.addr) {
+			routes = append(routes, nsutil.Route{Dst: f.network, Gateway: gateway})
+		}
 		if !s.NoDefault {
 			routes = append(routes, nsutil.Route{Dst: netip.PrefixFrom(f.all, 0), Gateway: gateway})
 		}

@@ -76,6 +76,7 @@ type edges struct {
 
 	external  func(c Config, now external) (external, error) // of this host; what is now in use stays if it can
 	hasAddr   func(a netip.Addr) (bool, error)               // tells whether it is this host's
+	outside6  func(ifName string) bool                       // tells whether it has an IPv6 way out, by that interface if one is named
 	hasIface  func(name string) (bool, error)
 	watchHost func(ctx context.Context, c Config, changed func()) error // calls changed at first, and when external may answer differently
 	overlaps  func(overlay netip.Prefix) ([]hostnet.Overlap, error)     // of this host with the overlay
@@ -96,6 +97,7 @@ func kernelEdges() edges {
 		},
 		external:  hostExternal,
 		hasAddr:   hostnet.Has,
+		outside6:  hostnet.Outside6,
 		hasIface:  hostnet.HasInterface,
 		watchHost: watchHost,
 		overlaps:  hostnet.Overlaps,

@@ -43,6 +43,7 @@ type world struct {
 	also       []netip.Addr // addresses that the host has beside those of the external interface
 	hostErr    error
 	watchErr   error
+	outside6   bool          // the host has an IPv6 way out
 	bound      [2]netip.Addr // by the last Rebind
 	rebindErr  error
 	hostNews   func()   // tells the node of a change; nil while it does not watch
@@ -156,6 +157,11 @@ func (w *world) edges() edges {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			return a == w.host.bind || a == w.host.bind6 || slices.Contains(w.also, a), nil
+		},
+		outside6: func(ifName string) bool {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return w.outside6
 		},
 		hasIface: func(name string) (bool, error) { return name == "lo", nil },
 		watchHost: func(ctx context.Context, _ Config, changed func()) error {

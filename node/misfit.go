@@ -20,6 +20,9 @@ func (n *Node) refit(a *attachment, ns namespace) {
 	s, me := a.saved, n.selfLocked()
 	n.mu.Unlock()
 	s.MTU = me.mtu
+	if !s.Addr6.IsValid() {
+		s.Addr6 = n.egress6Of(s, me)
+	}
 	// With less than 32 bits one of an earlier subnet could have the address.
 	if !s.Addr6.IsValid() && !s.Gateway && me.subnet6.IsValid() && me.subnet6.Bits() <= 96 && me.subnet.Contains(s.Addr.Addr()) {
 		s.Addr6, _ = addr6Of(s.Addr, me.subnet6)
@@ -66,6 +69,11 @@ func (n *Node) misfitLocked(a *attachment) string {
 		return fmt.Sprintf("the subnet %v that is routed to it is an earlier one of this node, which has %v now: peers do not reach its containers; detach it, start its engine again with what the subnet file says now (--bip), and attach it again", s.Addr.Masked(), me.subnet)
 	case !me.subnet.Contains(s.Addr.Addr()):
 		return "its address is of an earlier subnet: it reaches this node and the outside, but no peer; detach it and attach it again"
+	case isEgress6(s.Addr6) && me.subnet6.IsValid():
+		return "its IPv6 address is for the outside alone, and the network has IPv6 now; detach it and attach it again"
+	case isEgress6(s.Addr6) && me.mtu < minMTUv6:
+		return fmt.Sprintf("it has an IPv6 address, and IPv6 needs an MTU of %d; detach it and attach it again", minMTUv6)
+	case isEgress6(s.Addr6):
 	case s.Addr6.IsValid() && !me.subnet6.IsValid():
 		return "it has an IPv6 address, and the network has no IPv6 any more; detach it and attach it again"
 	case s.Addr6.IsValid() && !me.subnet6.Contains(s.Addr6.Addr()):

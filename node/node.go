@@ -453,7 +453,7 @@ func (n *Node) publishLocked() error {
 	n.prober.follow(pathTargets(n.peers, src.me.subnets()))
 	for _, a := range n.attachments {
 		if a.phase == live {
-			src.attachments = append(src.attachments, attachedPort{a.saved.Addr, a.saved.Addr6, a.port, a.saved.Gateway})
+			src.attachments = append(src.attachments, attachedPort{a.saved.Addr, src.me.routed6(&a.saved), a.port, a.saved.Gateway})
 		}
 	}
 	slices.SortFunc(src.attachments, func(a, b attachedPort) int { return a.addr.Addr().Compare(b.addr.Addr()) })

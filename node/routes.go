@@ -42,10 +42,11 @@ func (a attachedPort) addrs() []netip.Prefix {
 //	the rest of our subnet         unreachable: no such host
 //	a peer's subnet                that peer
 //	the rest of the network        unreachable: nobody leases it
+//	IPv6 for the outside alone     unreachable, but for containers here (egress6.go)
 //	everything else                out of the overlay through the gateway, for containers here alone
 //
 // An attachment of an earlier subnet of ours keeps its route, and its gateway's, until it is detached: only peers no
-// longer find it. That of a whole subnet has none: its containers reach each other without us. Without IPv6 in the overlay there is no route for it.
+// longer find it. That of a whole subnet has none: its containers reach each other without us. Without IPv6 in the overlay, or for the outside, there is no route for it.
 func routes(src routeSources) forwarder.TableConfig {
 	var table forwarder.TableConfig
 	to := func(p netip.Prefix, h forwarder.Hop) {
@@ -55,9 +56,16 @@ func routes(src routeSources) forwarder.TableConfig {
 
 	to(netip.PrefixFrom(netip.IPv4Unspecified(), 0), forwarder.ToEgress(src.gateway))
 	to(src.me.network, forwarder.UnreachableNet)
-	if src.me.network6.IsValid() {
+	outside6 := slices.ContainsFunc(src.attachments, func(a attachedPort) bool { return isEgress6(a.addr6) })
+	if outside6 || src.me.network6.IsValid() {
 		to(netip.PrefixFrom(netip.IPv6Unspecified(), 0), forwarder.ToEgress(src.gateway))
+	}
+	if src.me.network6.IsValid() {
 		to(src.me.network6, forwarder.UnreachableNet)
+	}
+	if outside6 {
+		to(egress6, forwarder.UnreachableHost)
+		table.Gateway6 = gatewayAddr(egress6)
 	}
 	for _, p := range src.peers {
 		for _, w := range p.ways() {

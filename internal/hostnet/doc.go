@@ -1,5 +1,5 @@
 // Package hostnet reads the network of the host we run on, and changes nothing: which interface and address other nodes
-// reach us at, and what of the overlay network the host already uses for something else.
+// reach us at, whether it reaches the world over IPv6, and what of the overlay network the host already uses for something else.
 //
 // Place in the journey: node asks at its start and after every change of the host's network, `doctor` when it is run. No packet passes
 // through here.

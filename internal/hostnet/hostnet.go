@@ -128,6 +128,29 @@ func HasInterface(name string) (bool, error) {
 	return slices.ContainsFunc(links, func(l netlink.Link) bool { return l.Attrs().Name == name }), nil
 }
 
+// somewhere6 is an address of the world that no host has: of the documentation's (RFC 9637), which only default routes lead to.
+var somewhere6 = netip.MustParseAddr("3fff::1")
+
+// Outside6 tells whether this host has an IPv6 way to the world, by the interface of that name if it is not "": a route, and an address that is not
+// link-local to send from. A socket that is connected, and sends nothing, tells.
+func Outside6(ifName string) bool {
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	if ifName != "" && unix.BindToDevice(fd, ifName) != nil {
+		return false
+	}
+	const discard = 9 // a port
+	if unix.Connect(fd, &unix.SockaddrInet6{Addr: somewhere6.As16(), Port: discard}) != nil {
+		return false
+	}
+	sa, err := unix.Getsockname(fd)
+	from, ok := sa.(*unix.SockaddrInet6)
+	return err == nil && ok && netip.AddrFrom16(from.Addr).IsGlobalUnicast()
+}
+
 func reach(dst netip.Addr) (int, netip.Addr, error) {
 	routes, err := netlink.RouteGet(dst.AsSlice())
 	if err != nil {

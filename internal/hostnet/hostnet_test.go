@@ -245,6 +245,7 @@ type realResult struct {
 	Ext, Reach   Ext
 	Overlaps     []string
 	Has          []string
+	Outside6     []bool
 }
 
 func TestMain(m *testing.M) {
@@ -271,6 +272,9 @@ func inside() {
 	run("link", "set", "up0", "up")
 	run("addr", "add", "2001:db8:7::10/64", "dev", "up0", "nodad")
 	run("link", "set", "far0", "up")
+	r.Outside6 = append(r.Outside6, Outside6(""))
+	run("route", "add", "default", "via", "2001:db8:7::1")
+	r.Outside6 = append(r.Outside6, Outside6(""), Outside6("up0"), Outside6("far0"), Outside6("gone0"))
 	if _, err := ExternalInterface(Options{}); err != nil {
 		r.NoRoute = err.Error()
 	}
@@ -361,6 +365,9 @@ func TestHost_IsReadFromTheKernel(t *testing.T) {
 	}
 	if r.Reach.Name != "far0" || r.Reach.Addr != ip("10.30.1.1") {
 		t.Errorf("interface to 10.30.1.9 is %+v", r.Reach)
+	}
+	if want := []bool{false, true, true, false, false}; !slices.Equal(r.Outside6, want) {
+		t.Errorf("IPv6 to the outside: %v, want %v: without a default route, with one, by its interface, by another, by none", r.Outside6, want)
 	}
 	slices.Sort(r.Overlaps)
 	if want := []string{"route to 10.30.1.0/24 over far0", "route to 10.40.0.0/16 over far0"}; !slices.Equal(r.Overlaps, want) {
