@@ -28,6 +28,7 @@ type experiment struct {
 	// baselines are the peers to compute ratios against.
 	baselines []string
 	wanted    float64 // of the first row over nic-like, rootless-ovl's ratio to the first baseline; 0: nothing is laid down
+	steady    bool    // its lowest run over its median is told
 	once      bool    // the underlay makes no difference: measure on one only
 	// path picks what to measure between, of a started peer; nil where peers come from open.
 	path func(network) *path
@@ -38,8 +39,13 @@ type experiment struct {
 
 var (
 	overlayPeers = []string{peerBare, peerVXLAN, peerNebula, peerOurs}
-	egressPeers  = []string{peerBare, peerSlirp, peerPasta, peerOurs}
+	egressPeers  = []string{peerBare, peerSlirp, peerPasta, peerPasta1500, peerOurs}
+	natPeers     = []string{peerBare, peerSlirp, peerPasta, peerOurs}
+	natBases     = []string{peerBare, peerPasta}
+	publishPeers = []string{peerBare, peerKit, peerKitSlirp, peerPastaT, peerOursStack, peerOurs}
 	overlayBases = []string{peerBare, peerVXLAN}
+	egressBases  = []string{peerPasta1500, peerSlirp, peerPasta}
+	publishBases = []string{peerKit, peerKitSlirp}
 )
 
 func overlayPath(n network) *path { return n.overlay }
@@ -76,7 +82,7 @@ var catalogue = []experiment{
 			{"overlay-rtt-p50", "us", "TCP request and response of one byte, client and server on different CPUs"},
 			{"overlay-rtt-p99", "us", "the same, slowest of a hundred"},
 		},
-		peers: overlayPeers, baselines: overlayBases, path: overlayPath, measure: measureRTT,
+		peers: overlayPeers, baselines: overlayBases, path: overlayPath, measure: measureRTT("overlay-rtt"),
 	},
 	memberExperiment("from a rootless container to one on a flannel host", 1, false),
 	memberExperiment("from a container on a flannel host to a rootless one", 1, true),
@@ -84,21 +90,44 @@ var catalogue = []experiment{
 	memberExperiment("from a container on a flannel host to a rootless one", 4, true),
 	{
 		rows:  []row{{"egress-tcp-up", "Gbit/s", "TCP from a container of host 1 to host 2 itself, one stream"}},
-		peers: egressPeers, baselines: []string{peerBare}, path: egressPath,
+		peers: egressPeers, baselines: egressBases, steady: true, path: egressPath,
 		measure: measureTCP(tcpLoad{streams: 1}, "egress-tcp-up"),
 	},
 	{
 		rows:  []row{{"egress-tcp-down", "Gbit/s", "the other way, one stream"}},
-		peers: egressPeers, baselines: []string{peerBare}, path: egressPath,
+		peers: egressPeers, baselines: egressBases, steady: true, path: egressPath,
 		measure: measureTCP(tcpLoad{streams: 1, reverse: true}, "egress-tcp-down"),
 	},
 	{
 		rows:  []row{{"egress-tcp-4", "Gbit/s", "from the container, four streams"}},
-		peers: egressPeers, baselines: []string{peerBare}, path: egressPath,
+		peers: egressPeers, baselines: egressBases, steady: true, path: egressPath,
 		measure: measureTCP(tcpLoad{streams: 4}, "egress-tcp-4"),
 	},
-	connsExperiment(16),
-	connsExperiment(1),
+	{
+		rows: []row{
+			{"egress-rtt-p50", "us", "TCP request and response of one byte from a container to host 2 itself"},
+			{"egress-rtt-p99", "us", "the same, slowest of a hundred"},
+		},
+		peers: natPeers, baselines: natBases, once: true, path: egressPath, measure: measureRTT("egress-rtt"),
+	},
+	connsExperiment("nat-conns", "from a container to host 2 itself", 16, natPeers, natBases, egressPath),
+	connsExperiment("nat-conns", "from a container to host 2 itself", 1, natPeers, natBases, egressPath),
+	{
+		rows: []row{
+			{"nat-conns-100k", "conn/s", "the same, 100,000 to one port, 16 at a time, in one go"},
+			{"nat-conns-100k-end", "of start", "the rate of the last tenth over that of the first"},
+		},
+		peers: []string{peerOurs}, once: true, path: egressPath, measure: measureManyConns,
+	},
+	{
+		rows:  []row{{"nat-idle-flow", "KB", "resident memory of the daemon for each of 4,000 idle TCP connections of a container"}},
+		peers: []string{peerSlirp, peerPasta, peerOurs}, once: true, path: egressPath, measure: measureIdleFlows,
+	},
+	publishedTCP("published-tcp-in", "TCP from host 2 to a published port of a container of host 1, one stream", tcpLoad{streams: 1}),
+	publishedTCP("published-tcp-out", "the other way, one stream", tcpLoad{streams: 1, reverse: true}),
+	publishedTCP("published-tcp-4", "to the container, four streams", tcpLoad{streams: 4}),
+	connsExperiment("published-conns", "from host 2 to a published port", 16, publishPeers, publishBases, publishedPath),
+	connsExperiment("published-conns", "from host 2 to a published port", 1, publishPeers, publishBases, publishedPath),
 	{
 		rows:  []row{{"same-node-tcp", "Gbit/s", "TCP between two containers of one host, one stream"}},
 		peers: []string{peerBridge, peerOurs}, baselines: []string{peerBridge}, once: true,
@@ -300,56 +329,114 @@ const (
 	connsSeconds = 2
 )
 
-func measureRTT(ctx context.Context, _ *bench, _ *lab, p *path) (readings, error) {
-	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
-	defer cancel()
-	addr := fmt.Sprintf("%s:%d", p.b.addr, rttPort)
-	server, err := serve(ctx, p.b, "rtt-serve", "--addr", addr, "--cpu", "1")
-	if err != nil {
-		return nil, err
+func measureRTT(name string) func(context.Context, *bench, *lab, *path) (readings, error) {
+	return func(ctx context.Context, _ *bench, _ *lab, p *path) (readings, error) {
+		ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+		defer cancel()
+		addr := fmt.Sprintf("%s:%d", p.b.addr, rttPort)
+		server, err := serve(ctx, p.b, "rtt-serve", "--addr", addr, "--cpu", "1")
+		if err != nil {
+			return nil, err
+		}
+		defer server.close()
+		client, err := generate(ctx, p.a, "rtt", "--addr", addr, "--cpu", "0", "--seconds", strconv.Itoa(rttSeconds))
+		if err != nil {
+			return nil, err
+		}
+		defer client.close()
+		var trips roundTrips
+		if err := client.ask(&trips, ""); err != nil {
+			return nil, err
+		}
+		return readings{{row: name + "-p50"}: trips.P50, {row: name + "-p99"}: trips.P99}, nil
 	}
-	defer server.close()
-	client, err := generate(ctx, p.a, "rtt", "--addr", addr, "--cpu", "0", "--seconds", strconv.Itoa(rttSeconds))
-	if err != nil {
-		return nil, err
-	}
-	defer client.close()
-	var trips roundTrips
-	if err := client.ask(&trips, ""); err != nil {
-		return nil, err
-	}
-	return readings{{row: "overlay-rtt-p50"}: trips.P50, {row: "overlay-rtt-p99"}: trips.P99}, nil
 }
 
-func connsExperiment(workers int) experiment {
-	name := fmt.Sprintf("nat-conns-%d", workers)
+// connsExperiment measures connections that the server closes, some at a time.
+func connsExperiment(name, about string, workers int, peers, bases []string, pick func(network) *path) experiment {
+	name = fmt.Sprintf("%s-%d", name, workers)
 	return experiment{
-		rows:  []row{{name, "conn/s", fmt.Sprintf("TCP connections from a container to host 2 itself, %d at a time, closed by the server", workers)}},
-		peers: egressPeers, baselines: []string{peerBare}, once: true, path: egressPath,
+		rows:  []row{{name, "conn/s", fmt.Sprintf("TCP connections %s, %d at a time, closed by the server", about, workers)}},
+		peers: peers, baselines: bases, once: true, path: pick,
 		measure: func(ctx context.Context, b *bench, _ *lab, p *path) (readings, error) {
-			ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
-			defer cancel()
-			addr := fmt.Sprintf("%s:%d", p.b.addr, connsPort)
-			server, err := serve(ctx, p.b, "conns-serve", "--addr", addr)
+			c, err := measureConns(ctx, b, p, name, 20*time.Second, "--workers", strconv.Itoa(workers), "--seconds", strconv.Itoa(connsSeconds))
 			if err != nil {
 				return nil, err
-			}
-			defer server.close()
-			client, err := generate(ctx, p.a, "conns", "--addr", addr, "--workers", strconv.Itoa(workers), "--seconds", strconv.Itoa(connsSeconds))
-			if err != nil {
-				return nil, err
-			}
-			defer client.close()
-			var c connections
-			if err := client.ask(&c, ""); err != nil {
-				return nil, err
-			}
-			if c.Failed > 0 {
-				b.note("%s through %s: %d of %d connections failed, the first: %s", name, p.peer, c.Failed, c.Done+c.Failed, c.Error)
 			}
 			return readings{{row: name}: float64(c.Done) / c.Seconds}, nil
 		},
 	}
+}
+
+// measureConns runs the connections' generator with these flags on a path.
+func measureConns(ctx context.Context, b *bench, p *path, name string, limit time.Duration, flags ...string) (connections, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	port := connsPort
+	if p.port != 0 {
+		port = p.port + 1
+	}
+	// A container whose port is published does not have the address that it is reached by.
+	server, err := serve(ctx, p.b, "conns-serve", "--addr", fmt.Sprintf("0.0.0.0:%d", port))
+	if err != nil {
+		return connections{}, err
+	}
+	defer server.close()
+	client, err := generate(ctx, p.a, append([]string{"conns", "--addr", fmt.Sprintf("%s:%d", p.b.addr, port)}, flags...)...)
+	if err != nil {
+		return connections{}, err
+	}
+	defer client.close()
+	var c connections
+	if err := client.ask(&c, ""); err != nil {
+		return c, err
+	}
+	if c.Failed > 0 {
+		b.note("%s through %s: %d of %d connections failed, the first: %s", name, p.peer, c.Failed, c.Done+c.Failed, c.Error)
+	}
+	return c, nil
+}
+
+// The long run of connections, and how many of its length a tenth is.
+const (
+	manyConns      = 100_000
+	manyConnsLimit = 2 * time.Minute
+)
+
+func measureManyConns(ctx context.Context, b *bench, _ *lab, p *path) (readings, error) {
+	c, err := measureConns(ctx, b, p, "nat-conns-100k", manyConnsLimit, "--workers", "16", "--count", strconv.Itoa(manyConns), "--ports", "1")
+	if err != nil {
+		return nil, err
+	}
+	return readings{{row: "nat-conns-100k"}: float64(c.Done) / c.Seconds, {row: "nat-conns-100k-end"}: c.FirstTenth / c.LastTenth}, nil
+}
+
+// idleFlows is how many idle connections are held: what the limit on open files of a stock system allows both ends.
+const idleFlows = 4000
+
+func measureIdleFlows(ctx context.Context, _ *bench, _ *lab, p *path) (readings, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	addr := fmt.Sprintf("%s:%d", p.b.addr, connsPort)
+	server, err := serve(ctx, p.b, "hold-serve", "--addr", addr)
+	if err != nil {
+		return nil, err
+	}
+	defer server.close()
+	_, before, err := p.daemons[0].memory()
+	if err != nil {
+		return nil, err
+	}
+	client, err := serve(ctx, p.a, "hold", "--addr", addr, "--count", strconv.Itoa(idleFlows))
+	if err != nil {
+		return nil, err
+	}
+	defer client.close()
+	_, after, err := p.daemons[0].memory()
+	if err != nil {
+		return nil, err
+	}
+	return readings{{row: "nat-idle-flow"}: (after - before) / 1024 / idleFlows}, nil
 }
 
 // openStock starts a second overlay with the stock receive buffer.

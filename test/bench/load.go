@@ -32,6 +32,8 @@ type loadOptions struct {
 	cpu     int
 	seconds float64
 	workers int
+	count   int // of connections; 0: as many as the time allows
+	ports   int // neighbouring ports to dial
 	size    int // bytes of UDP payload
 	gso     bool
 }
@@ -44,6 +46,8 @@ var loads = map[string]func(ctx context.Context, o loadOptions, in io.Reader, ou
 	"rtt":         rttClient,
 	"conns-serve": connsServe,
 	"conns":       connsClient,
+	"hold-serve":  holdServe,
+	"hold":        holdClient,
 }
 
 func runLoad(ctx context.Context, args []string, in io.Reader, out io.Writer) error {
@@ -56,6 +60,8 @@ func runLoad(ctx context.Context, args []string, in io.Reader, out io.Writer) er
 	fs.IntVar(&o.cpu, "cpu", -1, "`CPU` to run on")
 	fs.Float64Var(&o.seconds, "seconds", 1, "`time` to measure")
 	fs.IntVar(&o.workers, "workers", 1, "`number` of connections at a time")
+	fs.IntVar(&o.count, "count", 0, "`number` of connections, in place of a time")
+	fs.IntVar(&o.ports, "ports", connsPorts, "`number` of neighbouring ports to dial")
 	fs.IntVar(&o.size, "size", 64, "`bytes` of UDP payload")
 	fs.BoolVar(&o.gso, "gso", false, "send with UDP_SEGMENT, receive with UDP_GRO")
 	if err := fs.Parse(args[1:]); err != nil {

@@ -145,6 +145,10 @@ type connections struct {
 	Failed  int64   `json:"failed"`
 	Seconds float64 `json:"seconds"`
 	Error   string  `json:"error,omitempty"` // the first failure
+
+	// Seconds of the first and the last tenth, of a counted run.
+	FirstTenth float64 `json:"first_tenth,omitempty"`
+	LastTenth  float64 `json:"last_tenth,omitempty"`
 }
 
 // connsPorts is on how many ports, beginning with the given one, conns-serve listens and conns dials.
@@ -182,32 +186,99 @@ func connsServe(ctx context.Context, o loadOptions, in io.Reader, out io.Writer)
 	return nil
 }
 
-// connsClient opens connections, some at a time, for the given time.
+// connsClient opens connections, some at a time, for the given time or until there were enough.
 func connsClient(ctx context.Context, o loadOptions, _ io.Reader, out io.Writer) error {
 	length := time.Duration(o.seconds * float64(time.Second))
-	var done, failed atomic.Int64
+	var begun, done, failed atomic.Int64
 	var first atomic.Pointer[error]
 	var wg sync.WaitGroup
 	begin := time.Now()
+	more := func() bool {
+		if o.count > 0 {
+			return begun.Add(1) <= int64(o.count)
+		}
+		return time.Since(begin) < length
+	}
+	var firstTenth, lastTenth time.Duration // one worker each writes them
 	for w := range o.workers {
 		wg.Go(func() {
-			for i := w; time.Since(begin) < length && ctx.Err() == nil; i++ {
-				addr := netip.AddrPortFrom(o.addr.Addr(), o.addr.Port()+uint16(i%connsPorts))
+			for i := w; ctx.Err() == nil && more(); i++ {
+				addr := netip.AddrPortFrom(o.addr.Addr(), o.addr.Port()+uint16(i%max(o.ports, 1)))
 				if err := oneConnection(ctx, addr); err != nil {
 					failed.Add(1)
 					first.CompareAndSwap(nil, &err)
-				} else {
-					done.Add(1)
+					continue
+				}
+				switch n := done.Add(1); {
+				case o.count == 0:
+				case n == int64(o.count/10):
+					firstTenth = time.Since(begin)
+				case n == int64(o.count-o.count/10):
+					lastTenth = time.Since(begin)
 				}
 			}
 		})
 	}
 	wg.Wait()
-	result := connections{Done: done.Load(), Failed: failed.Load(), Seconds: time.Since(begin).Seconds()}
+	took := time.Since(begin)
+	result := connections{Done: done.Load(), Failed: failed.Load(), Seconds: took.Seconds()}
+	if lastTenth > 0 {
+		result.FirstTenth, result.LastTenth = firstTenth.Seconds(), (took - lastTenth).Seconds()
+	}
 	if err := first.Load(); err != nil {
 		result.Error = (*err).Error()
 	}
 	return answer(out, result)
+}
+
+// holdServe takes connections and holds them, after a byte each way.
+func holdServe(ctx context.Context, o loadOptions, in io.Reader, out io.Writer) error {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", o.addr.String())
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				_, _ = io.Copy(conn, conn)
+			}()
+		}
+	}()
+	if err := sayReady(out); err != nil {
+		return err
+	}
+	untilEOF(in)
+	return nil
+}
+
+// holdClient opens connections, has each answered once, and then holds them.
+func holdClient(ctx context.Context, o loadOptions, in io.Reader, out io.Writer) error {
+	const limit = 3 * time.Second
+	for range o.count {
+		conn, err := (&net.Dialer{Timeout: limit, KeepAlive: -1}).DialContext(ctx, "tcp", o.addr.String())
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(limit))
+		if _, err := conn.Write([]byte{1}); err != nil {
+			return err
+		}
+		if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
+			return err
+		}
+	}
+	if err := sayReady(out); err != nil {
+		return err
+	}
+	untilEOF(in)
+	return nil
 }
 
 // oneConnection is a request, an answer and the server's end of the connection.

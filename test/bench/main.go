@@ -49,7 +49,7 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	fs.StringVar(&o.underlay, "underlay", "", "measure only this `underlay`: veth or nic-like")
 	fs.IntVar(&o.rounds, "rounds", 3, "`number` of rounds")
 	fs.IntVar(&o.seconds, "seconds", 3, "`seconds` of a TCP measurement, after one second that does not count")
-	fs.DurationVar(&o.limit, "limit", 25*time.Minute, "`time` after which the bench stops and reports what it has")
+	fs.DurationVar(&o.limit, "limit", 35*time.Minute, "`time` after which the bench stops and reports what it has")
 	fs.StringVar(&o.binary, "binary", "bin/rootless-ovl", "`path` of rootless-ovl")
 	fs.StringVar(&o.commit, "commit", "unknown", "`commit` to name in the report")
 	fs.StringVar(&o.results, "results", "test/bench/results/latest.json", "`file` to write the results to")

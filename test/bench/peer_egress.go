@@ -5,27 +5,31 @@ package main
 import (
 	"context"
 	"net/netip"
+	"strconv"
 )
 
 // slirpGateway is the address at which slirp4netns answers pings.
 var slirpGateway = netip.MustParseAddr("10.0.2.2")
 
 // slirpCommand is what podman runs.
-func (l *lab) slirpCommand(c *container) []string {
-	return []string{"slirp4netns", "--configure", "--mtu=65520", "--disable-host-loopback", c.pidText(), "tap0"}
+func slirpCommand(c *container) []string {
+	return []string{"slirp4netns", "--configure", "--mtu=" + strconv.Itoa(bigMTU), "--disable-host-loopback", c.pidText(), "tap0"}
 }
 
-// pastaCommand gives the container the host's address; without options its MTU is 65520.
-func (l *lab) pastaCommand(c *container) []string {
-	return []string{"pasta", "--foreground", "--quiet", "--config-net", c.pidText()}
+// bigMTU is the largest that both can have, and what engines give them.
+const bigMTU = 65520
+
+// pastaCommand gives the container the host's address.
+func pastaCommand(c *container, mtu int) []string {
+	return []string{"pasta", "--foreground", "--quiet", "--config-net", "--mtu", strconv.Itoa(mtu), c.pidText()}
 }
 
 func (l *lab) startSlirp(ctx context.Context) (network, error) {
-	return l.startEgress(ctx, peerSlirp, l.slirpCommand, slirpGateway)
+	return l.startEgress(ctx, peerSlirp, slirpCommand, slirpGateway)
 }
 
-func (l *lab) startPasta(ctx context.Context) (network, error) {
-	return l.startEgress(ctx, peerPasta, l.pastaCommand, l.h2.addr)
+func (l *lab) startPasta(ctx context.Context, name string, mtu int) (network, error) {
+	return l.startEgress(ctx, name, func(c *container) []string { return pastaCommand(c, mtu) }, l.h2.addr)
 }
 
 // startEgress starts a program that serves one container. target is an address that answers pings then.

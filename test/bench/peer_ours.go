@@ -65,7 +65,16 @@ func (l *lab) startOurs(ctx context.Context, spec oursSpec) (network, error) {
 			return network{}, err
 		}
 	}
+	var published *path
+	if spec == oursMain {
+		var err error
+		if published, err = o.publish(ctx, peerOurs, false); err != nil {
+			return network{}, err
+		}
+	}
 	return network{
+		published: published,
+
 		overlay:  &path{peer: peerOurs, a: ends[0], b: ends[1], daemons: o.nodes[:]},
 		egress:   &path{peer: peerOurs, a: ends[0], b: l.h2.end(), daemons: o.nodes[:1]},
 		egress2:  &path{peer: peerOurs, a: ends[1], b: l.h1.end(), daemons: o.nodes[1:]},
@@ -145,12 +154,13 @@ func (o *ours) waitPeers(ctx context.Context, h *host, node *process, peers int)
 	})
 }
 
-func (o *ours) attach(ctx context.Context, h *host, c *container) (netip.Addr, error) {
+// attach attaches a container of a host, with further flags.
+func (o *ours) attach(ctx context.Context, h *host, c *container, flags ...string) (netip.Addr, error) {
 	o.attached++
 	var attachment struct {
 		Addr netip.Prefix `json:"addr"`
 	}
-	err := o.cli(ctx, h, &attachment, "attach", c.pidText(), "--name", fmt.Sprintf("%s-%d", c.name, o.attached))
+	err := o.cli(ctx, h, &attachment, append([]string{"attach", c.pidText(), "--name", fmt.Sprintf("%s-%d", c.name, o.attached)}, flags...)...)
 	return attachment.Addr.Addr(), err
 }
 

@@ -18,9 +18,14 @@ const (
 	peerNebula      = "nebula"
 	peerSlirp       = "slirp4netns"
 	peerPasta       = "pasta"
+	peerPasta1500   = "pasta-1500"
+	peerPastaT      = "pasta -t"
+	peerKit         = "rootlesskit-builtin"
+	peerKitSlirp    = "rootlesskit-slirp4netns"
 	peerOurs        = "rootless-ovl"
-	peerOursBuffers = "rootless-ovl-4MiB" // beside rootless-ovl with the stock receive buffer
-	peerOursEtcd    = "rootless-ovl+etcd" // a node that runs the embedded etcd too
+	peerOursStack   = "rootless-ovl-stack" // published ports where no sockets can be had in the container's namespace
+	peerOursBuffers = "rootless-ovl-4MiB"  // beside rootless-ovl with the stock receive buffer
+	peerOursEtcd    = "rootless-ovl+etcd"  // a node that runs the embedded etcd too
 	peerMember      = "rootless-ovl among flannel hosts"
 )
 
@@ -29,6 +34,11 @@ var optional = map[string][]program{
 	peerNebula: {{"nebula", "nebula"}, {"nebula-cert", "nebula"}},
 	peerSlirp:  {{"slirp4netns", "slirp4netns"}},
 	peerPasta:  {{"pasta", "passt"}},
+
+	peerPasta1500: {{"pasta", "passt"}},
+	peerPastaT:    {{"pasta", "passt"}},
+	peerKit:       {{"rootlesskit", "rootlesskit"}, {"slirp4netns", "slirp4netns"}, {"newuidmap", "uidmap"}},
+	peerKitSlirp:  {{"rootlesskit", "rootlesskit"}, {"slirp4netns", "slirp4netns"}, {"newuidmap", "uidmap"}},
 }
 
 // errMissing is a peer that is not installed.
@@ -38,6 +48,7 @@ var errMissing = errors.New("not installed")
 type path struct {
 	peer    string
 	a, b    end
+	port    int        // the first of the published ports that lead to b; 0 where all do
 	daemons []*process // whose CPU time and memory are the peer's; nil for the kernel's own
 }
 
@@ -47,8 +58,10 @@ type network struct {
 	egress   *path // from a container of host 1 to host 2 itself
 	egress2  *path // from a container of host 2 to host 1 itself
 	sameNode *path // between two containers of host 1
-	ours     *ours // of rootless-ovl only
-	cards    *cards
+	// published is from host 2 to a container of host 1, by host 1's address.
+	published *path
+	ours      *ours // of rootless-ovl only
+	cards     *cards
 }
 
 // cards are for peers whose start is what puts a container on the network.
@@ -88,6 +101,8 @@ func (l *lab) startPeer(ctx context.Context, name string) (network, error) {
 		return network{
 			overlay: &path{peer: name, a: l.h1.end(), b: l.h2.end()},
 			egress:  &path{peer: name, a: l.h1.end(), b: l.h2.end()},
+
+			published: &path{peer: name, a: l.h2.end(), b: l.h1.end()},
 		}, nil
 	case peerVXLAN, peerBridge:
 		return l.startVXLAN(ctx)
@@ -96,7 +111,17 @@ func (l *lab) startPeer(ctx context.Context, name string) (network, error) {
 	case peerSlirp:
 		return l.startSlirp(ctx)
 	case peerPasta:
-		return l.startPasta(ctx)
+		return l.startPasta(ctx, name, bigMTU)
+	case peerPasta1500:
+		return l.startPasta(ctx, name, 1500)
+	case peerPastaT:
+		return l.startPastaPublished(ctx)
+	case peerKit:
+		return l.startRootlessKit(ctx, name, "builtin")
+	case peerKitSlirp:
+		return l.startRootlessKit(ctx, name, "slirp4netns")
+	case peerOursStack:
+		return l.startPublished(ctx, name)
 	case peerOurs:
 		return l.startOurs(ctx, oursMain)
 	case peerMember:

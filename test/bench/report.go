@@ -113,6 +113,10 @@ func (t table) cells() (head []string, body [][]string) {
 	if t.wants {
 		head = append(head, "wanted")
 	}
+	steady := slices.ContainsFunc(t.lines, func(l line) bool { return experimentOf(l.row).steady })
+	if steady {
+		head = append(head, "lowest of median")
+	}
 	for _, l := range t.lines {
 		cells := []string{l.row, l.unit}
 		for _, peer := range t.peers {
@@ -133,6 +137,13 @@ func (t table) cells() (head []string, body [][]string) {
 			cell := "-"
 			if wanted := l.results[peerOurs].Wanted; wanted > 0 {
 				cell = number(wanted)
+			}
+			cells = append(cells, cell)
+		}
+		if steady {
+			cell := "-"
+			if res, ok := l.results[peerOurs]; ok && experimentOf(l.row).steady && res.Median > 0 {
+				cell = number(res.Min / res.Median)
 			}
 			cells = append(cells, cell)
 		}
