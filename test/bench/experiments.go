@@ -114,8 +114,8 @@ var catalogue = []experiment{
 	connsExperiment("nat-conns", "from a container to host 2 itself", 1, natPeers, natBases, egressPath),
 	{
 		rows: []row{
-			{"nat-conns-100k", "conn/s", "the same, 100,000 to one port, 16 at a time, in one go"},
-			{"nat-conns-100k-end", "of start", "the rate of the last tenth over that of the first"},
+			{"nat-long-conns", "conn/s", "the same, 100,000 to one port, 16 at a time, in one go"},
+			{"nat-long-conns-end", "of start", "the rate of the last tenth over that of the first"},
 		},
 		peers: []string{peerOurs}, once: true, path: egressPath, measure: measureManyConns,
 	},
@@ -404,11 +404,11 @@ const (
 )
 
 func measureManyConns(ctx context.Context, b *bench, _ *lab, p *path) (readings, error) {
-	c, err := measureConns(ctx, b, p, "nat-conns-100k", manyConnsLimit, "--workers", "16", "--count", strconv.Itoa(manyConns), "--ports", "1")
+	c, err := measureConns(ctx, b, p, "nat-long-conns", manyConnsLimit, "--workers", "16", "--count", strconv.Itoa(manyConns), "--ports", "1")
 	if err != nil {
 		return nil, err
 	}
-	return readings{{row: "nat-conns-100k"}: float64(c.Done) / c.Seconds, {row: "nat-conns-100k-end"}: c.FirstTenth / c.LastTenth}, nil
+	return readings{{row: "nat-long-conns"}: float64(c.Done) / c.Seconds, {row: "nat-long-conns-end"}: c.FirstTenth / c.LastTenth}, nil
 }
 
 // idleFlows is how many idle connections are held: what the limit on open files of a stock system allows both ends.
