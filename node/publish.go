@@ -381,6 +381,7 @@ func (n *Node) portAddresses(a *attachment) publish.Addresses {
 	d := publish.Addresses{Container4: s.Addr.Addr(), Gateway4: gatewayAddr(s.Addr), Overlay: []netip.Prefix{n.netConfig.Network}}
 	if s.Addr6.IsValid() {
 		d.Container6, d.Gateway6 = s.Addr6.Addr(), gatewayAddr(s.Addr6)
+		d.Overlay = append(d.Overlay, s.Addr6.Masked()) // which need not be of the network's
 		d.Overlay = append(d.Overlay, s.Addr6.Masked())
 	}
 	if carriesIPv6(n.netConfig) {

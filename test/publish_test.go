@@ -184,6 +184,20 @@ func TestPublish_ContainerSeesTheClient(t *testing.T) {
 	}
 }
 
+// The overlay has no IPv6, the host has: its containers have an address for the outside, and clients of IPv6 are seen by that.
+func TestPublish_IPv6WithoutIPv6InTheOverlay(t *testing.T) {
+	l := lab.New(t, 1, lab.WithIPv6)
+	h := l.Host(1)
+	upEmbedded(h)
+	a := join(t, h, "a", "-p", "8080:80", "-p", "8080:80/udp")
+	if !a.addr6.IsValid() {
+		t.Fatal("the container has no IPv6 address")
+	}
+	a.tellClients(t, 80)
+	seesClients(t, l, h, a, 8080, false)
+	took(t, h, "a", "spliced")
+}
+
 // took checks which way connections of published ports went, since these were published.
 func took(t *testing.T, h *lab.Host, name, way string) {
 	t.Helper()
