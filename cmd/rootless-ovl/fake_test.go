@@ -35,6 +35,7 @@ type fakeDaemon struct {
 	err         error
 	attachErr   error
 	detachErr   error
+	forwardErr  error
 	notes       *notes
 
 	mu       sync.Mutex
@@ -121,8 +122,8 @@ func (f *fakeDaemon) SetConfig(_ context.Context, raw json.RawMessage) error {
 
 func (f *fakeDaemon) Forward(_ context.Context, to string, accept func() (*api.Stream, error)) error {
 	f.notes.add("forward %s", to)
-	if f.err != nil {
-		return f.err
+	if err := cmp.Or(f.err, f.forwardErr); err != nil {
+		return err
 	}
 	s, err := accept()
 	if err != nil {

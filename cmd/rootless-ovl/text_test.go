@@ -304,7 +304,7 @@ func (b *bench) checkError(code, want int, says ...string) {
 func TestClients_SayThatTheDaemonIsNotRunning(t *testing.T) {
 	b := newBench(t)
 	for _, args := range [][]string{
-		{"status"}, {"ps"}, {"peers"}, {"attach", "5"}, {"detach", "web"}, {"run", "--", "true"}, {"config", "get"},
+		{"status"}, {"ps"}, {"peers"}, {"attach", "5"}, {"detach", "web"}, {"run", "--", "true"}, {"exec", "web", "--", "true"}, {"forward", "0", "web:80"}, {"config", "get"},
 		{"config", "set", `{"Network":"10.5.0.0/16"}`},
 	} {
 		code := b.run(args...)

@@ -53,7 +53,7 @@ func TestUp_TurnsFlagsIntoAConfig(t *testing.T) {
 			"--public-ipv6", "2001:db8::1",
 			"--port", "0", "--ephemeral", "--lease-ttl", "10m", "--subnet-file", "/f", "--host-loopback", "--allow-link-local",
 			"--outbound-addr", "192.0.2.2,2001:db8::2", "--outbound-if", "eth1",
-			"--subnet-lease-renew-margin", "5", "--ip-masq=false", "--healthz-ip", "192.0.2.1", "--healthz-port", "8471",
+			"--subnet-lease-renew-margin", "5", "--ip-masq=false", "--healthz-ip", "192.0.2.1", "--healthz-port", "8471", "--proxy", "1080",
 			"--runtime-dir", "/r", "--state-dir", "/t",
 		}, node.Config{
 			Etcd: lease.ClientConfig{
@@ -65,7 +65,7 @@ func TestUp_TurnsFlagsIntoAConfig(t *testing.T) {
 			PublicIP: netip.MustParseAddr("198.51.100.1"), PublicIPv6: netip.MustParseAddr("2001:db8::1"), Port: node.PortAny, Ephemeral: true, LeaseTTL: 10 * time.Minute,
 			RenewMargin: 5 * time.Minute, NoIPMasq: true, Healthz: netip.MustParseAddrPort("192.0.2.1:8471"),
 			OutboundAddrs: []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8::2")}, OutboundIf: "eth1",
-			SubnetFile: "/f", HostLoopback: true, LinkLocal: true, StateDir: "/t", RuntimeDir: "/r",
+			SubnetFile: "/f", Proxy: netip.MustParseAddrPort("127.0.0.1:1080"), HostLoopback: true, LinkLocal: true, StateDir: "/t", RuntimeDir: "/r",
 		}},
 	}
 	t.Setenv(envStateDir, "/s")
@@ -108,6 +108,9 @@ func TestUp_RefusesFlagsThatCannotBeRight(t *testing.T) {
 		{"now", `"now"`},
 		{"--etcd-endpoints http://a:2379 --listen-etcd 127.0.0.1:1", "give one of the two"},
 		{"--listen-etcd 2379", "host:port"},
+		{"--proxy web", `--proxy "web" is not a port`},
+		{"--proxy :1080", "--proxy"},
+		{"--proxy example.com:1080", "example.com"},
 		{"--listen-etcd :2379", "host:port"},
 		{"--listen-etcd a:b", "host:port"},
 		{"--listen-etcd a:99999", "host:port"},
