@@ -33,7 +33,7 @@ func pair(t *testing.T) (a, b *net.TCPConn) {
 }
 
 // joined is a client and a server whose connections are joined in the middle, and what Join returns.
-func joined(t *testing.T, ctx context.Context) (client, server *net.TCPConn, done <-chan error) {
+func joined(ctx context.Context, t *testing.T) (client, server *net.TCPConn, done <-chan error) {
 	t.Helper()
 	client, left := pair(t)
 	server, right := pair(t)
@@ -43,7 +43,7 @@ func joined(t *testing.T, ctx context.Context) (client, server *net.TCPConn, don
 }
 
 func TestJoin_CarriesBothWaysAndHalfCloses(t *testing.T) {
-	client, server, done := joined(t, t.Context())
+	client, server, done := joined(t.Context(), t)
 	question := bytes.Repeat([]byte("question "), 300_000) // larger than every buffer
 	go func() {
 		_, _ = client.Write(question)
@@ -69,7 +69,7 @@ func TestJoin_CarriesBothWaysAndHalfCloses(t *testing.T) {
 func TestJoin_PassesAResetOn(t *testing.T) {
 	for _, who := range []string{"client", "server"} {
 		t.Run(who, func(t *testing.T) {
-			client, server, done := joined(t, t.Context())
+			client, server, done := joined(t.Context(), t)
 			from, to := client, server
 			if who == "server" {
 				from, to = server, client
@@ -93,7 +93,7 @@ func TestJoin_PassesAResetOn(t *testing.T) {
 
 func TestJoin_EndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
-	client, server, done := joined(t, ctx)
+	client, server, done := joined(ctx, t)
 	why := errors.New("enough")
 	cancel(why)
 	if err := <-done; !errors.Is(err, why) {
