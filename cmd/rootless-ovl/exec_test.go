@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/rootless-ovl/rootless-ovl/api"
 	"github.com/rootless-ovl/rootless-ovl/nsutil"
 )
 
@@ -18,6 +19,9 @@ func TestExec_JoinsTheAttachment(t *testing.T) {
 	}{{"web", 815, ""}, {"815", 815, ""}, {"job7", 0, "/run/user/1000/netns/x"}} {
 		b := newBench(t).serve()
 		b.world.hostResolvConf = func() string { return "search lan\nnameserver 192.0.2.53\n" }
+		for i := range b.daemon.attachments {
+			b.daemon.attachments[i].DNS = &api.DNS{Server: "10.213.7.1", Search: []string{"ovl.internal"}}
+		}
 		sb := &fakeSandbox{code: 42, notes: b.daemon.notes}
 		var spec nsutil.Spec
 		b.world.joinSandbox = func(pid int, netns string, s nsutil.Spec) (sandbox, error) {
@@ -30,7 +34,7 @@ func TestExec_JoinsTheAttachment(t *testing.T) {
 		if code := b.run("exec", "--root", tt.ref, "--", "ss", "-tln", "--root"); code != 42 || b.out.Len()+b.err.Len() != 0 {
 			t.Errorf("%s: exit status %d, %q %q", tt.ref, code, &b.out, &b.err)
 		}
-		if strings.Join(spec.Args, " ") != "ss -tln --root" || !spec.MapRoot || !strings.Contains(string(spec.ResolvConf), "nameserver 10.213.7.1\n") {
+		if strings.Join(spec.Args, " ") != "ss -tln --root" || !spec.MapRoot || !strings.Contains(string(spec.ResolvConf), "nameserver 10.213.7.1\nsearch ovl.internal lan\n") {
 			t.Errorf("%s: %+v, %s", tt.ref, spec, spec.ResolvConf)
 		}
 		if got, want := b.daemon.notes.String(), "forward signals, release, done, wait, stop forwarding, close"; got != want {
@@ -41,7 +45,7 @@ func TestExec_JoinsTheAttachment(t *testing.T) {
 
 func TestExec_LeavesResolvConfWhereAnEngineHasTheGatewaysAddress(t *testing.T) {
 	b := newBench(t).serve()
-	b.daemon.attachments[1].WholeSubnet = true
+	b.daemon.attachments[1].WholeSubnet = true // and so without DNS
 	b.world.joinSandbox = func(_ int, _ string, s nsutil.Spec) (sandbox, error) {
 		if s.ResolvConf != nil {
 			t.Errorf("%s", s.ResolvConf)
