@@ -207,10 +207,10 @@ func (f *forwarding) accept(ctx context.Context, ln *net.TCPListener, c *api.Cli
 func (f *forwarding) carry(ctx context.Context, conn *net.TCPConn, c *api.Client, out *forwardLog) {
 	s, err := c.Dial(ctx, f.to)
 	if err != nil {
-		relay.Reset(conn)
 		if ctx.Err() == nil {
 			out.line("%v: %v", conn.RemoteAddr(), err)
 		}
+		relay.Reset(conn)
 		return
 	}
 	_ = relay.Join(ctx, conn, s) // whoever broke it knows, and the other was reset
