@@ -36,6 +36,7 @@ type fakeDaemon struct {
 	attachErr   error
 	detachErr   error
 	forwardErr  error
+	forwardAt   chan struct{} // Forward waits for it
 	notes       *notes
 
 	mu       sync.Mutex
@@ -122,6 +123,9 @@ func (f *fakeDaemon) SetConfig(_ context.Context, raw json.RawMessage) error {
 
 func (f *fakeDaemon) Forward(_ context.Context, to string, accept func() (*api.Stream, error)) error {
 	f.notes.add("forward %s", to)
+	if f.forwardAt != nil {
+		<-f.forwardAt
+	}
 	if err := cmp.Or(f.err, f.forwardErr); err != nil {
 		return err
 	}

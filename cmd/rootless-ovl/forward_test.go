@@ -93,6 +93,7 @@ func TestForward_CarriesConnectionsToTheDaemon(t *testing.T) {
 
 func TestForward_ResetsWhatTheDaemonRefuses(t *testing.T) {
 	b := newBench(t).serve()
+	b.daemon.forwardAt = make(chan struct{})
 	b.daemon.forwardErr = api.Errorf(api.CodeNotFound, "no container is called web")
 	lines, stop := b.forwarder("127.0.0.1:0", "web:80")
 	lines.Scan()
@@ -101,6 +102,7 @@ func TestForward_ResetsWhatTheDaemonRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
+	close(b.daemon.forwardAt)
 	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("read %v, want a reset", err)
 	}
