@@ -61,16 +61,27 @@ func (o *ownPackets) reset() { o.icmp, o.frags, o.fragUsed = o.icmp[:0], o.frags
 
 // take pays for one ICMP error.
 func (o *ownPackets) take() bool {
-	now := time.Now()
-	if !o.filled.IsZero() {
-		o.tokens = min(icmpBurst, o.tokens+now.Sub(o.filled).Seconds()*icmpPerSecond)
-	}
-	o.filled = now
+	o.fill()
 	if o.tokens < 1 {
 		return false
 	}
 	o.tokens--
 	return true
+}
+
+func (o *ownPackets) fill() {
+	now := time.Now()
+	if !o.filled.IsZero() {
+		o.tokens = min(icmpBurst, o.tokens+now.Sub(o.filled).Seconds()*icmpPerSecond)
+	}
+	o.filled = now
+}
+
+// abounds tells whether there is enough for errors that matter less, such as those to who knocks at closed doors: path MTU discovery must
+// not wait for them.
+func (o *ownPackets) abounds() bool {
+	o.fill()
+	return o.tokens > icmpBurst/2 && len(o.icmp) < cap(o.icmp)/2
 }
 
 func (w *worker) unreachable(p *packet.Packet, in *ingress, what reach) {

@@ -99,7 +99,9 @@ func (w *worker) permits(p *packet.Packet, h *hop, in *ingress) bool {
 	}
 	refuses.refused.Add(1)
 	w.drop(DropPolicy)
-	w.icmpError(p, in, header.ICMPv4DstUnreachable, header.ICMPv4AdminProhibited, header.ICMPv6DstUnreachable, header.ICMPv6Prohibited, 0)
+	if w.own.abounds() {
+		w.icmpError(p, in, header.ICMPv4DstUnreachable, header.ICMPv4AdminProhibited, header.ICMPv6DstUnreachable, header.ICMPv6Prohibited, 0)
+	}
 	return false
 }
 

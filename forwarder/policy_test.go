@@ -482,6 +482,33 @@ func TestForward_LetsErrorsAboutAllowedFlowsPass(t *testing.T) {
 	g.wantDrops(map[string]uint64{"too-big": 1})
 }
 
+// However many knock at closed doors, whoever has to learn of a path MTU does.
+func TestForward_RefusalsLeaveRoomForOtherErrors(t *testing.T) {
+	g := newRig(t)
+	g.policed(g.portB, Policy{In: closedBut()})
+	big := nettest.Between(containerA, "10.3.0.2")
+	big.Frag = 0x4000
+	for range 5 {
+		var batch []*packet.Packet
+		for range batchPackets - 1 {
+			batch = append(batch, pkt(udp(containerA, containerB, 9)))
+		}
+		g.fromA(append(batch, pkt(big.UDP(nettest.UDP{}, nettest.Payload(1400))))...)
+		got, tooBig := g.a.Take(), 0
+		for _, p := range got {
+			if p.Bytes()[21] == 4 {
+				tooBig++
+			}
+		}
+		if tooBig != 1 {
+			t.Fatalf("%d of %d errors tell of the path MTU, want 1", tooBig, len(got))
+		}
+	}
+	if n := g.drops()["policy-denied"]; n != 5*(batchPackets-1) {
+		t.Errorf("%d packets refused", n)
+	}
+}
+
 // A container that must not reach the outside does not get names of it from another node's resolver.
 func TestForward_ResolvesForNoPeer(t *testing.T) {
 	g := newRig(t)
