@@ -20,8 +20,9 @@ const (
 	// busyCalls is how many reads and writes of TAPs since the last look make a node busy: 100 a second, each of which can be
 	// one small packet or 64 KB.
 	busyCalls = 300
-	// worthReleasing is how many bytes the heap must have grown since the last release: an idle one moves by 4 MB. What the
-	// last collection found in use says nothing, for it ran under the load.
+	// worthReleasing is how many bytes the heap must have above the least that it had after a release: an idle one moves by 4 MB. What
+	// the last collection found in use says nothing, for it ran under the load; nor what the last release left, which may have been
+	// the flows of a load that was not over.
 	worthReleasing = 8 << 20
 )
 
@@ -52,7 +53,7 @@ func (m *idleMemory) run(ctx context.Context) error {
 		last = now
 		if loaded && !busy && m.held() >= least+worthReleasing {
 			m.release()
-			least = m.held()
+			least = min(least, m.held())
 		}
 		loaded = busy
 	}

@@ -60,7 +60,7 @@ func (s *buffers) open(b *budget, ep tcpip.Endpoint) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	grant := func(size int64) int64 {
-		if size = b.part(size); size > tcpMinBuffer && !b.lend(size) || size == tcpMinBuffer {
+		if size = b.part(size); size == tcpMinBuffer || !b.lend(size) {
 			size = tcpMinBuffer
 			b.lent.Add(size)
 		}

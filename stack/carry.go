@@ -59,7 +59,7 @@ type carrier struct {
 	hostRefuses atomic.Bool   // the host takes no more bytes; what it still had for the container is carried, then comes a reset
 	broken      atomic.Bool   // both sides are to be reset
 	moved       atomic.Bool   // bytes have been carried since tend looked
-	tended      bool          // by tend alone: keep-alive is set
+	tended      atomic.Bool   // keep-alive is set
 
 	mu     sync.Mutex
 	closed bool // fd may be another's
@@ -366,8 +366,7 @@ func (r *hostReader) Read(b []byte) (int, error) {
 // tend is called every few seconds: it has both sides asked now and then whether they are still there, which needs not be said of
 // connections that last no longer, and has an idle connection give back memory.
 func (c *carrier) tend() {
-	if !c.tended {
-		c.tended = true
+	if !c.tended.Swap(true) {
 		c.ns.keepAlive(c.ep)
 		c.keepHostAlive()
 	}

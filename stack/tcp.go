@@ -222,6 +222,10 @@ func (f *tcpFlow) waitConnected(fd int, sa unix.Sockaddr) error {
 			}
 			return err
 		}
+		// An ICMP error that came in the midst of a call is not told by connect, as it is otherwise.
+		if code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR); err == nil && code != 0 {
+			return unix.Errno(code)
+		}
 		select {
 		case <-f.wake:
 			f.mu.Lock()
