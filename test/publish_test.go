@@ -147,7 +147,7 @@ func TestPublish_ContainerSeesTheClient(t *testing.T) {
 		t.Errorf("ps: %s", r.Stdout)
 	}
 
-	took(t, h, "a", "spliced")
+	took(t, a, "spliced")
 
 	// From the host itself: its loopback would be the container's own.
 	for _, addr := range []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()} {
@@ -195,14 +195,14 @@ func TestPublish_IPv6WithoutIPv6InTheOverlay(t *testing.T) {
 	}
 	a.tellClients(t, 80)
 	seesClients(t, l, h, a, 8080, false)
-	took(t, h, "a", "spliced")
+	took(t, a, "spliced")
 }
 
 // took checks which way connections of published ports went, since these were published.
-func took(t *testing.T, h *lab.Host, name, way string) {
+func took(t *testing.T, m *member, way string) {
 	t.Helper()
 	all := uint64(0)
-	for _, p := range portsOf(t, h, name) {
+	for _, p := range portsOf(t, m.Host, m.Name) {
 		c := p.Counters
 		if all += c[way]; c["spliced"]+c["carried"] != c[way] {
 			t.Errorf("port %d: connections are to be %s; counters %v", p.HostPort, way, c)
@@ -227,7 +227,7 @@ func TestPublish_ThroughTheStackWhereTheContainerDropsOurs(t *testing.T) {
 	a := attach(t, c, "-p", "8080:80", "-p", "8080:80/udp")
 	a.tellClients(t, 80)
 	seesClients(t, l, h, a, 8080, false)
-	took(t, h, "a", "carried")
+	took(t, a, "carried")
 	if !strings.Contains(d.LogText(), "go through the gateway") {
 		t.Error("the log does not say that connections go through the gateway")
 	}
@@ -314,7 +314,7 @@ func TestPublish_CarriesBulkBothWays(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	took(t, h, "a", "spliced")
+	took(t, a, "spliced")
 }
 
 func TestPublish_RefusesWithTheRemedy(t *testing.T) {
@@ -373,7 +373,7 @@ func TestPublish_OutlivesTheDaemonAndGoesWithTheContainer(t *testing.T) {
 		}
 		d = upEmbedded(h)
 		seesClients(t, l, h, a, 8080, false)
-		took(t, h, "a", "spliced")
+		took(t, a, "spliced")
 		if ports := portsOf(t, h, "a"); len(ports) != 3 || !strings.Contains(ports[2].Problem, "8081") {
 			t.Errorf("%s: ports %+v", end, ports)
 		}
