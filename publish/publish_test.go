@@ -138,8 +138,12 @@ func server(t *testing.T, serve func(c *net.TCPConn)) netip.AddrPort {
 	go func() {
 		for {
 			c, err := l.Accept()
-			if err != nil {
+			if errors.Is(err, net.ErrClosed) {
 				return
+			}
+			if err != nil { // no descriptor
+				time.Sleep(time.Millisecond)
+				continue
 			}
 			go func() {
 				defer c.Close()
@@ -398,6 +402,83 @@ func TestTCP_IdleConnectionsHoldNoPipe(t *testing.T) {
 		links, _ = filepath.Glob("/proc/self/fd/*")
 	}
 	t.Errorf("%d ends of pipes are open for idle connections", open)
+}
+
+// leaveDescriptors has the process be refused all descriptors but so many, until the function that it returns is called.
+func leaveDescriptors(t *testing.T, count int) (restore func()) {
+	t.Helper()
+	var was syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	next, err := os.Open("/dev/null") // the lowest that is free
+	if err != nil {
+		t.Fatal(err)
+	}
+	limit := was
+	limit.Cur = uint64(next.Fd()) + uint64(count)
+	next.Close()
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	restore = sync.OnceFunc(func() {
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &was); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(restore)
+	return restore
+}
+
+func TestTCP_ClientsWaitForADescriptor(t *testing.T) {
+	f := &fake{server: server(t, echo)}
+	p := start(t, Spec{Proto: TCP}, f, Limits{})
+	restore := leaveDescriptors(t, 1)
+	c := dial(t, p, "127.0.0.1")
+	for p.Stats().Drops[dropDescriptors] == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	restore()
+	_, _ = c.Write([]byte("x"))
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		t.Errorf("a client who waited: %v", err)
+	}
+}
+
+func TestTCP_BytesMoveWithoutAPipeToo(t *testing.T) {
+	f := &fake{server: server(t, echo)}
+	p := start(t, Spec{Proto: TCP}, f, Limits{})
+	c := dial(t, p, "127.0.0.1")
+	_, _ = c.Write([]byte("x"))
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	for patience := 2000; patience > 0; patience-- { // the pipes of the first byte are given back
+		pipes.mu.Lock()
+		spare := len(pipes.spare)
+		pipes.mu.Unlock()
+		if spare > 0 {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	restore := leaveDescriptors(t, 0)
+	defer restore()
+	pipes.mu.Lock()
+	taken := pipes.spare
+	pipes.spare = nil
+	pipes.mu.Unlock()
+	sent := bytes.Repeat([]byte("0123456789abcdef"), 300_000)
+	go func() {
+		_, _ = c.Write(sent)
+		_ = c.CloseWrite()
+	}()
+	if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, sent) {
+		t.Errorf("%d of %d bytes came back: %v", len(got), len(sent), err)
+	}
+	for _, pipe := range taken {
+		pipe.close()
+	}
 }
 
 func TestListen_ErrorsNameThePortAndTheRemedy(t *testing.T) {

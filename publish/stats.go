@@ -25,7 +25,7 @@ const (
 	dropNoAddress   = "no-address"   // the container has none that the client can be brought to
 	dropRefused     = "refused"      // the container refused: nobody listens there
 	dropDial        = "dial-failed"  // the container could not be reached otherwise
-	dropDescriptors = "descriptors"  // no descriptor was left; a client waited for it
+	dropDescriptors = "descriptors"  // none was left for the next client, who waits
 	dropSend        = "send-failed"  // a datagram that the gateway did not take
 	dropReply       = "reply-failed" // an answer that the host's kernel did not take
 )
