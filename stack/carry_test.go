@@ -14,7 +14,7 @@ import (
 )
 
 func TestTCP_IdleFlowsHaveNoGoroutine(t *testing.T) {
-	const flows = 300
+	const flows = 200
 	w := newWire(t, nil)
 	c := w.container(aliceAddr)
 	server := listenTCP(t, func(s *net.TCPConn) { _, _ = io.Copy(s, s) })

@@ -51,7 +51,7 @@ type Limits struct {
 
 	// The share that one container may take of each, so that one cannot starve the others.
 	TCPFlowsEach    int // 12288
-	TCPHalfOpenEach int // 256; one more takes the place of the oldest
+	TCPHalfOpenEach int // 512; one more takes the place of the oldest if that is stale
 	UDPFlowsEach    int // 12288
 	EchoFlowsEach   int // 256
 
@@ -70,6 +70,7 @@ type Limits struct {
 // Timeouts end what is idle. A zero field takes the default in its comment.
 type Timeouts struct {
 	Dial   time.Duration // for a host to accept a connection: 60 s
+	Stale  time.Duration // age from which a half-open connection makes room for another of its container: 1 s
 	UDP    time.Duration // UDP flow that has had no reply yet, or whose last datagram came within two seconds of its first: 30 s
 	UDPDNS time.Duration // UDP flow to port 53: 10 s
 	// UDPConversation is for a UDP flow that goes on in both directions: 180 s.
@@ -91,7 +92,7 @@ func (l *Limits) setDefaults() {
 	orDefault(&l.EchoFlows, 1024)
 	orDefault(&l.DNSQueries, 512)
 	orDefault(&l.TCPFlowsEach, 12288)
-	orDefault(&l.TCPHalfOpenEach, 256)
+	orDefault(&l.TCPHalfOpenEach, 512)
 	orDefault(&l.UDPFlowsEach, 12288)
 	orDefault(&l.EchoFlowsEach, 256)
 	orDefault(&l.TCPBuffers, 256<<20)
@@ -103,6 +104,7 @@ func (l *Limits) setDefaults() {
 
 func (t *Timeouts) setDefaults() {
 	orDefault(&t.Dial, 60*time.Second)
+	orDefault(&t.Stale, time.Second)
 	orDefault(&t.UDP, 30*time.Second)
 	orDefault(&t.UDPConversation, 180*time.Second)
 	orDefault(&t.UDPDNS, 10*time.Second)

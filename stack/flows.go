@@ -5,6 +5,7 @@ package stack
 import (
 	"net/netip"
 	"sync"
+	"time"
 )
 
 // kind is a class of flow with a limit of its own.
@@ -37,7 +38,9 @@ type entry struct {
 	kind kind
 	flow flow
 
-	older, newer *entry // half-open ones of the same container
+	// Of half-open ones: when it was added, and its neighbours among those of the container.
+	since        time.Time
+	older, newer *entry
 }
 
 // holder is what one container has of the table.
@@ -48,6 +51,7 @@ type holder struct {
 
 // open puts a half-open connection at the end of the list.
 func (h *holder) open(e *entry) {
+	e.since = time.Now()
 	e.older = h.newest
 	if h.newest != nil {
 		h.newest.newer = e
@@ -75,6 +79,7 @@ func (h *holder) leave(e *entry) {
 // flowTable holds the flows of one netstack. A flow counts in wg from add to remove.
 type flowTable struct {
 	limits *Limits
+	stale  time.Duration // Timeouts.Stale
 	count  *counters
 	wg     sync.WaitGroup
 
@@ -85,8 +90,8 @@ type flowTable struct {
 	each   map[netip.Addr]*holder
 }
 
-func newFlowTable(l *Limits, c *counters) *flowTable {
-	return &flowTable{limits: l, count: c, flows: make(map[flowKey]*entry), each: make(map[netip.Addr]*holder)}
+func newFlowTable(l *Limits, stale time.Duration, c *counters) *flowTable {
+	return &flowTable{limits: l, stale: stale, count: c, flows: make(map[flowKey]*entry), each: make(map[netip.Addr]*holder)}
 }
 
 func (t *flowTable) find(k flowKey) *entry {
@@ -98,7 +103,7 @@ func (t *flowTable) find(k flowKey) *entry {
 // add puts a flow into the table. nil means that it did not fit, for the reason given; a flow that has the key already is
 // returned with fresh false. A TCP connection that is past its handshake gives its key up to a new one: gVisor has asked
 // about a SYN, so it has forgotten the old connection. A container that has its share of half-open connections loses the oldest to a
-// new one: of a flood the oldest is the one that nobody waits for, and a client among it gets its turn.
+// new one if that is stale: of a flood it is the one that nobody waits for, and a client among it gets its turn.
 func (t *flowTable) add(k flowKey, kd kind, f flow) (e *entry, fresh bool, why dropReason) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -111,9 +116,9 @@ func (t *flowTable) add(k flowKey, kd kind, f flow) (e *entry, fresh bool, why d
 	return t.addLocked(k, kd, f)
 }
 
-// evictLocked ends the oldest half-open connection of a container. No means that earlier ones have not ended yet.
+// evictLocked ends the oldest half-open connection of a container. No means that it is not stale, or that earlier ones have not ended yet.
 func (t *flowTable) evictLocked(h *holder) bool {
-	if h.oldest == nil || h.n[kindEvicted] >= t.limits.TCPHalfOpenEach {
+	if h.oldest == nil || time.Since(h.oldest.since) < t.stale || h.n[kindEvicted] >= t.limits.TCPHalfOpenEach {
 		return false
 	}
 	e := h.oldest

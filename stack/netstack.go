@@ -56,7 +56,7 @@ func newNetstack(g *Gateway) (*netstack, error) {
 	ns := &netstack{gw: g, count: &g.count}
 	ns.ctx, ns.cancel = context.WithCancel(context.Background())
 	ns.exit = newExitQueue(g.cfg.Limits.ExitQueue, ns.count)
-	ns.flows = newFlowTable(&g.cfg.Limits, ns.count)
+	ns.flows = newFlowTable(&g.cfg.Limits, g.cfg.Timeouts.Stale, ns.count)
 	ns.budget.limit = int64(g.cfg.Limits.TCPBuffers)
 	ns.tended = make(chan struct{})
 	ns.link = &link{exit: ns.exit}

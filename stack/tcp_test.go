@@ -327,8 +327,18 @@ func TestTCP_LimitsBiteAndCount(t *testing.T) {
 		}
 		bob.mustDialTCP(server).Close()
 	})
+	t.Run("half-open that are not stale", func(t *testing.T) {
+		w := newWire(t, func(c *Config) { c.Limits.TCPHalfOpenEach, c.Timeouts.Stale = 3, time.Hour })
+		server := listenTCP(t, hold)
+		for i := range 10 {
+			w.send(makeTCP(netip.AddrPortFrom(aliceAddr, uint16(1000+i)), server, header.TCPFlagSyn, 1))
+		}
+		if n, e := w.drops(dropContainerShare), w.drops(dropEvicted); n != 7 || e != 0 {
+			t.Errorf("%d drops and %d evicted, want 7 and none", n, e)
+		}
+	})
 	t.Run("half-open", func(t *testing.T) {
-		w := newWire(t, func(c *Config) { c.Limits.TCPHalfOpen = 4; c.Limits.TCPHalfOpenEach = 3 })
+		w := newWire(t, func(c *Config) { c.Limits.TCPHalfOpen, c.Limits.TCPHalfOpenEach, c.Timeouts.Stale = 4, 3, 1 })
 		bob := w.container(bobAddr)
 		server := listenTCP(t, hold)
 		// Alice sends SYNs and never an ACK.
