@@ -434,3 +434,25 @@ func TestPolicy_PublishedPortsStayOpen(t *testing.T) {
 		closed(t, a.Space, port(lab.RouterAddr, 8081), "the outside")
 	}
 }
+
+// The IPv6 addresses that containers of an IPv4-only overlay have for the outside are no way around.
+func TestPolicy_IPv6ForTheOutsideAlone(t *testing.T) {
+	l := lab.New(t, 1, lab.WithIPv6)
+	h := l.Host(1)
+	upEmbedded(h)
+	a, b, none := join(t, h, "a", "--isolate"), join(t, h, "b"), join(t, h, "none", "--egress", "deny")
+	for _, m := range []*member{a, b, none} {
+		if !m.addr6.IsValid() {
+			t.Fatalf("%s has no IPv6 address", m.Name)
+		}
+		m.serve(t)
+	}
+	l.Outside.HTTPServer(t, port(lab.OutsideAddr6, 8080))
+	try(t, "IPv6 for the outside", slices.Concat(
+		doors(a, b), doors(b, a), doors(none, b, everyDoor...), doors(b, none, everyDoor...),
+		[]door{
+			{a, lab.OutsideAddr6, byTCP, true}, {a, lab.OutsideAddr6, byPing, true},
+			{none, lab.OutsideAddr6, byTCP, false}, {none, lab.OutsideAddr6, byPing, false},
+		},
+	))
+}
