@@ -144,6 +144,13 @@ func (n *Node) dialableLocked(a netip.Addr) error {
 	case slices.Contains(n.own, a):
 		return api.Errorf(api.CodeDenied, "%v is the gateway's own address: only containers are dialled", a)
 	}
+	for i := range n.peers {
+		for _, subnet := range []netip.Prefix{n.peers[i].lease.Subnet, n.peers[i].lease.Subnet6} {
+			if subnet.Contains(a) && (a == gatewayAddr(subnet) || a == networkAddr(subnet)) {
+				return api.Errorf(api.CodeDenied, "%v is the gateway's address of another node: only containers are dialled", a)
+			}
+		}
+	}
 	return nil
 }
 

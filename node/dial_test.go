@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/rootless-ovl/rootless-ovl/api"
+	"github.com/rootless-ovl/rootless-ovl/lease"
 	"github.com/rootless-ovl/rootless-ovl/proxy"
 	"github.com/rootless-ovl/rootless-ovl/stack"
 )
@@ -76,8 +77,9 @@ func TestDialOverlay_FindsNamesAndAddresses(t *testing.T) {
 
 func TestDialOverlay_RefusesWhatIsNotTheOverlays(t *testing.T) {
 	n, d := dialing(t)
+	n.peers = []peer{{lease: lease.Lease{Subnet: netip.MustParsePrefix("10.5.90.0/24")}}}
 	for _, host := range []string{
-		"127.0.0.1", "::1", "::ffff:127.0.0.1", "0.0.0.0", "::", "169.254.169.254", "fd00:ec2::254", "fe80::1%eth0", "192.0.2.1", "224.0.0.1",
+		"10.5.90.1", "10.5.90.0", "127.0.0.1", "::1", "::ffff:127.0.0.1", "0.0.0.0", "::", "169.254.169.254", "fd00:ec2::254", "fe80::1%eth0", "192.0.2.1", "224.0.0.1",
 		"255.255.255.255", n.own[0].String(), n.own[1].String(), "::ffff:" + n.own[0].String(),
 	} {
 		if _, err := n.dialOverlay(t.Context(), host, 80); !errors.Is(err, api.ErrDenied) {

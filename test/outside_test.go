@@ -63,11 +63,17 @@ func TestForward_LeadsToContainersAnywhere(t *testing.T) {
 	a, b := join(t, s.h1, "a"), join(t, s.h2, "b")
 	a.HTTPServer(t, port(a.addr, 80))
 	b.HTTPServer(t, port(b.addr, 80))
-	at := forward(t, s.h1, "0", "a:80", "127.0.0.2:0", port(b.addr, 80).String())
+	at := forward(t, s.h1, "0", "a:80", "127.0.0.2:0", port(b.addr, 80).String(), "0", "b:80", "0", "B.ovl.internal.:80")
 	if at[1].Addr().String() != "127.0.0.2" {
 		t.Errorf("it listens on %v", at[1])
 	}
 	for i, to := range at {
+		if i >= 2 { // names come to other nodes within a second
+			lab.Eventually(t, "the name leads there", func() bool {
+				_, err := s.h1.Fetch("http://" + to.String() + "/")
+				return err == nil
+			})
+		}
 		got, err := s.h1.Fetch("http://" + to.String() + "/")
 		if err != nil || got != s.d1.Status().Gateway {
 			t.Errorf("%d: the container saw %q, %v; want the gateway of host 1", i, got, err)
@@ -184,11 +190,15 @@ func TestProxy_LeadsToContainersAnywhere(t *testing.T) {
 	a.HTTPServer(t, port(a.addr, 8080))
 	b.HTTPServer(t, port(b.addr, 80))
 	at := netip.MustParseAddrPort("127.0.0.1:1080")
+	lab.Eventually(t, "the name b is known on host 1", func() bool {
+		status, _, err := fetch(proxied(h1, "http", at), "http://b.ovl.internal/")
+		return err == nil && status == http.StatusOK
+	})
 	for _, scheme := range []string{"socks5h", "socks5", "http"} {
 		c := proxied(h1, scheme, at)
 		urls := []string{"http://" + b.addr.String() + "/"}
 		if scheme != "socks5" { // there the client looks names up
-			urls = append(urls, "http://a:8080/")
+			urls = append(urls, "http://a:8080/", "http://b.ovl.internal/")
 		}
 		for _, u := range urls {
 			if status, body, err := fetch(c, u); err != nil || status != http.StatusOK || body != d1.Status().Gateway {
@@ -201,7 +211,7 @@ func TestProxy_LeadsToContainersAnywhere(t *testing.T) {
 		Counters map[string]map[string]uint64
 	}
 	h1.CLIJSON(&s, "status")
-	if s.Proxy != at.String() || s.Counters["proxy"]["socks"] != 3 || s.Counters["proxy"]["http_requests"] != 2 {
+	if s.Proxy != at.String() || s.Counters["proxy"]["socks"] != 4 || s.Counters["proxy"]["http_requests"] < 4 {
 		t.Errorf("status: %+v", s)
 	}
 	refusedUp := h1.CLI("up", "--proxy", "1080", "--state-dir", h1.Dir+"/other", "--runtime-dir", h1.Dir+"/other-run", "--etcd-endpoints", etcdURL(h1), "--port", "0")
@@ -302,6 +312,37 @@ func TestExec_RunsInAContainersNetwork(t *testing.T) {
 	}
 	refused(t, h.CLI("exec", "nobody", "--", "true"), "nobody", "rootless-ovl ps")
 	refused(t, h.CLI("exec", "rooted", "true"), "--")
+}
+
+func TestExec_PassesSignalsOn(t *testing.T) {
+	l, _, _ := lone(t)
+	h := l.Host(1)
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1} {
+		// The lab's own first process ignores signals, and exec leaves alone what was ignored when it started.
+		cmd := h.Command("env", "--default-signal=INT,HUP", h.Binary(), "exec", "a", "--", "bash", "-c",
+			`trap 'echo got; exit 42' TERM INT HUP USR1; echo ready; while :; do sleep 0.05; done`)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := h.Start(cmd); err != nil {
+			t.Fatal(err)
+		}
+		kill := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() })
+		lines := bufio.NewScanner(out)
+		if !lines.Scan() || lines.Text() != "ready" {
+			t.Errorf("%v: the program printed %q first", sig, lines.Text())
+		}
+		_ = cmd.Process.Signal(sig)
+		if !lines.Scan() || lines.Text() != "got" {
+			t.Errorf("%v did not reach the program: %q", sig, lines.Text())
+		}
+		_ = cmd.Wait()
+		kill.Stop()
+		if code := cmd.ProcessState.ExitCode(); code != 42 {
+			t.Errorf("%v: exit code %d, want the program's 42", sig, code)
+		}
+	}
 }
 
 func TestExec_WithoutANameIsRun(t *testing.T) {
