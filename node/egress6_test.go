@@ -117,8 +117,13 @@ func TestAdopt_FollowsTheHostsIPv6(t *testing.T) {
 	if err := n.adopt(); err != nil {
 		t.Fatal(err)
 	}
-	if list, err := n.Attachments(t.Context()); err != nil || len(list) != 1 || list[0].Addr6 != addr6+"/64" || !strings.Contains(list[0].Problem, "outside alone") {
+	list, err := n.Attachments(t.Context())
+	if err != nil || len(list) != 1 || list[0].Addr6 != "fd00:5:0:72::a05:4802/64" || list[0].Problem != "" {
 		t.Errorf("the network has become dual-stack: %+v, %v", list, err)
+	}
+	inside, gw := c.links["eth0"].config, netip.MustParseAddr("fd00:5:0:72::1")
+	if len(inside.Addrs) != 2 || len(inside.Routes) != 4 || !slices.Contains(inside.Routes, nsutil.Route{Dst: netip.MustParsePrefix("::/0"), Gateway: gw}) {
+		t.Errorf("TAP %+v", inside)
 	}
 }
 

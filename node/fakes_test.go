@@ -260,6 +260,8 @@ func (f fakeNamespace) change(c nsutil.TAPConfig) error {
 		return fmt.Errorf("process %d: %w", f.c.pid, nsutil.ErrNoIPv6)
 	}
 	l.config.MTU, l.config.GSOMaxSize = c.MTU, c.GSOMaxSize
+	l.config.Addrs = slices.DeleteFunc(l.config.Addrs, func(p netip.Prefix) bool { return slices.Contains(c.OldAddrs, p) })
+	l.config.Routes = slices.DeleteFunc(l.config.Routes, func(r nsutil.Route) bool { return slices.Contains(c.OldRoutes, r) })
 	l.config.Addrs = append(l.config.Addrs, c.Addrs...)
 	l.config.Routes = append(l.config.Routes, c.Routes...)
 	return nil

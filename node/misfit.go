@@ -14,18 +14,18 @@ import (
 )
 
 // refit gives the interface of an attachment that is taken up what it would get now: the MTU, and the IPv6 address if the network has
-// become dual-stack. What is not done stays in misfit.
+// become dual-stack, or the host has got a way out for it. What is not done stays in misfit.
 func (n *Node) refit(a *attachment, ns namespace) {
 	n.mu.Lock()
 	s, me := a.saved, n.selfLocked()
 	n.mu.Unlock()
 	s.MTU = me.mtu
+	// With less than 32 bits one of an earlier subnet could have the address.
+	if (!s.Addr6.IsValid() || isEgress6(s.Addr6)) && !s.Gateway && me.subnet6.IsValid() && me.subnet6.Bits() <= 96 && me.subnet.Contains(s.Addr.Addr()) {
+		s.Addr6, _ = addr6Of(s.Addr, me.subnet6)
+	}
 	if !s.Addr6.IsValid() {
 		s.Addr6 = n.egress6Of(s, me)
-	}
-	// With less than 32 bits one of an earlier subnet could have the address.
-	if !s.Addr6.IsValid() && !s.Gateway && me.subnet6.IsValid() && me.subnet6.Bits() <= 96 && me.subnet.Contains(s.Addr.Addr()) {
-		s.Addr6, _ = addr6Of(s.Addr, me.subnet6)
 	}
 	new6 := s.Addr6 != a.saved.Addr6
 	if s.MTU == a.saved.MTU && !new6 {
@@ -37,9 +37,13 @@ func (n *Node) refit(a *attachment, ns namespace) {
 	}
 	c.Addrs = slices.DeleteFunc(c.Addrs, func(p netip.Prefix) bool { return !new6 || p.Addr().Is4() })
 	c.Routes = slices.DeleteFunc(c.Routes, func(r nsutil.Route) bool { return !new6 || r.Dst.Addr().Is4() })
+	if new6 && a.saved.Addr6.IsValid() { // for the outside alone, with its default route
+		c.OldAddrs = []netip.Prefix{a.saved.Addr6}
+		c.OldRoutes = []nsutil.Route{{Dst: netip.PrefixFrom(netip.IPv6Unspecified(), 0), Gateway: gatewayAddr(a.saved.Addr6)}}
+	}
 	err = ns.change(c)
 	if errors.Is(err, nsutil.ErrNoIPv6) {
-		s.Addr6, c.Addrs, c.Routes = a.saved.Addr6, nil, nil
+		s.Addr6, c.Addrs, c.Routes, c.OldAddrs, c.OldRoutes = a.saved.Addr6, nil, nil, nil, nil
 		err = ns.change(c)
 	}
 	switch {

@@ -306,7 +306,15 @@ func (c *rtnl) setUp(index int32) error {
 
 // addAddr gives a device an address. IPv6 addresses skip duplicate address detection: leases are unique already.
 func (c *rtnl) addAddr(index int32, p netip.Prefix) error {
-	req := nl.NewNetlinkRequest(unix.RTM_NEWADDR, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	return c.addr(nl.NewNetlinkRequest(unix.RTM_NEWADDR, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL), index, p)
+}
+
+// removeAddr takes an address of the device away, and the route of its prefix with it.
+func (c *rtnl) removeAddr(index int32, p netip.Prefix) error {
+	return c.addr(nl.NewNetlinkRequest(unix.RTM_DELADDR, unix.NLM_F_ACK), index, p)
+}
+
+func (c *rtnl) addr(req *nl.NetlinkRequest, index int32, p netip.Prefix) error {
 	msg := nl.NewIfAddrmsg(familyOf(p.Addr()))
 	msg.Index = uint32(index)
 	msg.Prefixlen = uint8(p.Bits())
@@ -348,6 +356,25 @@ func (c *rtnl) addRoute(index int32, r Route, onlink bool) error {
 		metrics.AddRtAttr(unix.RTAX_MTU, nl.Uint32Attr(uint32(r.MTU)))
 		req.AddData(metrics)
 	}
+	_, err := c.do(req)
+	return err
+}
+
+// removeRoute removes the route to r's destination over the device and r's gateway.
+func (c *rtnl) removeRoute(index int32, r Route) error {
+	req := nl.NewNetlinkRequest(unix.RTM_DELROUTE, unix.NLM_F_ACK)
+	msg := nl.NewRtDelMsg()
+	msg.Family = uint8(familyOf(r.Dst.Addr()))
+	msg.Table = unix.RT_TABLE_MAIN
+	msg.Dst_len = uint8(r.Dst.Bits())
+	req.AddData(msg)
+	if r.Dst.Bits() > 0 {
+		req.AddData(nl.NewRtAttr(unix.RTA_DST, r.Dst.Addr().AsSlice()))
+	}
+	if r.Gateway.IsValid() {
+		req.AddData(nl.NewRtAttr(unix.RTA_GATEWAY, r.Gateway.AsSlice()))
+	}
+	req.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
 	_, err := c.do(req)
 	return err
 }

@@ -28,6 +28,10 @@ type TAPConfig struct {
 	GSOMaxSegs int  // segments of one superpacket; 0 leaves it. Best effort: not every kernel lets it be set.
 	GSOMaxSize int  // bytes of one superpacket; 0 leaves it. Best effort.
 	Persist    bool // the device stays when its last descriptor is closed
+
+	// What ChangeTAP takes away first, if it is there.
+	OldAddrs  []netip.Prefix
+	OldRoutes []Route
 }
 
 // Route is a route in the namespace, over the TAP.
@@ -324,7 +328,7 @@ func (n *Namespace) adopt(t *TAP, rt *rtnl) error {
 	return nil
 }
 
-// ChangeTAP gives a TAP that is there c's MTU and GSOMaxSize, and c's addresses and routes beside those that it has. The rest of c does
+// ChangeTAP gives a TAP that is there c's MTU and GSOMaxSize, and c's addresses and routes beside those that it has, without the old ones that c names. The rest of c does
 // not count. An address of it that is there already stays, as does a route to the same destination. After an error, ErrNoTAP and
 // ErrNoIPv6 among them, a part of it may have been done.
 func (n *Namespace) ChangeTAP(c TAPConfig) error {
@@ -349,6 +353,16 @@ func (n *Namespace) ChangeTAP(c TAPConfig) error {
 	}
 	if c.GSOMaxSize > 0 { // best effort, as in CreateTAP
 		_ = rt.setLink(link.index, nl.NewRtAttr(unix.IFLA_GSO_MAX_SIZE, nl.Uint32Attr(uint32(c.GSOMaxSize))))
+	}
+	for _, r := range c.OldRoutes {
+		if err := rt.removeRoute(link.index, r); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("%s: removing the route to %v over %s: %w", n.name, r.Dst, c.IfName, err)
+		}
+	}
+	for _, p := range c.OldAddrs {
+		if err := rt.removeAddr(link.index, p); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("%s: removing %v from %s: %w", n.name, p, c.IfName, err)
+		}
 	}
 	for _, p := range c.Addrs {
 		if err := rt.addAddr(link.index, p); err != nil && !errors.Is(err, unix.EEXIST) {

@@ -379,6 +379,22 @@ func TestChangeTAP_AddsWhatADualStackNetworkHas(t *testing.T) {
 	if got := len(h.routes("-4")); got != 3 { // with that of the subnet
 		t.Errorf("%d IPv4 routes: %v", got, h.routes("-4"))
 	}
+	// Another network, with another IPv6 address.
+	moved := after
+	moved.Addrs, moved.OldAddrs = []netip.Prefix{netip.MustParsePrefix("fd00:6:1::9/64")}, after.Addrs[1:]
+	moved.OldRoutes = []Route{{Dst: netip.MustParsePrefix("::/0"), Gateway: netip.MustParseAddr("fd00:5:1::1")}}
+	moved.Routes = []Route{{Dst: netip.MustParsePrefix("::/0"), Gateway: netip.MustParseAddr("fd00:6:1::1")}}
+	for range 2 {
+		if err := n.ChangeTAP(moved); err != nil {
+			t.Fatal(err)
+		}
+		if r := h.routes("-6")["default"]; r.Gateway != "fd00:6:1::1" {
+			t.Errorf("IPv6 default route %+v", r)
+		}
+		if a := h.run("ip", "-6", "addr", "show", "dev", "eth0"); strings.Contains(a.Out, "fd00:5:1") || !strings.Contains(a.Out, "fd00:6:1::9/64") {
+			t.Errorf("addresses: %+v", a)
+		}
+	}
 	for _, name := range []string{"lo", "eth1"} {
 		c := after
 		c.IfName = name
