@@ -337,7 +337,7 @@ func (n *Names) Run(ctx context.Context, fn func(NamesSnapshot)) error {
 		defer close(kept)
 		n.keep(ctx)
 	}()
-	garbage := garbageLog{log: n.r.log, what: "a name"}
+	garbage := garbageLog{log: n.r.log, what: "name"}
 	f := following[seenName]{
 		r: n.r, key: n.r.namesKey(), what: "names",
 		report: func(err error) {
@@ -455,7 +455,7 @@ func (n *Names) settle(ctx context.Context) error {
 		}
 	}
 	for _, w := range missing {
-		was := n.blame(w, nil)
+		was := n.Problem(w.name.Name)
 		err := n.publish(ctx, w)
 		n.blame(w, err)
 		switch {
@@ -472,12 +472,11 @@ func (n *Names) settle(ctx context.Context) error {
 	return nil
 }
 
-// blame notes why w is not published, and returns why it was not before.
-func (n *Names) blame(w *wanted, err error) (was error) {
+// blame notes why w is not published; nil: it is.
+func (n *Names) blame(w *wanted, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	was, w.problem = w.problem, err
-	return was
+	w.problem = err
 }
 
 // renew restarts the time of the etcd lease when a third of it has passed. The caller has writing.

@@ -63,7 +63,7 @@ func clipped(key string) string {
 // goroutine and may take its time: changes meanwhile arrive as one Snapshot. After an outage or a compaction fn gets
 // a fresh list even if nothing changed.
 func (r *Registry) Watch(ctx context.Context, fn func(Snapshot)) error {
-	garbage := garbageLog{log: r.log, what: "a lease"}
+	garbage := garbageLog{log: r.log, what: "lease"}
 	f := following[entry]{
 		r: r, key: r.subnetsKey(), what: "leases",
 		report: func(err error) { r.health.report("watch", err) },
@@ -110,7 +110,7 @@ func (f *following[E]) run(ctx context.Context) {
 		started := time.Now()
 		err = f.from(ctx, pairs, rev)
 		if errors.Is(err, ErrCompacted) {
-			f.r.log.Info("the store compacted its history; listing all "+f.what+" again", "prefix", f.r.prefix)
+			f.r.log.Info("the store compacted its history; listing everything again", "what", f.what, "prefix", f.r.prefix)
 		}
 		// A watch that ended is no outage yet: only the next list tells.
 		if time.Since(started) > maxBackoff {
@@ -171,7 +171,7 @@ func (f *following[E]) from(ctx context.Context, list []Pair, rev int64) error {
 // garbageLog says once of every key that it is skipped, and again when it was written again.
 type garbageLog struct {
 	log  *slog.Logger
-	what string           // the key is not
+	what string           // the keys should be
 	said map[string]int64 // key -> the ModRevision that was logged
 }
 
@@ -186,7 +186,7 @@ func (g *garbageLog) tell(all iter.Seq2[string, skipped]) {
 	now := make(map[string]int64)
 	for key, s := range all {
 		if now[key] = s.rev; g.said[key] != s.rev {
-			g.log.Warn("skipping a key that is not "+g.what, "key", clipped(key), "reason", s.why)
+			g.log.Warn("skipping a key that is not what it should be", "key", clipped(key), "wanted", g.what, "reason", s.why)
 		}
 	}
 	g.said = now

@@ -204,7 +204,7 @@ func (n *Node) domainLocked() string {
 
 // renameLocked replaces what the gateway's resolver knows by what is known now.
 func (n *Node) renameLocked() {
-	c := dns.ZoneConfig{Domain: n.domainLocked(), Networks: []netip.Prefix{n.netConfig.Network}, Gateways: make(map[netip.Addr][]netip.Addr)}
+	c := dns.ZoneConfig{Domain: n.domainLocked(), Networks: []netip.Prefix{n.netConfig.Network, egress6}, Gateways: make(map[netip.Addr][]netip.Addr)}
 	if carriesIPv6(n.netConfig) {
 		c.Networks = append(c.Networks, n.netConfig.IPv6Network)
 	}
