@@ -34,6 +34,7 @@ var publishCases = flat(
 		{name: "publish/privileged", about: "a port below 1024: an error that names net.ipv4.ip_unprivileged_port_start", run: publishPrivileged},
 		{name: "publish/snat", about: "--snat: the container sees the gateway", run: publishSNAT},
 		{name: "publish/other-route", about: "--snat serves a container whose default route is elsewhere", run: publishOtherRoute},
+		{name: "publish/through-stack", about: "where no sockets can be had in the container's namespace: the same, by the gateway's stack", limit: 60 * time.Second, run: publishStack},
 		{name: "publish/restart", about: "published ports come back with the daemon", limit: 60 * time.Second, run: publishRestart},
 		{name: "publish/detach", about: "a detached container's ports are free again", run: publishDetach},
 		{name: "publish/run", about: "run -p publishes for the time of the command", run: publishRun},
@@ -305,6 +306,35 @@ func publishOtherRoute(t *trial, s *site) {
 	b.UDPEcho(t, at(netip.IPv4Unspecified(), inside))
 	t.check("TCP", s.answers(t, s.h2.Space, at(s.h.Addr, port)))
 	t.check("UDP", s.echoUDP(t, s.h2.Space, at(s.h.Addr, port), 100))
+}
+
+// publishStack keeps the node from using sockets in the container's namespace: what they mark does not come back to them.
+func publishStack(t *trial, s *site) {
+	port := s.port()
+	c := s.h.Container(fmt.Sprint("box", port))
+	t.must("rule", c.MarkToMain(0x6f760000, 0xffff0000))
+	b := attachTo(t, c, "-p", fmt.Sprintf("%d-%d:%d-%d", port, port+3, inside, inside+3))
+	s.next.Add(3)
+	for _, v6 := range []bool{false, true} {
+		to := hostAddr(s.h, v6)
+		seen := make(chan netip.AddrPort, 1)
+		listen(t, b.Space, at(any6(v6), inside), func(c *net.TCPConn) {
+			seen <- remote(c)
+			echo(c)
+		})
+		conn := s.mustDial(t, s.h2.Space, at(to, port))
+		exchange(t, conn, transferSize)
+		if got := taken(t, s, seen, "a connection"); got != local(conn) {
+			t.Errorf("the container saw %s, want the client's own %s", got, local(conn))
+		}
+		listen(t, b.Space, at(any6(v6), inside+1), answerAtEnd)
+		halfCloseClient(t, s.mustDial(t, s.h2.Space, at(to, port+1)))
+		listen(t, b.Space, at(any6(v6), inside+2), resetAfterByte)
+		seesReset(t, s.mustDial(t, s.h2.Space, at(to, port+2)))
+		ends := make(chan error, 1)
+		listen(t, b.Space, at(any6(v6), inside+3), readToEnd(ends))
+		resets(t, s, s.mustDial(t, s.h2.Space, at(to, port+3)), ends)
+	}
 }
 
 func publishRestart(t *trial, _ *site) {

@@ -219,6 +219,20 @@ func (s *Space) AddRoute(prefix netip.Prefix, via netip.Addr) error {
 	})
 }
 
+// MarkToMain has the space look up what has the mark in the main table, before all other rules.
+func (s *Space) MarkToMain(mark, mask uint32) error {
+	return s.Do(func() error {
+		for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+			rule := netlink.NewRule()
+			rule.Family, rule.Priority, rule.Mark, rule.Mask, rule.Table = family, 1, mark, &mask, unix.RT_TABLE_MAIN
+			if err := netlink.RuleAdd(rule); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // LogPath is where a named log of the host is written.
 func (h *Host) LogPath(name string) string { return filepath.Join(h.Dir, name+".log") }
 
