@@ -45,7 +45,7 @@ func (s *site) boxOf(t *trial, v6 bool, ports ...published) *box {
 		t.Fatalf("the container has no IPv6")
 	}
 	s.noIPv6 = true // unless this one comes to it
-	lab.EventuallyWithin(t, s.patience(), "the container has an IPv6 address and default route", func() bool {
+	lab.EventuallyWithin(t, 5*time.Second, "the container has an IPv6 address and default route", func() bool {
 		routes, err := b.Routes6()
 		if _, b.addr6 = addresses(t, b.Container); err != nil || !b.addr6.IsValid() {
 			return false
@@ -569,7 +569,7 @@ func egressManyPorts(t *trial, s *site, v6 bool) {
 	}
 }
 
-// inParallel calls fn for 0 to n-1, workers at a time, and gives up after 5 errors.
+// inParallel calls fn for 0 to n-1, workers at a time, and gives up after 2 errors.
 func inParallel(t *trial, workers, n int, fn func(i int) error) []error {
 	var mu sync.Mutex
 	var errs []error
@@ -579,7 +579,7 @@ func inParallel(t *trial, workers, n int, fn func(i int) error) []error {
 		wg.Go(func() {
 			for t.Context().Err() == nil {
 				mu.Lock()
-				i, enough := next, len(errs) >= 5
+				i, enough := next, len(errs) >= 2
 				next++
 				mu.Unlock()
 				if i >= n || enough {
@@ -664,6 +664,7 @@ func egressIdle(t *trial, s *site) {
 	}
 	time.Sleep(5 * time.Second)
 	for _, c := range conns {
+		_ = c.SetDeadline(time.Now().Add(s.patience()))
 		exchange(t, c, 100)
 	}
 }

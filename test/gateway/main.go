@@ -246,8 +246,14 @@ func serveOnce(port string) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprint(c, remote(c).Addr())
-	return errors.Join(err, c.Close())
+	defer c.Close()
+	if _, err = fmt.Fprint(c, remote(c).Addr()); err != nil {
+		return err
+	}
+	// The connections of a command end with it: the client has read it all when it closes.
+	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_, err = io.Copy(io.Discard, c)
+	return err
 }
 
 // executable is this program, where the hosts' user can run it.

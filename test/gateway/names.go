@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -230,12 +231,14 @@ func resolverAt(t *trial, space *lab.Space, addr netip.AddrPort, answer func(m *
 	t.must("resolver", err)
 	stream, err := space.Listen("tcp4", addr.String())
 	t.must("resolver", err)
+	var serving sync.WaitGroup
 	for _, server := range []*dns.Server{{PacketConn: packet, Handler: handle}, {Listener: stream, Handler: handle}} {
-		go func() { _ = server.ActivateAndServe() }()
+		serving.Go(func() { _ = server.ActivateAndServe() })
 	}
 	t.Cleanup(func() {
 		packet.Close()
 		stream.Close()
+		serving.Wait() // while they read, the address is in use
 	})
 	return asked
 }

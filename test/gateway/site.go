@@ -75,7 +75,7 @@ func (s *site) endurance() time.Duration {
 	if s.system == systemOurs {
 		return 20 * time.Second
 	}
-	return 4 * time.Second
+	return 3 * time.Second
 }
 
 // port is a port of a host that no other case uses.
