@@ -337,7 +337,9 @@ func (n *Names) Run(ctx context.Context, fn func(NamesSnapshot)) error {
 		defer close(kept)
 		n.keep(ctx)
 	}()
-	garbage := garbageLog{log: n.r.log, what: "name"}
+	garbage := garbageLog{say: func(key, reason string) {
+		n.r.log.Warn("skipping a key that is not a name", "key", key, "reason", reason)
+	}}
 	f := following[seenName]{
 		r: n.r, key: n.r.namesKey(), what: "names",
 		report: func(err error) {

@@ -10,7 +10,6 @@ import (
 	"context"
 	"errors"
 	"iter"
-	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -63,7 +62,9 @@ func clipped(key string) string {
 // goroutine and may take its time: changes meanwhile arrive as one Snapshot. After an outage or a compaction fn gets
 // a fresh list even if nothing changed.
 func (r *Registry) Watch(ctx context.Context, fn func(Snapshot)) error {
-	garbage := garbageLog{log: r.log, what: "lease"}
+	garbage := garbageLog{say: func(key, reason string) {
+		r.log.Warn("skipping a key that is not a lease", "key", key, "reason", reason)
+	}}
 	f := following[entry]{
 		r: r, key: r.subnetsKey(), what: "leases",
 		report: func(err error) { r.health.report("watch", err) },
@@ -170,8 +171,7 @@ func (f *following[E]) from(ctx context.Context, list []Pair, rev int64) error {
 
 // garbageLog says once of every key that it is skipped, and again when it was written again.
 type garbageLog struct {
-	log  *slog.Logger
-	what string           // the keys should be
+	say  func(key, reason string)
 	said map[string]int64 // key -> the ModRevision that was logged
 }
 
@@ -186,7 +186,7 @@ func (g *garbageLog) tell(all iter.Seq2[string, skipped]) {
 	now := make(map[string]int64)
 	for key, s := range all {
 		if now[key] = s.rev; g.said[key] != s.rev {
-			g.log.Warn("skipping a key that is not what it should be", "key", clipped(key), "wanted", g.what, "reason", s.why)
+			g.say(clipped(key), s.why)
 		}
 	}
 	g.said = now
