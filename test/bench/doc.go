@@ -1,5 +1,5 @@
 // Bench measures rootless-ovl beside what it competes with: the bare underlay, kernel VXLAN as flannel sets it up, nebula,
-// slirp4netns, pasta and a kernel bridge. `make bench` runs it.
+// slirp4netns, pasta, RootlessKit and a kernel bridge. `make bench` runs it.
 //
 // Place in the journey: beside it. The program under test is the binary that a user runs, as an unprivileged user with no
 // capability; only the kernel peers, nebula and the lab itself need root.

@@ -665,7 +665,7 @@ func egressIdle(t *trial, s *site) {
 	time.Sleep(5 * time.Second)
 	for _, c := range conns {
 		_ = c.SetDeadline(time.Now().Add(s.patience()))
-		exchange(t, c, 100)
+		t.must("exchange", exchanged(c, 100))
 	}
 }
 

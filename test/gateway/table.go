@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -44,20 +45,11 @@ func (r *results) failed(system string) []string {
 	var names []string
 	for _, c := range r.cases {
 		passed, tried := r.passed[[2]string{c.name, system}]
-		if tried && !passed || !tried && len(r.passed) > 0 && r.has(system) && (c.shared || system == systemOurs) {
+		if tried && !passed || !tried && slices.Contains(r.systems, system) && (c.shared || system == systemOurs) {
 			names = append(names, c.name)
 		}
 	}
 	return names
-}
-
-func (r *results) has(system string) bool {
-	for _, s := range r.systems {
-		if s == system {
-			return true
-		}
-	}
-	return false
 }
 
 // markdown is the table, with a line of totals.
