@@ -333,7 +333,7 @@ func (s *site) outsideClosed(t *trial, b *box, to netip.AddrPort) {
 }
 
 func egressDeny(t *trial, s *site) {
-	s.resolver(t, nil)
+	s.resolver(t)
 	port := s.port()
 	d := openDoor(t, s.Outside.Space, at(lab.OutsideAddr, port))
 	b := join(t, s.h, "denied-"+fmt.Sprint(port), "--egress", "deny", "-p", fmt.Sprintf("%d:%d", port, inside))

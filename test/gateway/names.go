@@ -193,7 +193,7 @@ func namesReserved(t *trial, s *site) {
 }
 
 func namesUnknown(t *trial, s *site) {
-	asked := s.resolver(t, nil)
+	asked := s.resolver(t)
 	b := s.box(t)
 	t.check("unknown", gone(b, "nobody"+domain))
 	if n := asked.Load(); n != 0 {
@@ -202,12 +202,12 @@ func namesUnknown(t *trial, s *site) {
 }
 
 // resolver is the resolver of the site's host for the time of a trial: the outside's router, as a lab's resolv.conf says. It knows
-// name.lab.test; answers counts what it was asked.
-func (s *site) resolver(t *trial, answer func(m *dns.Msg, w dns.ResponseWriter)) *atomic.Int64 {
-	return resolverAt(t, s.Outside.Space, at(lab.RouterAddr, 53), answer)
+// name.lab.test and big.lab.test; the count is of what it was asked.
+func (s *site) resolver(t *trial) *atomic.Int64 {
+	return resolverAt(t, s.Outside.Space, at(lab.RouterAddr, 53))
 }
 
-func resolverAt(t *trial, space *lab.Space, addr netip.AddrPort, answer func(m *dns.Msg, w dns.ResponseWriter)) *atomic.Int64 {
+func resolverAt(t *trial, space *lab.Space, addr netip.AddrPort) *atomic.Int64 {
 	asked := new(atomic.Int64)
 	handle := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
 		asked.Add(1)
@@ -215,8 +215,6 @@ func resolverAt(t *trial, space *lab.Space, addr netip.AddrPort, answer func(m *
 		m.SetReply(q)
 		name := q.Question[0].Name
 		switch {
-		case answer != nil:
-			answer(m, w)
 		case name == "big.lab.test.":
 			bigAnswer(m, w, q)
 		case strings.HasSuffix(name, "name.lab.test.") && q.Question[0].Qtype == dns.TypeA:
@@ -262,7 +260,7 @@ func bigAnswer(m *dns.Msg, w dns.ResponseWriter, q *dns.Msg) {
 }
 
 func dnsForwarded(t *trial, s *site) {
-	s.resolver(t, nil)
+	s.resolver(t)
 	b := s.box(t)
 	for _, network := range []string{"udp4", "tcp4"} {
 		m, err := ask(b, network, "name.lab.test.", dns.TypeA)
@@ -277,7 +275,7 @@ func dnsForwarded(t *trial, s *site) {
 }
 
 func dnsTruncated(t *trial, s *site) {
-	s.resolver(t, nil)
+	s.resolver(t)
 	b := s.box(t)
 	if m, err := ask(b, "udp4", "big.lab.test.", dns.TypeTXT); err != nil || !m.Truncated {
 		t.Errorf("by UDP: %v, %v; want it truncated", m, err)
@@ -288,7 +286,7 @@ func dnsTruncated(t *trial, s *site) {
 }
 
 func dnsEDNS(t *trial, s *site) {
-	s.resolver(t, nil)
+	s.resolver(t)
 	b := s.box(t)
 	q := new(dns.Msg)
 	q.SetQuestion("big.lab.test.", dns.TypeTXT)
@@ -323,7 +321,7 @@ func queryOn(conn net.Conn, q *dns.Msg) (*dns.Msg, error) {
 }
 
 func dnsCache(t *trial, s *site) {
-	asked := s.resolver(t, nil)
+	asked := s.resolver(t)
 	b := s.box(t)
 	ttl := func() uint32 {
 		m, err := ask(b, "udp4", "cached.name.lab.test.", dns.TypeA)
@@ -343,7 +341,7 @@ func dnsCache(t *trial, s *site) {
 }
 
 func dnsFollows(t *trial, s *site) {
-	resolverAt(t, s.Outside.Space, at(lab.OutsideAddr, 53), nil)
+	resolverAt(t, s.Outside.Space, at(lab.OutsideAddr, 53))
 	b := s.box(t)
 	s.h.SetResolvConf("nameserver " + lab.OutsideAddr.String() + "\n")
 	t.Cleanup(func() { s.h.SetResolvConf("nameserver " + lab.RouterAddr.String() + "\n") })
@@ -359,7 +357,7 @@ func dnsStub(t *trial, _ *site) {
 	// Who may serve port 53 is root's on a real host.
 	t.must("port 53", h.Sysctl("net/ipv4/ip_unprivileged_port_start", "53"))
 	stub := netip.MustParseAddr("127.0.0.53")
-	resolverAt(t, h.Space, at(stub, 53), nil)
+	resolverAt(t, h.Space, at(stub, 53))
 	h.SetResolvConf("nameserver " + stub.String() + "\noptions edns0 trust-ad\n")
 	h.Up("--listen-etcd", h.Addr.String()+":2379", "--network", overlayNet)
 	b := join(t, h, "a")
@@ -369,7 +367,7 @@ func dnsStub(t *trial, _ *site) {
 }
 
 func dnsDead(t *trial, s *site) {
-	s.resolver(t, nil)
+	s.resolver(t)
 	s.h.SetResolvConf("nameserver " + lab.OutsideAddr.String() + "\nnameserver " + lab.RouterAddr.String() + "\n")
 	t.Cleanup(func() { s.h.SetResolvConf("nameserver " + lab.RouterAddr.String() + "\n") })
 	b := s.box(t)

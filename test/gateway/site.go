@@ -339,15 +339,15 @@ func listen(t *trial, in *lab.Space, addr netip.AddrPort, serve func(c *net.TCPC
 }
 
 // taken waits for a value that a server hands over.
-func taken[T any](t *trial, s *site, from <-chan T, what string) T {
+func taken[T any](t *trial, s *site, from <-chan T, what string) (v T) {
 	select {
-	case v := <-from:
-		return v
+	case v = <-from:
 	case <-time.After(2 * s.patience()):
+		t.Fatalf("waited in vain: %s", what)
 	case <-t.Context().Done():
+		t.Fatalf("the case ended before: %s", what)
 	}
-	t.Fatalf("waited in vain: %s", what)
-	panic("unreachable")
+	return v
 }
 
 // echo sends back what comes, until it ends, and then ends.
