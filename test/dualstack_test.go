@@ -30,9 +30,12 @@ func withDualStack(t *testing.T, hosts int) (*lab.Lab, *lab.Etcd, *clientv3.Clie
 	return withVXLAN(t, hosts, dualConfig, lab.WithIPv6)
 }
 
-// addrs are the member's, of one family or both.
+// outside6 is where addresses lie that a container has for the outside alone.
+var outside6 = netip.MustParsePrefix("fdfa:a976:e5a::/64")
+
+// addrs are those of the member that the overlay carries, of one family or both.
 func (m *member) addrs() []netip.Addr {
-	if m.addr6.IsValid() {
+	if m.addr6.IsValid() && !outside6.Contains(m.addr6) {
 		return []netip.Addr{m.addr, m.addr6}
 	}
 	return []netip.Addr{m.addr}
