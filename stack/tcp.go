@@ -155,6 +155,9 @@ func (o *opening) do() {
 	if !ended {
 		ep, terr = r.CreateEndpoint(&f.queue)
 	}
+	f.mu.Lock()
+	f.shaking, f.ep = false, ep
+	f.mu.Unlock()
 	r.Complete(ended)
 	if ended || terr != nil { // the container has given up, or never answered
 		if fd >= 0 {
@@ -163,9 +166,6 @@ func (o *opening) do() {
 		leave()
 		return
 	}
-	f.mu.Lock()
-	f.shaking, f.ep = false, ep
-	f.mu.Unlock()
 	ns.flows.establish(f.entry)
 	ns.count.tcpOpened.Add(1)
 	f.quote = nil
@@ -319,16 +319,27 @@ func (f *tcpFlow) end() {
 	case ep != nil:
 		ep.Abort()
 	case shaking:
-		f.ns.abort(f.entry.key)
+		f.ns.crew.give(&interruption{f})
 	case f.wake != nil:
 		f.ready(0)
 	}
 }
 
-// abort ends gVisor's endpoint of a flow.
-func (ns *netstack) abort(k flowKey) {
-	if ep := ns.endpoint(k); ep != nil {
-		ep.Abort()
+// interruption ends a handshake with a container, of which gVisor has no other handle than the endpoint that it makes some time in
+// the middle.
+type interruption struct{ f *tcpFlow }
+
+func (i *interruption) do() {
+	for f := i.f; ; time.Sleep(time.Millisecond) {
+		f.mu.Lock()
+		over := !f.shaking
+		f.mu.Unlock()
+		if over {
+			return
+		}
+		if ep := f.ns.endpoint(f.entry.key); ep != nil {
+			ep.Abort()
+		}
 	}
 }
 
