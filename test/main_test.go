@@ -53,11 +53,11 @@ func waitPeers(t *testing.T, n int, daemons ...*lab.Daemon) {
 }
 
 // lone is one node with one container.
-func lone(t *testing.T, flags ...string) (*lab.Lab, *lab.Daemon, *member) {
+func lone(t *testing.T) (*lab.Lab, *member) {
 	t.Helper()
 	l := lab.New(t, 1)
-	d := upEmbedded(l.Host(1), flags...)
-	return l, d, join(t, l.Host(1), "a")
+	upEmbedded(l.Host(1))
+	return l, join(t, l.Host(1), "a")
 }
 
 // closed fails the test if a TCP connection comes about and the server answers.

@@ -89,7 +89,7 @@ func TestForward_LeadsToContainersAnywhere(t *testing.T) {
 
 // A connection through the gateway ends as the container ends it.
 func TestForward_PassesHalfCloseAndResetOn(t *testing.T) {
-	l, _, a := lone(t)
+	l, a := lone(t)
 	h := l.Host(1)
 	ln, err := a.Listen("tcp", port(a.addr, 7).String())
 	if err != nil {
@@ -315,7 +315,7 @@ func TestExec_RunsInAContainersNetwork(t *testing.T) {
 }
 
 func TestExec_PassesSignalsOn(t *testing.T) {
-	l, _, _ := lone(t)
+	l, _ := lone(t)
 	h := l.Host(1)
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1} {
 		// The lab's own first process ignores signals, and exec leaves alone what was ignored when it started.

@@ -286,7 +286,7 @@ func TestPublish_SNATShowsTheGateway(t *testing.T) {
 }
 
 func TestPublish_CarriesBulkBothWays(t *testing.T) {
-	l, _, a := lone(t)
+	l, a := lone(t)
 	h := l.Host(1)
 	a.HTTPServer(t, port(a.addr, 80))
 	a.UDPEcho(t, port(a.addr, 9000))
