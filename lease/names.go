@@ -294,28 +294,30 @@ func (n *Names) othersLocked(but string) iter.Seq[Name] {
 	}
 }
 
-// Drop takes a name back. If the store does not answer within ctx the error says so, and it is deleted when the store is back; or it goes with
-// its etcd lease.
-func (n *Names) Drop(ctx context.Context, name string) error {
+// Drop takes a name back, if it is that of the container with name's address: of another's it leaves everything as it is. If the store does not
+// answer within ctx the error says so, and it is deleted when the store is back; or it goes with its etcd lease.
+func (n *Names) Drop(ctx context.Context, name Name) error {
 	n.mu.Lock()
-	w := n.want[name]
-	delete(n.want, name)
-	n.mu.Unlock()
-	if w == nil {
+	w := n.want[name.Name]
+	if w == nil || w.name.Addr != name.Addr {
+		n.mu.Unlock()
 		return nil
 	}
+	delete(n.want, name.Name)
+	n.mu.Unlock()
 	defer n.wake()
 	if err := n.writing.LockContext(ctx); err != nil {
 		return err
 	}
 	defer n.writing.Unlock()
 	n.mu.Lock()
-	rev, again := w.rev, n.want[name] != nil
+	rev, again := w.rev, n.want[name.Name] != nil
 	n.mu.Unlock()
 	if rev == 0 || again {
 		return nil
 	}
-	_, _, err := n.r.store.Commit(ctx, Txn{If: []Guard{{Key: n.key(name), ModRevision: rev}}, Key: n.key(name), Delete: true})
+	key := n.key(name.Name)
+	_, _, err := n.r.store.Commit(ctx, Txn{If: []Guard{{Key: key, ModRevision: rev}}, Key: key, Delete: true})
 	return err
 }
 

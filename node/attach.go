@@ -61,6 +61,7 @@ type attachment struct {
 
 	phase   phase
 	problem string // what of it did not work when it was attached or taken up
+	nameErr error  // why its name is not even asked for; nil: it is, or there is none to publish
 	link    link
 	port    *forwarder.Port
 	exit    exitWatch
@@ -177,8 +178,10 @@ func (n *Node) reserve(r api.AttachRequest, ns namespace) (*attachment, error) {
 				other.saved.Name, other.saved.Addr.Addr(), other.saved.Name)
 		}
 	}
-	if other, ok := n.attachments[s.Name]; ok {
-		return nil, api.Errorf(api.CodeInUse, "name %q is taken by %s: choose another with --name", s.Name, other.saved.where())
+	for _, other := range n.attachments { // names are published in lower case
+		if strings.EqualFold(other.saved.Name, s.Name) {
+			return nil, api.Errorf(api.CodeInUse, "name %q is taken by %q, %s: choose another with --name", s.Name, other.saved.Name, other.saved.where())
+		}
 	}
 	if err := n.excludedLocked(r.Gateway); err != nil {
 		return nil, err

@@ -109,8 +109,8 @@ func (n *Node) keepNameLocked(a *attachment) {
 	if !ok || n.names == nil {
 		return
 	}
-	if err := n.names.Keep(name); err != nil {
-		n.log.Warn("a name is not published", "name", name.Name, "err", err)
+	if a.nameErr = n.names.Keep(name); a.nameErr != nil {
+		n.log.Warn("a name is not published", "name", name.Name, "err", a.nameErr)
 	}
 }
 
@@ -119,9 +119,6 @@ func (n *Node) dropName(a *attachment) {
 	n.mu.Lock()
 	name, ok := n.nameOfLocked(&a.saved)
 	names, registry := n.names, n.registry
-	if other := n.attachments[a.saved.Name]; other != a {
-		ok = false // the name is another's by now
-	}
 	n.mu.Unlock()
 	if !ok || names == nil {
 		return
@@ -131,7 +128,7 @@ func (n *Node) dropName(a *attachment) {
 	if !registry.Health().Connected {
 		cancel() // it is deleted later, or ends with its TTL
 	}
-	if err := names.Drop(ctx, name.Name); err != nil {
+	if err := names.Drop(ctx, name); err != nil {
 		n.log.Debug("name not deleted yet", "name", name.Name, "err", err)
 	}
 }
@@ -152,6 +149,8 @@ func (n *Node) nameTroubleLocked(a *attachment) string {
 	err := n.names.Problem(name.Name)
 	var taken *lease.NameTakenError
 	switch {
+	case a.nameErr != nil:
+		return fmt.Sprintf("it cannot be found by its name: %v: attach it again with another", a.nameErr)
 	case errors.As(err, &taken):
 		return fmt.Sprintf("it cannot be found by its name: %s, since before the store could be asked; it gets the name when that is free", n.takenTextLocked(taken))
 	case err != nil:
@@ -226,7 +225,7 @@ func (n *Node) renameLocked() {
 		if a.phase != live {
 			continue
 		}
-		if name, ok := n.nameOfLocked(&a.saved); ok && !others[name.Name] {
+		if name, ok := n.nameOfLocked(&a.saved); ok && a.nameErr == nil && !others[name.Name] {
 			add(name)
 		}
 		if gateways := a.saved.gateways(); !a.saved.Gateway {

@@ -180,8 +180,18 @@ func TestAttach_RefusesNamesThatAreTaken(t *testing.T) {
 		}
 		nothingLeft(t, two.w, two.Node)
 		one.w.start(12)
-		if _, err := one.Attach(t.Context(), api.AttachRequest{PID: 12, Name: "Web"}); err == nil || !strings.Contains(err.Error(), "10.5.1.2 on this node") {
-			t.Errorf("on the same node: %v", err)
+		for _, r := range []api.AttachRequest{{PID: 12, Name: "Web"}, {PID: 12, Name: "Front"}} {
+			_, err := one.Attach(t.Context(), r)
+			var coded *api.Error
+			if !errors.As(err, &coded) || coded.Code != api.CodeInUse || !strings.Contains(err.Error(), "is taken") {
+				t.Errorf("%s on the same node: %v", r.Name, err)
+			}
+		}
+		synctest.Wait()
+		for _, n := range []*namedNode{one, two} {
+			if got := n.says(t, "10.5.2.9", "web.ovl.internal.", mdns.TypeA); got != "NOERROR 10.5.1.2" {
+				t.Errorf("after the refusal node %s says of the one that has the name %s", n.id[:1], got)
+			}
 		}
 		for name, r := range map[string]api.AttachRequest{
 			"host":    {PID: 21, Name: "Host"},
@@ -240,7 +250,7 @@ func TestAttach_GoesOnWhileTheStoreIsAway(t *testing.T) {
 				t.Errorf("node %s says %s", n.id[:1], got)
 			}
 		}
-		if err := r.Drop(t.Context(), "web"); err != nil {
+		if err := r.Drop(t.Context(), lease.Name{Name: "web", Addr: netip.MustParseAddr("10.5.9.9")}); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
@@ -287,6 +297,43 @@ func TestAttach_ThatFailsLeavesNoName(t *testing.T) {
 		}
 		if pairs, _, err := store.Get(t.Context(), lease.DefaultPrefix+"/rootless-ovl/", true); err != nil || len(pairs) != 0 {
 			t.Errorf("in the store: %v, %v", pairs, err)
+		}
+	})
+}
+
+// An earlier daemon may have let two names be that differ in case alone.
+func TestNames_OfTwoThatDifferInCaseOneIsPublished(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := leasetest.NewStore()
+		one, two := newNamedNode(t, store, 1), newNamedNode(t, store, 2)
+		synctest.Wait()
+		one.attach(t, api.AttachRequest{PID: 11, Name: "web"})
+		one.w.start(12)
+		other := one.newAttachment(savedAttachment{Name: "Web", PID: 12, Named: true, Addr: netip.MustParsePrefix("10.5.1.9/24"), IfName: "eth0"})
+		exit, err := one.edges.watchPID(12)
+		if err != nil {
+			t.Fatal(err)
+		}
+		one.mu.Lock()
+		one.attachments["Web"] = other
+		one.mu.Unlock()
+		if err := one.enter(other, &fakeLink{c: one.w.containers[12], held: true}, exit, 1472); err != nil {
+			t.Fatal(err)
+		}
+		one.mu.Lock()
+		problem := one.describeLocked(other).Problem
+		one.mu.Unlock()
+		if !strings.Contains(problem, `name "web" is taken by 10.5.1.2`) {
+			t.Errorf("the problem is %q", problem)
+		}
+		if err := one.Detach(t.Context(), "Web"); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		for _, n := range []*namedNode{one, two} {
+			if got := n.says(t, "10.5.2.9", "web.ovl.internal.", mdns.TypeA); got != "NOERROR 10.5.1.2" {
+				t.Errorf("node %s says %s", n.id[:1], got)
+			}
 		}
 	})
 }

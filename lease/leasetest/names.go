@@ -105,7 +105,7 @@ func testNames(t *testing.T, r *room) {
 	// What is wanted otherwise takes the place of what was; the address makes it the same container.
 	a.claim(t, r, named("web", "10.5.1.2"))
 	b.sees(t, r, one, "web node-1 10.5.1.2")
-	if err := a.Drop(r.ctx, "web"); err != nil {
+	if err := a.Drop(r.ctx, named("web", "10.5.1.2")); err != nil {
 		t.Errorf("Drop: %v", err)
 	}
 	if p := r.get(t, r.prefix+"/rootless-ovl/names/web"); p != nil {
@@ -143,7 +143,15 @@ func testNamesTaken(t *testing.T, r *room) {
 	taken(a, named("db", "10.5.1.3", "web"), "web")
 	b.claim(t, r, named("db", "10.5.2.2", "front"))
 	a.sees(t, r, "db node-2 10.5.2.2 front", "web node-1 10.5.1.2 front")
-	if err := a.Drop(r.ctx, "web"); err != nil {
+	// Whoever did not get it takes nothing back.
+	if err := a.Drop(r.ctx, named("web", "10.5.1.3")); err != nil {
+		t.Error(err)
+	}
+	if p := r.get(t, r.prefix+"/rootless-ovl/names/web"); p == nil || a.Problem("web") != nil {
+		t.Errorf("the key is %+v, %v", p, a.Problem("web"))
+	}
+	taken(b, named("web", "10.5.2.3"), "web")
+	if err := a.Drop(r.ctx, named("web", "10.5.1.2")); err != nil {
 		t.Error(err)
 	}
 	b.claim(t, r, named("web", "10.5.2.3"))
@@ -206,10 +214,10 @@ func testNamesFreed(t *testing.T, r *room) {
 		r.eventually(t, name+" is known to be taken", func() bool { return errors.Is(b.Problem(name), lease.ErrNameTaken) })
 	}
 	a.sees(t, r, "web node-1 10.5.1.2")
-	if err := b.Drop(r.ctx, "web"); err != nil {
+	if err := b.Drop(r.ctx, named("web", "10.5.2.2")); err != nil {
 		t.Error(err)
 	}
-	if err := a.Drop(r.ctx, "web"); err != nil {
+	if err := a.Drop(r.ctx, named("web", "10.5.1.2")); err != nil {
 		t.Error(err)
 	}
 	b.sees(t, r, "db node-2 10.5.2.3 web")
@@ -273,7 +281,7 @@ func testNamesOutage(t *testing.T, r *room) {
 	if err := a.Problem("db"); err == nil || errors.Is(err, lease.ErrNameTaken) {
 		t.Errorf("Problem = %v", err)
 	}
-	if err := a.Drop(ctx, "web"); err == nil {
+	if err := a.Drop(ctx, named("web", "10.5.1.2")); err == nil {
 		t.Error("Drop says that it has deleted something")
 	}
 	r.Start(t)
