@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -32,36 +33,40 @@ const (
 	ProtoUDP = "udp"
 )
 
-// String writes the port as `docker ps` does: 0.0.0.0:8080->80/tcp.
-func (p Port) String() string {
-	return hostEnd(p.HostAddr, strconv.Itoa(p.HostPort)) + "->" + strconv.Itoa(p.Port) + "/" + p.Proto
-}
+// String writes the port as `docker ps` does: 0.0.0.0:8080->80/tcp, [::]:8080->80/tcp.
+func (p Port) String() string { return p.text(1) }
 
-// hostEnd is an address and a port or a range of ports. No address is all of IPv4, as the one that people look for.
-func hostEnd(addr, ports string) string {
-	switch {
-	case addr == "":
-		addr = "0.0.0.0"
-	case strings.ContainsRune(addr, ':'):
-		addr = "[" + addr + "]"
+// text is n ports that follow each other, p first: one entry, or one a family where all addresses of both are meant.
+func (p Port) text(n int) string {
+	ends := func(first int) string {
+		if n == 1 {
+			return strconv.Itoa(first)
+		}
+		return fmt.Sprintf("%d-%d", first, first+n-1)
 	}
-	return addr + ":" + ports
+	addrs := []string{p.HostAddr}
+	if p.HostAddr == "" {
+		addrs = []string{"0.0.0.0", "::"}
+	}
+	for i, addr := range addrs {
+		addrs[i] = net.JoinHostPort(addr, ends(p.HostPort)) + "->" + ends(p.Port) + "/" + p.Proto
+	}
+	text := strings.Join(addrs, ", ")
+	if p.SNAT {
+		text += " (snat)"
+	}
+	return text
 }
 
-// PortsText writes a list of ports as `docker ps` does, neighbours as a range: 0.0.0.0:8000-8010->9000-9010/tcp.
+// PortsText writes a list of ports as `docker ps` does, neighbours as a range: 127.0.0.1:8000-8010->9000-9010/tcp.
 func PortsText(list []Port) string {
 	var texts []string
 	for i := 0; i < len(list); {
-		first, n := list[i], 1
-		for i+n < len(list) && list[i+n].follows(first, n) {
+		n := 1
+		for i+n < len(list) && list[i+n].follows(list[i], n) {
 			n++
 		}
-		if n == 1 {
-			texts = append(texts, first.String())
-		} else {
-			texts = append(texts, fmt.Sprintf("%s->%d-%d/%s", hostEnd(first.HostAddr, fmt.Sprintf("%d-%d", first.HostPort, first.HostPort+n-1)),
-				first.Port, first.Port+n-1, first.Proto))
-		}
+		texts = append(texts, list[i].text(n))
 		i += n
 	}
 	return strings.Join(texts, ", ")
@@ -69,7 +74,7 @@ func PortsText(list []Port) string {
 
 // follows tells whether p is n ports after first, at both ends.
 func (p Port) follows(first Port, n int) bool {
-	return p.HostAddr == first.HostAddr && p.Proto == first.Proto && p.HostPort == first.HostPort+n && p.Port == first.Port+n
+	return p.HostAddr == first.HostAddr && p.Proto == first.Proto && p.SNAT == first.SNAT && p.HostPort == first.HostPort+n && p.Port == first.Port+n
 }
 
 // MaxPorts is how many ports one attachment may have published.
@@ -88,37 +93,24 @@ func ParsePublish(s string) ([]Port, error) {
 	if proto = strings.ToLower(proto); proto != ProtoTCP && proto != ProtoUDP {
 		return bad("the protocol is tcp or udp, not %q", clip(proto))
 	}
-	host, inside, addr := "", rest, ""
-	if i := strings.LastIndexByte(rest, ':'); i >= 0 {
-		host, inside = rest[:i], rest[i+1:]
-		if i := strings.LastIndexByte(host, ':'); i >= 0 {
-			text := host[:i]
-			host = host[i+1:]
-			bracketed := strings.HasPrefix(text, "[") && strings.HasSuffix(text, "]")
-			if bracketed {
-				text = text[1 : len(text)-1]
-			}
-			a, err := netip.ParseAddr(text)
-			switch {
-			case err != nil && strings.ContainsRune(text, ':') && !bracketed:
-				return bad("an IPv6 address stands in brackets, as in [::1]:8080:80")
-			case err != nil:
-				return bad("%q is no address: write [IP:]HOSTPORT:PORT[/tcp|udp], as 8080:80 or 127.0.0.1:8080:80", clip(text))
-			case a.Is6() != bracketed:
-				return bad("an IPv6 address stands in brackets, an IPv4 address does not")
-			case a.Zone() != "" || a.Is4In6() || a.IsMulticast():
-				return bad("%v is no address of a host that a port can be published on", a)
-			}
-			addr = a.String()
-		}
+	addr, host, inside, why := cutPublish(rest)
+	if why != "" {
+		return bad("%s", why)
 	}
 	first, last, ok := portRange(inside)
-	if !ok || first == 0 {
+	switch {
+	case first > last:
+		return bad("the range %s runs downwards: write %d-%d", inside, last, first)
+	case !ok || first == 0:
 		return bad("%q is no port of the container: use 1 to 65535, or a range as 9000-9010", clip(inside))
 	}
 	hostFirst, hostLast := 0, 0
 	if host != "" {
-		if hostFirst, hostLast, ok = portRange(host); !ok || hostFirst == 0 && hostLast != 0 {
+		hostFirst, hostLast, ok = portRange(host)
+		switch {
+		case hostFirst > hostLast:
+			return bad("the range %s runs downwards: write %d-%d", host, hostLast, hostFirst)
+		case !ok || hostFirst == 0 && hostLast != 0:
 			return bad("%q is no port of the host: use 1 to 65535, a range as 8000-8010, or 0 for any that is free", clip(host))
 		}
 	}
@@ -139,7 +131,52 @@ func ParsePublish(s string) ([]Port, error) {
 	return list, nil
 }
 
-// portRange reads N or N-M.
+// cutPublish cuts [IP:]HOSTPORT:PORT in its parts, of which only the address has been looked at; why says what is wrong with that.
+func cutPublish(s string) (addr, host, inside, why string) {
+	text, bracketed := "", strings.HasPrefix(s, "[")
+	switch {
+	case bracketed:
+		end := strings.IndexByte(s, ']')
+		if end < 0 {
+			return "", "", "", "an IPv6 address stands in brackets, as in [::1]:8080:80"
+		}
+		ports, begins := strings.CutPrefix(s[end+1:], ":")
+		var two bool
+		if host, inside, two = strings.Cut(ports, ":"); !begins || !two {
+			return "", "", "", fmt.Sprintf("after an address come the host's port and the container's: write %s:HOSTPORT:PORT", clip(s[:end+1]))
+		}
+		text = s[1:end]
+	case strings.Count(s, ":") > 1:
+		last := strings.LastIndexByte(s, ':')
+		before := strings.LastIndexByte(s[:last], ':')
+		text, host, inside = s[:before], s[before+1:last], s[last+1:]
+		if strings.ContainsRune(text, ':') {
+			return "", "", "", "an IPv6 address stands in brackets, as in [::1]:8080:80"
+		}
+	case strings.ContainsRune(s, ':'):
+		host, inside, _ = strings.Cut(s, ":")
+		if _, err := netip.ParseAddr(host); err == nil {
+			return "", "", "", fmt.Sprintf("after an address come the host's port and the container's: write %s:HOSTPORT:PORT", host)
+		}
+		return "", host, inside, ""
+	default:
+		return "", "", s, ""
+	}
+	a, err := netip.ParseAddr(text)
+	switch {
+	case err != nil:
+		return "", "", "", fmt.Sprintf("%q is no address: write [IP:]HOSTPORT:PORT[/tcp|udp], as 8080:80 or 127.0.0.1:8080:80", clip(text))
+	case a.Is6() != bracketed:
+		return "", "", "", "an IPv6 address stands in brackets, an IPv4 address does not"
+	case a.Zone() != "" || a.Is4In6() || a.IsMulticast() || a == broadcast:
+		return "", "", "", fmt.Sprintf("%v is no address of a host that a port can be published on", a)
+	}
+	return a.String(), host, inside, ""
+}
+
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
+// portRange reads N or N-M; first is above last where M is below N.
 func portRange(s string) (first, last int, ok bool) {
 	from, to, isRange := strings.Cut(s, "-")
 	if !isRange {
@@ -147,7 +184,10 @@ func portRange(s string) (first, last int, ok bool) {
 	}
 	a, err := strconv.ParseUint(from, 10, 16) // which takes no sign
 	b, err2 := strconv.ParseUint(to, 10, 16)
-	return int(a), int(b), err == nil && err2 == nil && a <= b
+	if err != nil || err2 != nil {
+		return 0, 0, false
+	}
+	return int(a), int(b), a <= b
 }
 
 // PublishRequest asks for ports of an attachment to be published: all of them, or none.

@@ -49,7 +49,16 @@ func TestParsePublish_RefusesAndSaysWhy(t *testing.T) {
 		"+80:80":                  "no port of the host",
 		"70000:80":                "no port of the host",
 		"0-10:80-90":              "no port of the host",
-		"8010-8000:90-100":        "no port of the host",
+		"8010-8000:90-100":        "8010-8000 runs downwards: write 8000-8010",
+		"8000-8010:9010-9000":     "9010-9000 runs downwards: write 9000-9010",
+		"70000-80:80":             "no port of the host",
+		"[::1]:80":                "write [::1]:HOSTPORT:PORT",
+		"[::1]":                   "write [::1]:HOSTPORT:PORT",
+		"[::1]8080:80":            "write [::1]:HOSTPORT:PORT",
+		"[::1]:1:2:3":             "no port of the container",
+		"127.0.0.1:80":            "write 127.0.0.1:HOSTPORT:PORT",
+		"255.255.255.255:8085:80": "no address of a host",
+		"[ff02::1]:8080:80":       "no address of a host",
 		"8000-8010:9000":          "11 ports of the host and 1 of the container",
 		"8000:9000-9001":          "1 ports of the host and 2 of the container",
 		"8080:80/sctp":            "tcp or udp",
@@ -101,14 +110,16 @@ func FuzzParsePublish(f *testing.F) {
 
 func TestPortsText_IsAsDockersAndJoinsNeighbours(t *testing.T) {
 	var list []Port
-	for _, s := range []string{"8080:80", "[::1]:53:53/udp", "8000-8010:9000-9010", "127.0.0.1:1-2:1-2/udp"} {
+	for _, s := range []string{"8080:80", "[::1]:53:53/udp", "8000-8010:9000-9010", "127.0.0.1:1-2:1-2/udp", "0.0.0.0:7:7", "[::]:8:8"} {
 		more, err := ParsePublish(s)
 		if err != nil {
 			t.Fatal(err)
 		}
 		list = append(list, more...)
 	}
-	want := "0.0.0.0:8080->80/tcp, [::1]:53->53/udp, 0.0.0.0:8000-8010->9000-9010/tcp, 127.0.0.1:1-2->1-2/udp"
+	list = append(list, Port{HostPort: 9, Port: 9, Proto: "tcp"}, Port{HostPort: 10, Port: 10, Proto: "tcp", SNAT: true})
+	want := "0.0.0.0:8080->80/tcp, [::]:8080->80/tcp, [::1]:53->53/udp, 0.0.0.0:8000-8010->9000-9010/tcp, [::]:8000-8010->9000-9010/tcp, " +
+		"127.0.0.1:1-2->1-2/udp, 0.0.0.0:7->7/tcp, [::]:8->8/tcp, 0.0.0.0:9->9/tcp, [::]:9->9/tcp, 0.0.0.0:10->10/tcp, [::]:10->10/tcp (snat)"
 	if got := PortsText(list); got != want {
 		t.Errorf("\n got %s\nwant %s", got, want)
 	}
@@ -130,12 +141,12 @@ func TestUnpublishRequest_PicksWhatTheSpecsMean(t *testing.T) {
 		specs []string
 		want  string
 	}{
-		{[]string{"8080:80"}, "0.0.0.0:8080->80/tcp"},
-		{[]string{"80/udp"}, "0.0.0.0:8080->80/udp"},
-		{[]string{"80"}, "0.0.0.0:8080->80/tcp, 0.0.0.0:8081->80/tcp, 127.0.0.1:8082->80/tcp"},
+		{[]string{"8080:80"}, "0.0.0.0:8080->80/tcp, [::]:8080->80/tcp"},
+		{[]string{"80/udp"}, "0.0.0.0:8080->80/udp, [::]:8080->80/udp"},
+		{[]string{"80"}, "0.0.0.0:8080->80/tcp, [::]:8080->80/tcp, 0.0.0.0:8081->80/tcp, [::]:8081->80/tcp, 127.0.0.1:8082->80/tcp"},
 		{[]string{"127.0.0.1::80"}, "127.0.0.1:8082->80/tcp"},
-		{[]string{"8082:80", "9001:9001", "9001:9001"}, "127.0.0.1:8082->80/tcp, 0.0.0.0:9001->9001/tcp"},
-		{[]string{"9000-9002:9000-9002"}, "0.0.0.0:9000-9002->9000-9002/tcp"},
+		{[]string{"8082:80", "9001:9001", "9001:9001"}, "127.0.0.1:8082->80/tcp, 0.0.0.0:9001->9001/tcp, [::]:9001->9001/tcp"},
+		{[]string{"9000-9002:9000-9002"}, "0.0.0.0:9000-9002->9000-9002/tcp, [::]:9000-9002->9000-9002/tcp"},
 	}
 	for _, tt := range tests {
 		got, err := UnpublishRequest{Publish: tt.specs}.Pick(published)

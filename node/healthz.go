@@ -26,6 +26,7 @@ func (n *Node) listenHealth() (net.Listener, error) {
 		return nil, fmt.Errorf("health checks: %w: choose another --healthz-ip or --healthz-port", err)
 	}
 	n.log.Info("health checks", "addr", ln.Addr())
+	n.listensOn(ln.Addr().(*net.TCPAddr).AddrPort(), "its health checks (--healthz-port)")
 	return ln, nil
 }
 

@@ -71,6 +71,7 @@ type Node struct {
 	storeErr    error            // why the store could not be reached while there was no registry
 	endpoints   []string
 	proxyAddr   netip.AddrPort
+	ownPorts    []ownPort     // that the daemon listens on
 	problem     string        // of the external address, for status; empty: there is none
 	client      *lease.Client // nil as long as registry is
 	registry    *lease.Registry

@@ -32,6 +32,7 @@ func (n *Node) listenProxy() (*net.TCPListener, error) {
 	if !n.cfg.Proxy.Addr().IsLoopback() {
 		n.log.Warn("the proxy listens beyond loopback: whoever reaches it reaches every container of the overlay, without a password", "addr", at)
 	}
+	n.listensOn(at, "its proxy (--proxy)")
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.proxyAddr = netip.AddrPortFrom(at.Addr().Unmap(), at.Port())

@@ -257,8 +257,9 @@ func (n *Node) openPorts(a *attachment, wanted []api.Port) (opened []*published,
 }
 
 func (n *Node) openPort(a *attachment, s savedPort) (*publish.Publication, error) {
-	return publish.Listen(publish.Spec{HostAddr: s.HostAddr, HostPort: s.HostPort, Port: s.Port, Proto: s.Proto, SNAT: s.SNAT},
+	pub, err := publish.Listen(publish.Spec{HostAddr: s.HostAddr, HostPort: s.HostPort, Port: s.Port, Proto: s.Proto, SNAT: s.SNAT},
 		publish.Target{Addresses: n.portAddresses(a), Inside: &a.inside, Log: n.log})
+	return pub, n.takenByUs(s, err)
 }
 
 // roomForLocked tells what of ours has the ports of the host that are wanted, if anything.
@@ -571,6 +572,8 @@ func codedPortError(err error) error {
 		return api.Errorf(api.CodeDenied, "%w", err)
 	case errors.Is(err, publish.ErrPortTaken):
 		return api.Errorf(api.CodeInUse, "%w", err)
+	case errors.Is(err, publish.ErrDescriptors):
+		return api.Errorf(api.CodeExhausted, "%w", err)
 	case errors.Is(err, publish.ErrNotHere), errors.Is(err, publish.ErrInvalid):
 		return api.Errorf(api.CodeInvalid, "%w", err)
 	}

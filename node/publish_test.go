@@ -191,6 +191,13 @@ func TestPublish_AllOrNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer other.Close()
+	own, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	owns := own.Addr().(*net.TCPAddr).AddrPort()
+	n.listensOn(owns, "its proxy (--proxy)")
 	firsts := first.Ports[0].HostPort
 	others := other.Addr().(*net.TCPAddr).Port
 	probe, err := n.Publish(t.Context(), "second", api.PublishRequest{Publish: []string{"127.0.0.1::80"}})
@@ -211,6 +218,8 @@ func TestPublish_AllOrNothing(t *testing.T) {
 		{fmt.Sprintf("127.0.0.1:%d:80", others), api.ErrInUse, []string{"another program"}},
 		{fmt.Sprintf("127.0.0.1:%d:81", free), api.ErrInvalid, []string{"given twice"}},
 		{"192.0.2.77:0:81", api.ErrInvalid, []string{"not an address of this host"}},
+		{fmt.Sprintf("127.0.0.1:%d:81", owns.Port()), api.ErrInUse, []string{"the daemon's own", "its proxy (--proxy)"}},
+		{fmt.Sprintf("%d:81", owns.Port()), api.ErrInUse, []string{"the daemon's own", "its proxy (--proxy)"}},
 		{"18472:53/udp", api.ErrInUse, []string{"the daemon's own"}},
 	}
 	for _, tt := range tests {

@@ -62,6 +62,9 @@ func (n *Node) openStore(ctx context.Context, s *openedStore) error {
 		own, others, open := endpointsOf(server.Endpoint(), bind)
 		s.config.Endpoints, shown = []string{own}, []string{others}
 		n.log.Info("embedded store", "endpoint", others)
+		for _, at := range storeAddrs(ctx, []string{server.Endpoint()}) {
+			n.listensOn(at, "the embedded store (--listen-etcd)")
+		}
 		if open {
 			n.log.Warn("the embedded store has no password: whoever reaches it can change the overlay; a firewall should let in the nodes only", "listen", n.cfg.ListenEtcd)
 		}

@@ -18,6 +18,8 @@ var (
 	ErrPortTaken  = errors.New("port is taken")
 	ErrNotHere    = errors.New("not an address of this host")
 	ErrInvalid    = errors.New("invalid published port")
+	// ErrDescriptors: the process, or the host, has as many files open as it may have.
+	ErrDescriptors = errors.New("no descriptor left")
 )
 
 // plainError is an error whose text is complete in itself; what it wraps is for errors.Is only.
@@ -71,7 +73,21 @@ func refused(at netip.AddrPort, proto string, err error) error {
 		return fail(ErrPortTaken, err, "%s is taken by another program on this host: see which with `ss %s 'sport = :%d'`, or publish another port", where, flag, at.Port())
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return fail(ErrNotHere, err, "%v is not an address of this host (see `ip address`): publish on one that is, or on all of them by naming none", at.Addr())
+	case errors.Is(err, syscall.EMFILE):
+		return fail(ErrDescriptors, err, "%s cannot be published: the daemon has as many files open as it may (%s). A port on all addresses takes two, and each of its connections more: publish fewer, or start the daemon with a higher limit (ulimit -Hn, LimitNOFILE= of its systemd unit)",
+			where, openFiles())
+	case errors.Is(err, syscall.ENFILE):
+		return fail(ErrDescriptors, err, "%s cannot be published: this host has as many files open as it may (sysctl fs.file-max)", where)
 	default:
 		return fmt.Errorf("%s cannot be published: %w", where, err)
 	}
+}
+
+// openFiles is the limit on open files of this process, for people.
+func openFiles() string {
+	var l syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
+		return err.Error()
+	}
+	return strconv.FormatUint(l.Cur, 10)
 }

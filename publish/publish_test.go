@@ -535,6 +535,18 @@ func TestListen_APrivilegedPortNamesTheSysctl(t *testing.T) {
 	}
 }
 
+func TestRefused_SaysHowToGetDescriptors(t *testing.T) {
+	err := refused(netip.MustParseAddrPort("0.0.0.0:8080"), TCP, os.NewSyscallError("socket", syscall.EMFILE))
+	if !errors.Is(err, ErrDescriptors) || !errors.Is(err, syscall.EMFILE) {
+		t.Errorf("%v", err)
+	}
+	for _, s := range []string{"port 8080/tcp", "takes two", "ulimit -Hn", "LimitNOFILE=", openFiles()} {
+		if !strings.Contains(err.Error(), s) {
+			t.Errorf("%v does not say %q", err, s)
+		}
+	}
+}
+
 func udpClient(t *testing.T, p *Publication, host string) *net.UDPConn {
 	t.Helper()
 	c, err := net.Dial("udp", net.JoinHostPort(host, strconv.Itoa(int(p.HostPort()))))

@@ -143,7 +143,7 @@ func TestPublish_ContainerSeesTheClient(t *testing.T) {
 		t.Errorf("publish printed %+v", list)
 	}
 	seesClients(t, l, h, a, 8080, false)
-	if r := h.CLI("ps"); !strings.Contains(r.Stdout, "0.0.0.0:8080->80/tcp, 0.0.0.0:8080->80/udp") {
+	if r := h.CLI("ps"); !strings.Contains(r.Stdout, "0.0.0.0:8080->80/tcp, [::]:8080->80/tcp, 0.0.0.0:8080->80/udp, [::]:8080->80/udp") {
 		t.Errorf("ps: %s", r.Stdout)
 	}
 
@@ -169,7 +169,7 @@ func TestPublish_ContainerSeesTheClient(t *testing.T) {
 	}
 
 	r := h.CLI("unpublish", "8080:80/udp", "a")
-	if r.Code != 0 || strings.TrimSpace(r.Stdout) != "0.0.0.0:8080->80/udp" {
+	if r.Code != 0 || strings.TrimSpace(r.Stdout) != "0.0.0.0:8080->80/udp, [::]:8080->80/udp" {
 		t.Errorf("unpublish: %+v", r)
 	}
 	if _, _, err := askWho(t, l.Outside.Space, "tcp", port(h.Addr, 8080)); err != nil {
@@ -408,7 +408,7 @@ func TestPublish_HundredsOfPortsAndRanges(t *testing.T) {
 			t.Errorf("port %d: the container saw %q, the client was %q, %v", n, seen, asked, err)
 		}
 	}
-	if r := h.CLI("ps"); !strings.Contains(r.Stdout, " 0.0.0.0:20000-20299->9000-9299/tcp ") {
+	if r := h.CLI("ps"); !strings.Contains(r.Stdout, " 0.0.0.0:20000-20299->9000-9299/tcp, [::]:20000-20299->9000-9299/tcp ") {
 		t.Errorf("ps: %s", r.Stdout)
 	}
 	if n := len(portsOf(t, h, "a")); n != 300 {

@@ -13,7 +13,7 @@ import (
 func TestPublish_AsksForAllAndPrintsWhatWasChosen(t *testing.T) {
 	b := newBench(t).serve()
 	got := b.must("publish", "8080:80", "[::1]::53/udp", "web", "--snat")
-	if want := "0.0.0.0:8080->80/tcp\n[::1]:49152->53/udp\n"; got != want {
+	if want := "0.0.0.0:8080->80/tcp, [::]:8080->80/tcp (snat)\n[::1]:49152->53/udp (snat)\n"; got != want {
 		t.Errorf("printed %q, want %q", got, want)
 	}
 	b.must("unpublish", "8080:80", "web")

@@ -20,9 +20,9 @@ func TestCommands_PrintForPeople(t *testing.T) {
 		want string
 	}{
 		{[]string{"ps"}, `
-NAME  ADDRESS        INTERFACE  MAC                PID  NETNS                   AGE    PORTS                                   POLICY                           PROBLEM
-job7  10.213.7.3/24  ovl0       02:00:0a:d5:07:03  -    /run/user/1000/netns/x  5s     -                                       isolate, egress deny, host 5432  -
-web   10.213.7.2/24  eth0       02:00:0a:d5:07:02  815  -                       3h10m  0.0.0.0:8080->80/tcp, [::1]:53->53/udp  -                                its MTU is 1430
+NAME  ADDRESS        INTERFACE  MAC                PID  NETNS                   AGE    PORTS                                                             POLICY                           PROBLEM
+job7  10.213.7.3/24  ovl0       02:00:0a:d5:07:03  -    /run/user/1000/netns/x  5s     -                                                                 isolate, egress deny, host 5432  -
+web   10.213.7.2/24  eth0       02:00:0a:d5:07:02  815  -                       3h10m  0.0.0.0:8080->80/tcp, [::]:8080->80/tcp, [::1]:53->53/udp (snat)  -                                its MTU is 1430
 `},
 		{[]string{"peers"}, `
 SUBNET          PUBLIC IP   PORT   MTU   PATH MTU  BACKEND  KIND          NODE ID  PROBLEM
