@@ -35,7 +35,7 @@ const (
 type Status struct {
 	Version   string    `json:"version"`
 	State     string    `json:"state"`
-	Problem   string    `json:"problem,omitempty"` // what keeps peers from reaching this node; empty when nothing is known to
+	Problem   string    `json:"problem,omitempty"` // what keeps peers from reaching this node, or containers the outside; empty when nothing is known to
 	Since     time.Time `json:"since"`             // when the daemon started
 	PID       int       `json:"pid"`
 	NodeID    string    `json:"node_id"`
@@ -52,6 +52,10 @@ type Status struct {
 	Subnet6    string `json:"subnet6,omitempty"`
 	Network6   string `json:"network6,omitempty"`
 	Gateway6   string `json:"gateway6,omitempty"`
+
+	// By what containers' traffic leaves, where that was chosen.
+	OutboundAddrs []string `json:"outbound_addrs,omitempty"`
+	OutboundIf    string   `json:"outbound_if,omitempty"`
 
 	Proxy  string `json:"proxy,omitempty"`  // where the proxy to the overlay listens
 	Domain string `json:"domain,omitempty"` // below which the gateways find containers' names; empty until the config is read

@@ -31,7 +31,7 @@ func (n *Node) Status(context.Context) (api.Status, error) {
 	s := api.Status{
 		Version:     n.cfg.Version,
 		State:       n.state,
-		Problem:     n.problem,
+		Problem:     joined(n.problem, n.outboundProblem),
 		Since:       n.started,
 		PID:         os.Getpid(),
 		NodeID:      n.id,
@@ -53,6 +53,10 @@ func (n *Node) Status(context.Context) (api.Status, error) {
 			Since:     n.started,
 		},
 	}
+	for _, a := range n.cfg.OutboundAddrs {
+		s.OutboundAddrs = append(s.OutboundAddrs, a.String())
+	}
+	s.OutboundIf = n.cfg.OutboundIf
 	if n.external.public.IsValid() {
 		s.PublicIP = n.external.public.String()
 	}

@@ -72,18 +72,25 @@ func (n *Node) claimName(ctx context.Context, a *attachment) error {
 	if !registry.Health().Connected {
 		cancel() // asked for all the same
 	}
-	return n.takenError(names.Claim(ctx, name))
+	return n.takenError(name, names.Claim(ctx, name))
 }
 
-// takenError says where the holder of a name is.
-func (n *Node) takenError(err error) error {
+// takenError says where the holder of what name cannot have is, and what to do: it may be the name itself or an alias.
+func (n *Node) takenError(name lease.Name, err error) error {
 	var taken *lease.NameTakenError
 	if !errors.As(err, &taken) {
 		return err
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return api.Errorf(api.CodeInUse, "%s: choose another with --name, or make it an alias of both with --alias", n.takenTextLocked(taken))
+	remedy := "choose another with --name, or make it an alias of both with --alias"
+	switch {
+	case taken.Name != name.Name:
+		remedy = "an alias cannot be somebody's name: choose another with --alias, or give it to both as an alias and that one another --name"
+	case taken.Holder.Name != taken.Name:
+		remedy = "choose another with --name, or make it an alias here too with --alias"
+	}
+	return api.Errorf(api.CodeInUse, "%s: %s", n.takenTextLocked(taken), remedy)
 }
 
 func (n *Node) takenTextLocked(taken *lease.NameTakenError) string {
@@ -143,8 +150,12 @@ func (n *Node) nameTroubleLocked(a *attachment) string {
 	if !ok || a.phase != live {
 		return ""
 	}
+	unknown := "other nodes do not know its name yet"
+	if s.Since.Before(n.started) { // the last daemon may have published it a moment ago
+		unknown = "other nodes may not know its name"
+	}
 	if n.names == nil {
-		return "other nodes do not know its name yet: the store has not answered"
+		return unknown + ": the store has not answered since this node was started"
 	}
 	err := n.names.Problem(name.Name)
 	var taken *lease.NameTakenError
@@ -154,7 +165,7 @@ func (n *Node) nameTroubleLocked(a *attachment) string {
 	case errors.As(err, &taken):
 		return fmt.Sprintf("it cannot be found by its name: %s, since before the store could be asked; it gets the name when that is free", n.takenTextLocked(taken))
 	case err != nil:
-		return fmt.Sprintf("other nodes do not know its name yet: %v", err)
+		return fmt.Sprintf("%s: %v", unknown, err)
 	}
 	return ""
 }

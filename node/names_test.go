@@ -276,6 +276,12 @@ func TestAttach_WithoutStoreYetPublishesLater(t *testing.T) {
 		if !strings.Contains(a.Problem, "do not know its name yet") {
 			t.Errorf("the problem is %q", a.Problem)
 		}
+		one.mu.Lock()
+		one.started = time.Now().Add(time.Second)
+		one.mu.Unlock()
+		if got := one.problem(t); !strings.Contains(got, "may not know its name") {
+			t.Errorf("of one that the last daemon has attached the problem is %q", got)
+		}
 		two := newNamedNode(t, store, 2)
 		one.follow(t, store)
 		synctest.Wait()

@@ -59,37 +59,39 @@ type Node struct {
 	portsMu sync.Mutex // held while published ports are opened or closed; taken before mu
 
 	// guarded by mu
-	mu          sync.Mutex
-	state       string // of api.State...
-	open        bool   // attachments are taken
-	id          string
-	started     time.Time
-	external    external
-	port        int              // of the underlay
-	vxlan       *forwarder.VXLAN // what is spoken; nil: the udp format
-	mtu         int              // of the overlay, bytes
-	storeErr    error            // why the store could not be reached while there was no registry
-	endpoints   []string
-	proxyAddr   netip.AddrPort
-	ownPorts    []ownPort     // that the daemon listens on
-	problem     string        // of the external address, for status; empty: there is none
-	client      *lease.Client // nil as long as registry is
-	registry    *lease.Registry
-	netConfig   lease.NetworkConfig
-	held        *lease.Held  // nil while no lease is held
-	pool        *pool        // pool.subnet is our subnet
-	subnet6     netip.Prefix // our IPv6 one; zero unless the network's leases have one
-	own         []netip.Addr // the gateway's addresses
-	names       *lease.Names // nil as long as the store has not been reached
-	known       []lease.Name // everywhere in the overlay, as last seen
-	zone        *dns.Zone    // made of them and of the attachments; nil until there is a gateway
-	leases      []lease.Lease
-	peers       []peer
-	attachments map[string]*attachment // by name
-	savedAt     time.Time              // when our lease was last known to be held
-	gone        tap.Stats              // of TAPs that are detached
-	goneDrops   map[string]uint64
-	gonePorts   portTotals // of ports that are unpublished
+	mu        sync.Mutex
+	state     string // of api.State...
+	open      bool   // attachments are taken
+	id        string
+	started   time.Time
+	external  external
+	port      int              // of the underlay
+	vxlan     *forwarder.VXLAN // what is spoken; nil: the udp format
+	mtu       int              // of the overlay, bytes
+	storeErr  error            // why the store could not be reached while there was no registry
+	endpoints []string
+	proxyAddr netip.AddrPort
+	ownPorts  []ownPort // that the daemon listens on
+	problem   string    // of the external address, for status; empty: there is none
+	// outboundProblem is what of the choice of how containers' traffic leaves this host does not have; empty: it has all.
+	outboundProblem string
+	client          *lease.Client // nil as long as registry is
+	registry        *lease.Registry
+	netConfig       lease.NetworkConfig
+	held            *lease.Held  // nil while no lease is held
+	pool            *pool        // pool.subnet is our subnet
+	subnet6         netip.Prefix // our IPv6 one; zero unless the network's leases have one
+	own             []netip.Addr // the gateway's addresses
+	names           *lease.Names // nil as long as the store has not been reached
+	known           []lease.Name // everywhere in the overlay, as last seen
+	zone            *dns.Zone    // made of them and of the attachments; nil until there is a gateway
+	leases          []lease.Lease
+	peers           []peer
+	attachments     map[string]*attachment // by name
+	savedAt         time.Time              // when our lease was last known to be held
+	gone            tap.Stats              // of TAPs that are detached
+	goneDrops       map[string]uint64
+	gonePorts       portTotals // of ports that are unpublished
 }
 
 // external is how this host is seen from the others.

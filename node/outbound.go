@@ -27,6 +27,30 @@ func (c Config) outbound() (stack.Outbound, error) {
 	return o, nil
 }
 
+// outboundGone is what it means that checkOutbound finds something missing, for the log and for status.
+const outboundGone = "what containers send outside does not leave, as the address or interface chosen for it is gone"
+
+// lookOutbound has status and the log say when what was chosen has gone, and when it is back. What containers send is bound to it
+// anew each time, so that nothing else is to be done.
+func (n *Node) lookOutbound() {
+	err := n.checkOutbound()
+	problem := ""
+	if err != nil {
+		problem = fmt.Sprintf("%s: %v", outboundGone, err)
+	}
+	n.mu.Lock()
+	before := n.outboundProblem
+	n.outboundProblem = problem
+	n.mu.Unlock()
+	switch {
+	case problem == before:
+	case err != nil:
+		n.log.Warn(outboundGone, "err", err)
+	default:
+		n.log.Info("what containers send outside leaves again", "addrs", n.cfg.OutboundAddrs, "interface", n.cfg.OutboundIf)
+	}
+}
+
 // checkOutbound says what of the choice this host does not have.
 func (n *Node) checkOutbound() error {
 	for _, a := range n.cfg.OutboundAddrs {

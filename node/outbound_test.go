@@ -45,3 +45,27 @@ func TestOutbound_IsOneAddressAFamily(t *testing.T) {
 		}
 	}
 }
+
+func TestOutbound_IsAProblemWhileItIsGone(t *testing.T) {
+	chosen := netip.MustParseAddr("192.0.2.77")
+	travel(t, udpConfig, func(c *Config, _ *external) { c.OutboundAddrs = []netip.Addr{chosen} }, func(t *testing.T, r *traveller) {
+		wants := func(problem string) {
+			t.Helper()
+			s := r.status()
+			if problem == "" && s.Problem != "" || !strings.Contains(s.Problem, problem) || len(s.OutboundAddrs) != 1 || s.OutboundAddrs[0] != chosen.String() {
+				t.Errorf("problem %q, outbound %v; want %q", s.Problem, s.OutboundAddrs, problem)
+			}
+		}
+		r.moves(func(w *world) { w.also = []netip.Addr{chosen} })
+		wants("")
+		r.read = len(r.logged.String())
+		for range 3 { // it is told once
+			r.moves(func(w *world) { w.also = nil })
+			wants(chosen.String() + " (--outbound-addr)")
+		}
+		r.logs("WARN " + outboundGone)
+		r.moves(func(w *world) { w.also = []netip.Addr{chosen} })
+		wants("")
+		r.logs("INFO what containers send outside leaves again")
+	})
+}

@@ -175,6 +175,7 @@ func settle(ctx context.Context, changed <-chan struct{}) {
 // look is what the host is now.
 func (r *roamer) look() sight {
 	n := r.n
+	n.lookOutbound()
 	n.mu.Lock()
 	now, dual, alloc, client := n.external, carriesIPv6(n.netConfig), allocates(n.netConfig), n.client
 	n.mu.Unlock()

@@ -179,6 +179,9 @@ func newConfig(raw []byte, domain, name string) (config json.RawMessage, warning
 		}
 		warnings = append(warnings, fmt.Sprintf("nobody reads %s of this config: a misspelt name?", strings.Join(unknown, ", ")))
 	}
+	if d, err := cfg.Domain(); err == nil && !strings.Contains(d, ".") {
+		warnings = append(warnings, fmt.Sprintf("the domain %q is one label: every other name below it is hidden from containers, those of the internet too if it is a top-level domain; better is one such as %s", d, lease.DefaultDomain))
+	}
 	if err := node.CheckConfig(cfg); err != nil {
 		warnings = append(warnings, fmt.Sprintf("no rootless-ovl node starts on this: %v", err))
 	}

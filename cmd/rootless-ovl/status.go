@@ -69,6 +69,13 @@ func (a *app) statusText(w io.Writer, s api.Status) {
 	}
 	row(w, "Backend", backend)
 	row(w, "Underlay", underlay)
+	outbound := strings.Join(s.OutboundAddrs, ", ")
+	if s.OutboundIf != "" {
+		outbound = strings.TrimSpace(outbound + " on " + s.OutboundIf)
+	}
+	if outbound != "" {
+		row(w, "Outbound", outbound)
+	}
 	row(w, "Store", a.storeText(s.Store))
 	if s.Proxy != "" {
 		row(w, "Proxy", s.Proxy)

@@ -419,8 +419,6 @@ func TestParse_ResolvConf(t *testing.T) {
 		{"nameserver fe80::1%eth0\noptions timeout:1 attempts:3", "[fe80::1%eth0]:53", time.Second, 3},
 		{"nameserver 1.1.1.1\nnameserver 1.1.1.2\nnameserver 1.1.1.3\nnameserver 1.1.1.4", "1.1.1.1:53 1.1.1.2:53 1.1.1.3:53", 5 * time.Second, 2},
 		{"nameserver nonsense\nnameserver 192.0.2.9\n; x\n", "192.0.2.9:53", 5 * time.Second, 2},
-		{"", "127.0.0.1:53", 0, 1},
-		{"options attempts:99", "127.0.0.1:53", 0, 1},
 	} {
 		got, err := parse(strings.NewReader(c.text), 53)
 		if err != nil {
@@ -434,6 +432,22 @@ func TestParse_ResolvConf(t *testing.T) {
 		if strings.Join(list, " ") != c.servers || got.timeout != c.timeout || got.attempts != c.attempts {
 			t.Errorf("%q: %v %v %d, want %v %v %d", c.text, list, got.timeout, got.attempts, c.servers, c.timeout, c.attempts)
 		}
+	}
+}
+
+func TestResolver_SaysOnceThatTheHostHasNoServer(t *testing.T) {
+	var log bytes.Buffer
+	path := resolvConf(t)
+	f := follower{path: path, port: 53, log: slog.New(slog.NewTextHandler(&log, nil))}
+	for _, line := range []string{"search example.org", "nameserver nonsense", "options attempts:99", ""} {
+		writeConf(t, path, line)
+		f.checked = time.Time{} // a second has passed
+		if c := f.get(); len(c.servers) != 1 || c.servers[0].addr.String() != "127.0.0.1:53" || c.attempts != 1 {
+			t.Errorf("%q: it asks %+v", line, c)
+		}
+	}
+	if got := strings.Count(log.String(), "names no server"); got != 1 {
+		t.Errorf("said %d times: %s", got, &log)
 	}
 }
 

@@ -3,6 +3,7 @@
 package dns
 
 import (
+	"errors"
 	"io"
 	"log/slog"
 	"net/netip"
@@ -57,6 +58,7 @@ type follower struct {
 	mu      sync.Mutex
 	checked time.Time
 	seen    fileID
+	said    string // what was wrong with the file, for the log to say it once
 	current *conf
 }
 
@@ -78,7 +80,11 @@ func (f *follower) get() *conf {
 	if statErr != nil {
 		err = statErr
 	}
-	if err != nil {
+	switch {
+	case err == nil:
+		f.said = ""
+	case err.Error() != f.said:
+		f.said = err.Error()
 		f.log.Warn("the host's resolvers are unknown: trying its loopback, as its own programs do", "file", f.path, "err", err)
 	}
 	if f.current != nil {
@@ -122,6 +128,8 @@ func fallback(port uint16) *conf {
 	return &conf{servers: []*server{{addr: netip.AddrPortFrom(loopback, port)}}, attempts: 1}
 }
 
+var errNoServer = errors.New("it names no server: a line such as nameserver 192.0.2.53 is needed for containers to resolve names of the outside")
+
 // parse reads a resolv.conf. Lines that it does not understand are passed over.
 func parse(r io.Reader, port uint16) (*conf, error) {
 	const maxSize = 64 << 10 // bytes
@@ -139,7 +147,7 @@ func parse(r io.Reader, port uint16) (*conf, error) {
 		}
 	}
 	if len(c.servers) == 0 {
-		return fallback(port), nil
+		return nil, errNoServer
 	}
 	return c, nil
 }
