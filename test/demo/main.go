@@ -12,6 +12,9 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
+
 	"github.com/rootless-ovl/rootless-ovl/test/lab"
 )
 
@@ -109,7 +112,8 @@ func printed(text string) {
 // container is a container with its address.
 type container struct {
 	*lab.Container
-	addr netip.Addr
+	addr     netip.Addr
+	resolver netip.AddrPort
 }
 
 func (s *stage) show() {
@@ -161,26 +165,45 @@ func (s *stage) show() {
 	}
 	fmt.Printf("      the server saw the client %s: the host's address\n", got)
 
-	say("6. A command in a network of its own, in one line, as a CI job would use it.")
-	script := "grep nameserver /etc/resolv.conf"
-	typed(h2, "rootless-ovl run -- %s", script)
-	r := h2.CLI("run", "--", "grep", "nameserver", "/etc/resolv.conf")
-	if r.Code != 0 {
-		s.Fatalf("run: exit code %d: %s", r.Code, r.Stderr)
-	}
-	printed(r.Stdout)
+	say("6. Names: c is known by its name on every host.")
+	s.lookUp(a, "c.ovl.internal", c.addr)
 
-	say("7. What the sending node counted: superpackets stay whole.")
+	say("7. A published port: the container sees who the client is.")
+	typed(h2, "rootless-ovl publish 8080:80 c")
+	printed(s.cli(h2, "publish", "8080:80", "c"))
+	at := netip.AddrPortFrom(h2.Addr, 8080)
+	fmt.Printf("  %s$ curl http://%s/\n", lab.RouterAddr, at)
+	if got, err = l.Outside.Fetch("http://" + at.String() + "/"); err != nil || got != lab.RouterAddr.String() {
+		s.Fatalf("the published port: %q, %v", got, err)
+	}
+	fmt.Printf("      the server saw the client %s: its own address\n", got)
+
+	say("8. A container that is to reach no other, and the outside only.")
+	d := s.attach(h1, "d", "--isolate")
+	typed(h1, "(in d) curl http://%s/", c.addr)
+	if got, err = d.Fetch("http://" + c.addr.String() + "/"); !errors.Is(err, unix.EHOSTUNREACH) {
+		s.Fatalf("an isolated container reaches another: %q, %v", got, err)
+	}
+	fmt.Printf("      %v\n", unix.EHOSTUNREACH)
+	typed(h1, "(in d) curl http://%s/", lab.OutsideAddr)
+	if got, err = d.Fetch("http://" + lab.OutsideAddr.String() + "/"); err != nil {
+		s.Fatalf("an isolated container and the outside: %v", err)
+	}
+	fmt.Printf("      the server saw the client %s: the host's address\n", got)
+
+	say("9. A command in a network of its own, in one line, as a CI job would use it.")
+	typed(h2, "rootless-ovl run -- grep nameserver /etc/resolv.conf")
+	printed(s.cli(h2, "run", "--", "grep", "nameserver", "/etc/resolv.conf"))
+
+	say("10. What the sending node counted: superpackets stay whole.")
 	counters := d2.Status().Counters
 	under := counters["underlay"]
 	fmt.Printf("      h2 read %d packets of %d bytes in all from its containers and sent them in %d datagram trains with %d system calls\n",
 		counters["tap"]["read_packets"], counters["tap"]["read_bytes"], under["sent_trains"], under["send_calls"])
 
-	say("8. Away again.")
+	say("11. Away again.")
 	typed(h1, "rootless-ovl detach a")
-	if r := h1.CLI("detach", "a"); r.Code != 0 {
-		s.Fatalf("detach: %s", r.Stderr)
-	}
+	s.cli(h1, "detach", "a")
 	if left, err := a.Interfaces(); err != nil || len(left) != 0 {
 		s.Fatalf("a is left with %v, %v", left, err)
 	}
@@ -192,25 +215,47 @@ func (s *stage) show() {
 	fmt.Println("  daemons stopped; nothing was changed on this machine")
 }
 
+// cli runs our program on a host and gives what it printed.
+func (s *stage) cli(h *lab.Host, args ...string) string {
+	r := h.CLI(args...)
+	if r.Code != 0 {
+		s.Fatalf("%s: exit code %d: %s", args[0], r.Code, r.Stderr)
+	}
+	return r.Stdout
+}
+
 func (s *stage) ready(d *lab.Daemon) {
 	st := d.Status()
 	fmt.Printf("      ready: leased %s of %s, UDP port %d, uid %d\n", st.Subnet, st.Network, st.Port, os.Getuid())
 }
 
-func (s *stage) attach(h *lab.Host, name string) *container {
+func (s *stage) attach(h *lab.Host, name string, flags ...string) *container {
 	c := &container{Container: h.Container(name)}
-	typed(h, "rootless-ovl attach %d --name %s", c.PID, name)
-	r := h.CLI("attach", strconv.Itoa(c.PID), "--name", name)
-	if r.Code != 0 {
-		s.Fatalf("attach: %s", r.Stderr)
-	}
-	prefix, err := netip.ParsePrefix(strings.TrimSpace(r.Stdout))
+	args := append([]string{"attach", strconv.Itoa(c.PID), "--name", name}, flags...)
+	typed(h, "rootless-ovl %s", strings.Join(args, " "))
+	out := s.cli(h, args...)
+	prefix, err := netip.ParsePrefix(strings.TrimSpace(out))
 	if err != nil {
 		s.Fatalf("attach: %v", err)
 	}
-	printed(r.Stdout)
+	printed(out)
 	c.addr = prefix.Addr()
+	c.resolver = netip.AddrPortFrom(prefix.Masked().Addr().Next(), 53)
 	return c
+}
+
+// lookUp has a container ask its gateway for a name, until that has heard of it.
+func (s *stage) lookUp(from *container, name string, want netip.Addr) {
+	typed(from.Host, "(in %s) dig +short %s", from.Name, name)
+	lab.Eventually(s, name+" is known", func() bool {
+		m, err := from.Resolve("udp", from.resolver, name+".", dns.TypeA)
+		if err != nil || len(m.Answer) != 1 {
+			return false
+		}
+		a, ok := m.Answer[0].(*dns.A)
+		return ok && a.A.String() == want.String()
+	})
+	printed(want.String())
 }
 
 func (s *stage) ping(from *container, to netip.Addr) {
