@@ -176,6 +176,9 @@ func (r AttachRequest) Validate() error {
 			return err
 		}
 	}
+	if len(r.Aliases) > MaxAliases {
+		return Errorf(CodeInvalid, "%d aliases are more than the %d that one container may have", len(r.Aliases), MaxAliases)
+	}
 	for _, a := range r.Aliases {
 		if err := CheckName(a); err != nil {
 			return Errorf(CodeInvalid, "alias: %w", err)
@@ -213,6 +216,9 @@ func (r AttachRequest) Validate() error {
 	}
 	return r.validatePublish()
 }
+
+// MaxAliases is how many aliases one attachment may have.
+const MaxAliases = 64
 
 // maxName bounds a name of an attachment; it is a DNS label's 63 bytes.
 const maxName = 63

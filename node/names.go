@@ -8,7 +8,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,7 +38,7 @@ func checkNames(s *savedAttachment) error {
 	}
 	for _, name := range append([]string{strings.ToLower(s.Name)}, s.Aliases...) {
 		if dns.Reserved(name) {
-			return api.Errorf(api.CodeInvalid, "the name %q is every container's own gateway: choose another with --name or --alias", name)
+			return api.Errorf(api.CodeInvalid, "the name %q is nobody's: host and gateway are every container's gateway, localhost is itself: choose another with --name or --alias", name)
 		}
 	}
 	if err := lease.CheckDNSName(strings.ToLower(s.Name)); err != nil && len(s.Aliases) > 0 {
@@ -212,13 +214,25 @@ func (n *Node) domainLocked() string {
 	return d
 }
 
-// renameLocked replaces what the gateway's resolver knows by what is known now.
+// renameLocked replaces what the gateway's resolver knows by what is known now, if that has changed: a new zone begins anew with whose turn it is.
 func (n *Node) renameLocked() {
+	believed, doubts := n.believedNamesLocked()
+	n.tellDoubtsLocked(doubts)
+	c := n.zoneConfigLocked(believed)
+	if n.zone != nil && c.Equal(n.zoneConfig) {
+		return
+	}
+	n.zone, n.zoneConfig = dns.NewZone(c), c
+	n.gateway.SetNames(n.zone)
+}
+
+// zoneConfigLocked is the zone of others' names and the attachments.
+func (n *Node) zoneConfigLocked(theirs []lease.Name) dns.ZoneConfig {
 	c := dns.ZoneConfig{Domain: n.domainLocked(), Networks: []netip.Prefix{n.netConfig.Network, egress6}, Gateways: make(map[netip.Addr][]netip.Addr)}
 	if carriesIPv6(n.netConfig) {
 		c.Networks = append(c.Networks, n.netConfig.IPv6Network)
 	}
-	others := make(map[string]bool, len(n.known))
+	others := make(map[string]bool, len(theirs))
 	add := func(name lease.Name) {
 		h := dns.Host{Name: name.Name, Addrs: []netip.Addr{name.Addr}, Aliases: name.Aliases}
 		if name.Addr6.IsValid() {
@@ -226,13 +240,12 @@ func (n *Node) renameLocked() {
 		}
 		c.Hosts = append(c.Hosts, h)
 	}
-	for _, name := range n.known {
-		if name.NodeID != n.id {
-			others[name.Name] = true
-			add(name)
-		}
+	for _, name := range theirs {
+		others[name.Name] = true
+		add(name)
 	}
-	for _, a := range n.attachments {
+	for _, key := range slices.Sorted(maps.Keys(n.attachments)) {
+		a := n.attachments[key]
 		if a.phase != live {
 			continue
 		}
@@ -245,8 +258,7 @@ func (n *Node) renameLocked() {
 			}
 		}
 	}
-	n.zone = dns.NewZone(c)
-	n.gateway.SetNames(n.zone)
+	return c
 }
 
 // gateways are the addresses by which the container knows its gateway.

@@ -158,6 +158,13 @@ func TestNames_AreFoundOnEveryNode(t *testing.T) {
 	})
 }
 
+func aliases(count int) (list []string) {
+	for i := range count {
+		list = append(list, fmt.Sprintf("a%d", i))
+	}
+	return list
+}
+
 func TestAttach_RefusesNamesThatAreTaken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := leasetest.NewStore()
@@ -194,16 +201,29 @@ func TestAttach_RefusesNamesThatAreTaken(t *testing.T) {
 			}
 		}
 		for name, r := range map[string]api.AttachRequest{
-			"host":    {PID: 21, Name: "Host"},
-			"gateway": {PID: 21, Name: "db", Aliases: []string{"gateway"}},
-			"no DNS":  {PID: 21, Name: "db", Aliases: []string{"a..b"}},
-			"no name": {PID: 21, Name: "a..b", Aliases: []string{"db"}},
+			"host":      {PID: 21, Name: "Host"},
+			"gateway":   {PID: 21, Name: "db", Aliases: []string{"gateway"}},
+			"no DNS":    {PID: 21, Name: "db", Aliases: []string{"a..b"}},
+			"no name":   {PID: 21, Name: "a..b", Aliases: []string{"db"}},
+			"localhost": {PID: 21, Name: "LocalHost"},
+			"as alias":  {PID: 21, Name: "db", Aliases: []string{"localhost"}},
+			"below it":  {PID: 21, Name: "x.localhost"},
+			"too many":  {PID: 21, Name: "db", Aliases: aliases(api.MaxAliases + 1)},
 		} {
 			_, err := two.Attach(t.Context(), r)
 			var coded *api.Error
 			if !errors.As(err, &coded) || coded.Code != api.CodeInvalid {
 				t.Errorf("%s: %v", name, err)
 			}
+		}
+		nothingLeft(t, two.w, two.Node)
+		many := two.attach(t, api.AttachRequest{PID: 22, Name: "db", Aliases: aliases(api.MaxAliases)})
+		if many.Problem != "" {
+			t.Errorf("as many aliases as there may be: %s", many.Problem)
+		}
+		synctest.Wait()
+		if got := one.says(t, "10.5.1.9", "a63.ovl.internal.", mdns.TypeA); got+"/24" != "NOERROR "+many.Addr {
+			t.Errorf("the last of the aliases is %s", got)
 		}
 		// A name that DNS cannot carry is one all the same.
 		if a := two.attach(t, api.AttachRequest{PID: 21, Name: "a..b"}); !strings.Contains(a.Problem, "cannot be found by its name") {

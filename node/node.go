@@ -84,7 +84,9 @@ type Node struct {
 	own             []netip.Addr // the gateway's addresses
 	names           *lease.Names // nil as long as the store has not been reached
 	known           []lease.Name // everywhere in the overlay, as last seen
+	doubts          []string     // what has been told of names that are passed over, sorted
 	zone            *dns.Zone    // made of them and of the attachments; nil until there is a gateway
+	zoneConfig      dns.ZoneConfig
 	leases          []lease.Lease
 	peers           []peer
 	attachments     map[string]*attachment // by name

@@ -4,12 +4,14 @@
 //	db.ovl.internal.   A, AAAA, several        an alias of several, in turn
 //	host.ovl.internal., gateway.ovl.internal.  the asking container's gateway
 //	web.  db.                                  the same in one label, where there is such a name; else it is forwarded
+//	localhost., *.localhost.                   the asking container itself: 127.0.0.1, ::1 (RFC 6761, section 6.3)
 //	3.7.213.10.in-addr.arpa.  PTR              every address of the overlay's networks; none of them is ever forwarded
 
 package dns
 
 import (
 	"encoding/hex"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -26,11 +28,17 @@ const (
 	zoneMinimum = 1 // for what is not there
 )
 
-// reserved are the names in every domain that lead to the asking container's gateway; the second is what PTR says of it.
-var reserved = [...]string{"host", "gateway"}
+// gatewayNames are the names in every domain that lead to the asking container's gateway; the second is what PTR says of it.
+var gatewayNames = [...]string{"host", "gateway"}
 
-// Reserved tells whether a name, in lower case, is one that no container can have.
-func Reserved(name string) bool { return slices.Contains(reserved[:], name) }
+func isGateway(name string) bool { return slices.Contains(gatewayNames[:], name) }
+
+func isLocalhost(name string) bool {
+	return name == "localhost" || strings.HasSuffix(name, ".localhost")
+}
+
+// Reserved tells whether a name, in lower case, is one that no container can have. A Zone passes over those that have one.
+func Reserved(name string) bool { return isGateway(name) || isLocalhost(name) }
 
 // Host is a container with a name.
 type Host struct {
@@ -47,6 +55,16 @@ type ZoneConfig struct {
 	// Gateways are the addresses under which a container of this node, found by each of its own, knows its gateway. Who is not in it has the one
 	// that it asks.
 	Gateways map[netip.Addr][]netip.Addr
+}
+
+// Equal tells whether both make the same Zone. The order of Hosts counts.
+func (c ZoneConfig) Equal(o ZoneConfig) bool {
+	return c.Domain == o.Domain && slices.Equal(c.Networks, o.Networks) && slices.EqualFunc(c.Hosts, o.Hosts, Host.equal) &&
+		maps.EqualFunc(c.Gateways, o.Gateways, slices.Equal)
+}
+
+func (h Host) equal(o Host) bool {
+	return h.Name == o.Name && slices.Equal(h.Addrs, o.Addrs) && slices.Equal(h.Aliases, o.Aliases)
 }
 
 // Zone is never changed once made, and safe for concurrent use.
@@ -104,6 +122,9 @@ func NewZone(c ZoneConfig) *Zone {
 	}
 	isName := make(map[string]bool, len(c.Hosts))
 	for _, h := range c.Hosts {
+		if Reserved(h.Name) {
+			continue
+		}
 		isName[h.Name] = true
 		take(h.Name).add(h.Addrs)
 		for _, a := range h.Addrs {
@@ -112,7 +133,7 @@ func NewZone(c ZoneConfig) *Zone {
 	}
 	for _, h := range c.Hosts {
 		for _, alias := range h.Aliases {
-			if !isName[alias] {
+			if !isName[alias] && !Reserved(alias) {
 				take(alias).add(h.Addrs)
 			}
 		}
@@ -148,6 +169,11 @@ func (z *Zone) answer(q *query, who Query) []byte {
 	switch {
 	case dns.IsSubDomain(z.domain, name):
 		found = z.inDomain(m, q, who, strings.TrimSuffix(strings.TrimSuffix(name, z.domain), "."))
+	case isLocalhost(strings.TrimSuffix(name, ".")):
+		apex = "localhost."
+		var o owner
+		o.add([]netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()})
+		o.answer(m, q)
 	case dns.CountLabel(name) == 1 && z.names[strings.TrimSuffix(name, ".")] != nil:
 		if o := z.names[strings.TrimSuffix(name, ".")]; len(o.addrs)+len(o.addrs6) == 0 {
 			return nil
@@ -229,7 +255,7 @@ func (z *Zone) inDomain(m *dns.Msg, q *query, who Query, name string) bool {
 		z.addApex(m, q)
 		return true
 	}
-	if Reserved(name) {
+	if isGateway(name) {
 		var o owner
 		o.add(z.gatewaysOf(who))
 		o.answer(m, q)
@@ -289,7 +315,7 @@ func (z *Zone) inReverse(m *dns.Msg, q *query, who Query, p netip.Prefix, rest, 
 	a := p.Addr()
 	names := z.reverse[a]
 	if slices.Contains(z.gatewaysOf(who), a) {
-		names = append([]string{reserved[1]}, names...)
+		names = append([]string{gatewayNames[1]}, names...)
 	}
 	if q.asked(dns.TypePTR) {
 		for _, name := range names {
