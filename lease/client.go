@@ -12,6 +12,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -222,6 +223,22 @@ func (c *Client) Close() error {
 		return err
 	}
 	return nil
+}
+
+// MemberURLs are, of each member of the store, the URLs that it tells clients and other members to use: the store may be reached there beside the
+// endpoints that we were given. What the member asked knows is enough. A store with users may tell its root alone (ErrAuth).
+func (c *Client) MemberURLs(ctx context.Context) ([][]string, error) {
+	op, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	resp, err := c.etcd.MemberList(op, clientv3.WithSerializable())
+	if err != nil {
+		return nil, classify(ctx, c.name, "listing its members", err)
+	}
+	urls := make([][]string, len(resp.Members))
+	for i, m := range resp.Members {
+		urls[i] = slices.Concat(m.ClientURLs, m.PeerURLs)
+	}
+	return urls, nil
 }
 
 // Endpoints are the URLs that the client was made with.

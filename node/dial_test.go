@@ -185,3 +185,38 @@ func TestListenProxy_SaysWhenThePortIsTaken(t *testing.T) {
 		t.Errorf("a port that is taken: %v", err)
 	}
 }
+
+func TestListenProxy_SaysWhatToDo(t *testing.T) {
+	n := readyNode(t, newWorld(), testConfig(t), "10.5.72.0/24")
+	n.cfg.Proxy = netip.MustParseAddrPort("192.0.2.99:0")
+	if _, err := n.listenProxy(); err == nil || !strings.Contains(err.Error(), "192.0.2.99 is not an address of this host") {
+		t.Errorf("an address of another host: %v", err)
+	}
+}
+
+func TestListeners_AtAnIPv4AddressAreOfIPv4Alone(t *testing.T) {
+	n := readyNode(t, newWorld(), testConfig(t), "10.5.72.0/24")
+	n.cfg.Proxy, n.cfg.Healthz = netip.MustParseAddrPort("0.0.0.0:0"), netip.MustParseAddrPort("0.0.0.0:0")
+	proxy, err := n.listenProxy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer proxy.Close()
+	health, err := n.listenHealth()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer health.Close()
+	for _, ln := range []net.Listener{proxy, health} {
+		_, port, _ := net.SplitHostPort(ln.Addr().String())
+		for host, open := range map[string]bool{"127.0.0.1": true, "::1": false} {
+			c, err := net.Dial("tcp", net.JoinHostPort(host, port))
+			if err == nil {
+				c.Close()
+			}
+			if (err == nil) != open {
+				t.Errorf("%v at %s: open %v, %v", ln.Addr(), host, err == nil, err)
+			}
+		}
+	}
+}

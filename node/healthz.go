@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,7 +19,7 @@ func (n *Node) listenHealth() (net.Listener, error) {
 	if !n.cfg.Healthz.IsValid() {
 		return nil, nil
 	}
-	ln, err := net.Listen("tcp", n.cfg.Healthz.String())
+	ln, err := net.Listen(listenNetwork(n.cfg.Healthz.Addr()), n.cfg.Healthz.String())
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
 		return nil, fmt.Errorf("health checks: %v is taken: choose another --healthz-port", n.cfg.Healthz)
@@ -28,6 +29,14 @@ func (n *Node) listenHealth() (net.Listener, error) {
 	n.log.Info("health checks", "addr", ln.Addr())
 	n.listensOn(ln.Addr().(*net.TCPAddr).AddrPort(), "its health checks (--healthz-port)")
 	return ln, nil
+}
+
+// listenNetwork is TCP of an address's family: Go would open 0.0.0.0 for IPv6 as well. :: is both families.
+func listenNetwork(a netip.Addr) string {
+	if a.Is4() {
+		return "tcp4"
+	}
+	return "tcp"
 }
 
 // healthChecks answers /healthz for as long as the node runs, and /readyz when a subnet is leased (now or, while the store

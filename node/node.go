@@ -278,7 +278,8 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 		own = subnetsOf(held.Lease())
 	}
 
-	gw, err := n.newGateway(own, injector, store.addrs(ctx))
+	denied, _ := n.storeAddrs(ctx, store, !fromLast) // it is asked again: closeDoors
+	gw, err := n.newGateway(own, injector, n.denials(denied))
 	if err != nil {
 		return err
 	}
@@ -429,9 +430,6 @@ func (n *Node) newGateway(own subnets, injector *forwarder.Injector, denied []ne
 	})
 	if err != nil {
 		return nil, err
-	}
-	if n.proxyAddr.IsValid() { // who comes by it comes from the gateway
-		denied = append(denied, n.proxyAddr)
 	}
 	gw.Deny(denied)
 	return gw, nil

@@ -3,6 +3,7 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/rootless-ovl/rootless-ovl/stack"
@@ -11,6 +12,9 @@ import (
 // outbound is OutboundAddrs and OutboundIf in the gateway's words.
 func (c Config) outbound() (stack.Outbound, error) {
 	o := stack.Outbound{Interface: c.OutboundIf}
+	if c.OutboundIf == "lo" {
+		return o, errors.New("outbound interface lo: nothing outside this host is reached by it (--outbound-if)")
+	}
 	for _, a := range c.OutboundAddrs {
 		if !a.IsValid() || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a.Is6() && a.IsLinkLocalUnicast() {
 			return o, fmt.Errorf("outbound address %v: an address of this host is needed that others can answer to (--outbound-addr)", a)

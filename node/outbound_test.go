@@ -69,3 +69,9 @@ func TestOutbound_IsAProblemWhileItIsGone(t *testing.T) {
 		r.logs("INFO what containers send outside leaves again")
 	})
 }
+
+func TestOutbound_IsNotTheLoopback(t *testing.T) {
+	if _, err := (Config{OutboundIf: "lo"}).outbound(); err == nil || !strings.Contains(err.Error(), "--outbound-if") {
+		t.Errorf("lo: %v", err)
+	}
+}

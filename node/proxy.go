@@ -20,10 +20,14 @@ func (n *Node) listenProxy() (*net.TCPListener, error) {
 	if !n.cfg.Proxy.IsValid() {
 		return nil, nil
 	}
-	ln, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(n.cfg.Proxy))
+	ln, err := net.ListenTCP(listenNetwork(n.cfg.Proxy.Addr()), net.TCPAddrFromAddrPort(n.cfg.Proxy))
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
 		return nil, fmt.Errorf("proxy: %v is taken: choose another port with --proxy", n.cfg.Proxy)
+	case errors.Is(err, unix.EACCES):
+		return nil, fmt.Errorf("proxy: port %d is for root: choose one from 1024 up with --proxy, or lower net.ipv4.ip_unprivileged_port_start as root (%w)", n.cfg.Proxy.Port(), err)
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return nil, fmt.Errorf("proxy: %v is not an address of this host (see `ip address`): give --proxy one that is, or only a port for loopback (%w)", n.cfg.Proxy.Addr(), err)
 	case err != nil:
 		return nil, fmt.Errorf("proxy: %w: choose another address or port with --proxy", err)
 	}

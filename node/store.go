@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"net/netip"
 	"net/url"
 	"path/filepath"
@@ -29,8 +28,6 @@ const (
 	maxBackoff   = 5 * time.Second
 	// patience is how long a start waits for the store before it goes on with what the last run knew.
 	patience = time.Second
-	// lookupTimeout bounds finding the addresses of the store.
-	lookupTimeout = 3 * time.Second
 	// revokeTimeout bounds giving back the lease of an ephemeral node.
 	revokeTimeout = 3 * time.Second
 )
@@ -41,6 +38,7 @@ type openedStore struct {
 	server   *embedded.Server // nil with endpoints of others
 	client   *lease.Client    // nil until the first dial succeeds
 	registry *lease.Registry
+	doors    storeDoors
 }
 
 // openStore starts the embedded store, unless there are endpoints to go to.
@@ -62,7 +60,7 @@ func (n *Node) openStore(ctx context.Context, s *openedStore) error {
 		own, others, open := endpointsOf(server.Endpoint(), bind)
 		s.config.Endpoints, shown = []string{own}, []string{others}
 		n.log.Info("embedded store", "endpoint", others)
-		for _, at := range storeAddrs(ctx, []string{server.Endpoint()}) {
+		for _, at := range (&storeDoors{ours: server.Doors()}).addrs(ctx) {
 			n.listensOn(at, "the embedded store (--listen-etcd)")
 		}
 		if open {
@@ -92,14 +90,6 @@ func endpointsOf(listen string, bind netip.Addr) (own, others string, open bool)
 	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	with := func(a netip.Addr) string { return u.Scheme + "://" + netip.AddrPortFrom(a, at.Port()).String() }
 	return with(loopback), with(bind), true
-}
-
-// addrs are the addresses of the store, which containers may not reach through the gateway.
-func (s *openedStore) addrs(ctx context.Context) []netip.AddrPort {
-	if s.server != nil {
-		return storeAddrs(ctx, []string{s.server.Endpoint()})
-	}
-	return storeAddrs(ctx, s.config.Endpoints)
 }
 
 // connectStore makes the client, if there is none yet.
@@ -410,6 +400,7 @@ func (n *Node) follow(ctx context.Context, s *openedStore, held *lease.Held) err
 	g.Go(func() error { return n.hold(ctx, s.registry, held) })
 	g.Go(func() error { return n.watchLeases(ctx, s.registry) })
 	g.Go(func() error { return n.followNames(ctx, s.registry) })
+	g.Go(func() error { return n.closeDoors(ctx, s) })
 	return g.Wait()
 }
 
@@ -617,34 +608,4 @@ func (n *Node) storeAway(err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.state, n.storeErr = api.StateWaitingForStore, err
-}
-
-// storeAddrs are the addresses of the store, which containers may not reach through the gateway. An embedded one that listens on every
-// address of this host is at 0.0.0.0 (stack.Gateway.Deny).
-func storeAddrs(ctx context.Context, endpoints []string) []netip.AddrPort {
-	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
-	defer cancel()
-	var addrs []netip.AddrPort
-	for _, e := range endpoints {
-		hostPort := e
-		if u, err := url.Parse(e); err == nil && u.Host != "" {
-			hostPort = u.Host
-		}
-		host, portText, err := net.SplitHostPort(hostPort)
-		if err != nil {
-			continue
-		}
-		port, err := net.LookupPort("tcp", portText)
-		if err != nil {
-			continue
-		}
-		ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-		if err != nil {
-			continue // what we cannot resolve, the client cannot reach either
-		}
-		for _, ip := range ips {
-			addrs = append(addrs, netip.AddrPortFrom(ip.Unmap(), uint16(port)))
-		}
-	}
-	return addrs
 }

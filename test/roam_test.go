@@ -223,3 +223,37 @@ func TestRoam_StoreStaysClosedToContainersAtEveryAddress(t *testing.T) {
 		t.Errorf("another server of the host: %q, %v", got, err)
 	}
 }
+
+// The same for containers of another node, which was given one of the addresses: the store's members say the others, of either family.
+func TestStore_StaysClosedToContainersOfOtherNodes(t *testing.T) {
+	for listen, families := range map[string]int{"0.0.0.0:2379": 4, "[::]:2379": 6} {
+		t.Run(listen, func(t *testing.T) {
+			l := lab.New(t, 2, lab.WithIPv6)
+			h1, h2 := l.Host(1), l.Host(2)
+			if err := h1.GetAddress(newAddr); err != nil { // beside the one that it has
+				t.Fatal(err)
+			}
+			h1.Up("--listen-etcd", listen, "--network", network.String())
+			h2.Up("--etcd-endpoints", etcdURL(h1))
+			a := join(t, h2, "a")
+			h1.HTTPServer(t, port(netip.IPv6Unspecified(), 8080))
+			for _, addr := range []netip.Addr{h1.Addr, newAddr, h1.Addr6} {
+				at := port(addr, 2379).String()
+				c, err := h2.DialContext(t.Context(), "tcp", at)
+				if err == nil {
+					c.Close()
+				}
+				if want := addr.Is4() || families == 6; (err == nil) != want {
+					t.Errorf("listening at %s, the store answers at %v: %v, want %v", listen, addr, err, want)
+				}
+				if c, err := a.DialContext(t.Context(), "tcp", at); err == nil {
+					c.Close()
+					t.Errorf("a container reached the store at %v", addr)
+				}
+				if got, err := a.Fetch("http://" + port(addr, 8080).String() + "/"); err != nil {
+					t.Errorf("another server of the host at %v: %q, %v", addr, got, err)
+				}
+			}
+		})
+	}
+}

@@ -161,12 +161,18 @@ func (f *forwarding) listen() error {
 }
 
 func (f *forwarding) listenOn(at netip.AddrPort) error {
-	ln, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
+	network := "tcp"
+	if at.Addr().Is4() { // Go would open 0.0.0.0 for IPv6 as well
+		network = "tcp4"
+	}
+	ln, err := net.ListenTCP(network, net.TCPAddrFromAddrPort(at))
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return api.Errorf(api.CodeInUse, "port %v is taken: choose another for %s, or 0 for any free one (%w)", at, f.to, err)
 	case errors.Is(err, syscall.EACCES):
 		return api.Errorf(api.CodeDenied, "port %v is for root: choose one from 1024 up, or lower net.ipv4.ip_unprivileged_port_start (%w)", at, err)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return api.Errorf(api.CodeInvalid, "%v is not an address of this host (see `ip address`): listen for %s on one that is, or on loopback by naming a port alone (%w)", at.Addr(), f.to, err)
 	case err != nil:
 		return fmt.Errorf("listening for %s: %w", f.to, err)
 	}

@@ -145,6 +145,25 @@ func TestForward_RefusesWhatItCannotDo(t *testing.T) {
 	_, port, _ := net.SplitHostPort(taken.Addr().String())
 	code := b.run("forward", port, "web:80")
 	b.checkError(code, exitFailed, taken.Addr().String()+" is taken")
+	code = b.run("forward", "192.0.2.99:8080", "web:80")
+	b.checkError(code, exitFailed, "192.0.2.99 is not an address of this host (see `ip address`)")
+}
+
+func TestForward_ListensOnIPv4AloneAtAnAddressOfIt(t *testing.T) {
+	b := newBench(t).serve()
+	lines, stop := b.forwarder("0.0.0.0:0", "web:80")
+	lines.Scan()
+	_, port, err := net.SplitHostPort(strings.Fields(lines.Text())[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if conn, err := net.Dial("tcp", "[::1]:"+port); err == nil {
+		conn.Close()
+		t.Error("it is reached over IPv6")
+	}
+	if code, _ := stop(); code != 0 {
+		t.Errorf("exit status %d", code)
+	}
 }
 
 func TestLocalAddr_IsAPortOrAnAddressAndAPort(t *testing.T) {

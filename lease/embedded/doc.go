@@ -5,7 +5,8 @@
 // Place in the journey: before everything of package lease, and only without --etcd-endpoints.
 //
 // Goroutines: etcd starts dozens; they end before Close returns. The server owns its data directory, locked against a
-// second daemon, and one listening socket; a single member needs no peer port.
+// second daemon, and one listening socket; a single member needs no peer port. On every address of the host (wildcard.go) that socket is ours, with two
+// goroutines a client, and the member has a port of the loopback behind it.
 //
 // Limits: one member, so the network's leases cannot change while this node is down (nodes keep forwarding on what
 // they know). Ticks are ten times faster than etcd's defaults, which a lone member can afford: it is ready in a fraction of

@@ -8,7 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -38,7 +38,7 @@ var (
 const startTimeout = 30 * time.Second
 
 // Config says where the server lives. It listens in the clear with an http URL; with https, CertFile and KeyFile are
-// required, and ClientCAFile makes it demand a client certificate of that CA.
+// required, and ClientCAFile makes it demand a client certificate of that CA. The host 0.0.0.0 is every address of IPv4, and :: every address.
 type Config struct {
 	DataDir      string // made with mode 0700 if absent
 	ListenClient string // URL with a numeric host; port 0 picks a free one; "" is DefaultListen
@@ -50,11 +50,13 @@ type Config struct {
 
 // Server is a running member. Methods may be called from any goroutine.
 type Server struct {
-	etcd *embed.Etcd
-	grpc *grpcServers
-	lock *os.File
-	url  string
-	err  chan error
+	etcd   *embed.Etcd
+	grpc   *grpcServers
+	lock   *os.File
+	front  *front // nil unless it listens on every address
+	member string // host:port where etcd itself listens
+	url    string
+	err    chan error
 
 	closeOnce sync.Once
 	closing   chan struct{}
@@ -73,8 +75,8 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("embedded etcd: listen URL: %w", err)
 	}
-	host, _, err := net.SplitHostPort(u.Host)
-	if err != nil || net.ParseIP(host) == nil || u.Scheme != "http" && u.Scheme != "https" {
+	at, err := netip.ParseAddrPort(u.Host)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, fmt.Errorf("embedded etcd: listen URL %q is not of the form http://127.0.0.1:2379", c.ListenClient)
 	}
 	if u.Scheme == "https" {
@@ -86,20 +88,35 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 			return nil, fmt.Errorf("embedded etcd: certificate %s with key %s: %w", c.CertFile, c.KeyFile, err)
 		}
 	}
+	at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
 	lock, err := lockDir(c.DataDir)
 	if err != nil {
 		return nil, fmt.Errorf("embedded etcd: %w", err)
 	}
 	var words lastWords
-	cfg := config(c, *u, &words)
-	var servers grpcServers
-	cfg.ServiceRegister = servers.add
+	s := &Server{grpc: &grpcServers{}, lock: lock, err: make(chan error, 1), closing: make(chan struct{})}
+	inner := *u
+	if at.Addr().IsUnspecified() {
+		if s.front, err = listenEverywhere(ctx, at); err != nil {
+			return nil, errors.Join(explain(err, u.Host), lock.Close())
+		}
+		at = s.front.addr(at.Addr())
+		u.Host, inner.Host = at.String(), "127.0.0.1:0"
+	}
+	cfg := config(c, inner, advertised(*u, at), &words)
+	cfg.ServiceRegister = s.grpc.add
 	e, err := start(cfg, &words)
 	if err != nil {
+		if s.front != nil {
+			s.front.close()
+		}
 		return nil, errors.Join(explain(err, u.Host), lock.Close())
 	}
-	s := &Server{etcd: e, grpc: &servers, lock: lock, err: make(chan error, 1), closing: make(chan struct{})}
-	u.Host = e.Clients[0].Addr().String()
+	s.etcd = e
+	s.member = e.Clients[0].Addr().String()
+	if s.front == nil {
+		u.Host = s.member
+	}
 	s.url = u.String()
 
 	t := time.NewTimer(startTimeout)
@@ -117,6 +134,9 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 	if err != nil {
 		s.Close()
 		return nil, fmt.Errorf("embedded etcd: %w", err)
+	}
+	if s.front != nil {
+		s.front.serve(s.member)
 	}
 	go s.forward()
 	return s, nil
@@ -148,12 +168,12 @@ func explain(err error, addr string) error {
 	return fmt.Errorf("embedded etcd: %w", err)
 }
 
-func config(c Config, u url.URL, words *lastWords) *embed.Config {
+func config(c Config, u url.URL, advertise []url.URL, words *lastWords) *embed.Config {
 	cfg := embed.NewConfig()
 	cfg.Name = "rootless-ovl"
 	cfg.Dir = c.DataDir
 	cfg.ListenClientUrls = []url.URL{u}
-	cfg.AdvertiseClientUrls = []url.URL{u}
+	cfg.AdvertiseClientUrls = advertise
 	cfg.ClientTLSInfo.CertFile, cfg.ClientTLSInfo.KeyFile = c.CertFile, c.KeyFile
 	if c.ClientCAFile != "" {
 		cfg.ClientTLSInfo.TrustedCAFile, cfg.ClientTLSInfo.ClientCertAuth = c.ClientCAFile, true
@@ -190,6 +210,15 @@ func (s *Server) forward() {
 // Endpoint is the client URL, with the port that was picked.
 func (s *Server) Endpoint() string { return s.url }
 
+// Doors are the host:ports by which the server can be reached: that of Endpoint, and where it listens on every address that of the member
+// behind it, on the loopback.
+func (s *Server) Doors() []string {
+	if s.front == nil {
+		return []string{s.member}
+	}
+	return []string{s.front.ln.Addr().String(), s.member}
+}
+
 // Err receives at most one error, if the server fails while running, and is closed when the server ends.
 func (s *Server) Err() <-chan error { return s.err }
 
@@ -217,6 +246,9 @@ func (g *grpcServers) stop() {
 func (s *Server) Close() {
 	s.closeOnce.Do(func() {
 		close(s.closing)
+		if s.front != nil {
+			s.front.close()
+		}
 		// etcd would wait 5 s for the other nodes' watches, which do not end by themselves.
 		s.grpc.stop()
 		s.etcd.Close()

@@ -8,8 +8,11 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -74,6 +77,56 @@ func TestServer_ReopensItsData(t *testing.T) {
 	}
 }
 
+// 0.0.0.0 is IPv4 alone; at either wildcard the members' list has the host's addresses, so that nodes know what to close.
+func TestServer_OnEveryAddress(t *testing.T) {
+	for host, families := range map[string][]string{"0.0.0.0": {"127.0.0.1"}, "[::]": {"127.0.0.1", "::1"}} {
+		s, err := embedded.Start(testContext(t), embedded.Config{DataDir: t.TempDir(), ListenClient: "http://" + host + ":0"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		u, err := url.Parse(s.Endpoint())
+		if err != nil || u.Port() == "0" || !strings.HasPrefix(u.Host, host) {
+			t.Errorf("listening at %s, the endpoint is %s, %v", host, s.Endpoint(), err)
+		}
+		if doors := s.Doors(); len(doors) != 2 || !strings.HasSuffix(doors[0], ":"+u.Port()) || !strings.HasPrefix(doors[1], "127.0.0.1:") {
+			t.Errorf("the doors of %s are %q", host, doors)
+		}
+		for _, a := range []string{"127.0.0.1", "::1"} {
+			conn, err := net.Dial("tcp", net.JoinHostPort(a, u.Port()))
+			if err == nil {
+				conn.Close() //nolint:errcheck // it was of no use but to be there
+			}
+			if open := err == nil; open != slices.Contains(families, a) {
+				t.Errorf("at %s, %s: open %v (%v)", host, a, open, err)
+			}
+		}
+		c := dial(t, "http://"+net.JoinHostPort("127.0.0.1", u.Port()))
+		if err := lease.NewRegistry(c, "", nil).PutConfig(testContext(t), []byte(`{"Network":"10.9.0.0/16"}`)); err != nil {
+			t.Errorf("%s: %v", host, err)
+		}
+		members, err := c.MemberURLs(testContext(t))
+		if err != nil || len(members) != 1 {
+			t.Fatalf("members %q, %v", members, err)
+		}
+		have, err := net.InterfaceAddrs()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, h := range have {
+			p := netip.MustParsePrefix(h.String())
+			want := !p.Addr().IsLoopback() && !p.Addr().IsLinkLocalUnicast() && (p.Addr().Is4() || host == "[::]")
+			if has := slices.Contains(members[0], "http://"+net.JoinHostPort(p.Addr().String(), u.Port())); has != want {
+				t.Errorf("listening at %s, the member tells of %v: %v, in %q", host, p.Addr(), has, members[0])
+			}
+		}
+		s.Close()
+		if conn, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", u.Port())); err == nil {
+			conn.Close() //nolint:errcheck // as above
+			t.Errorf("%s: open after Close", host)
+		}
+	}
+}
+
 func TestStart_SaysWhatIsWrong(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -99,15 +152,16 @@ func TestStart_SaysWhatIsWrong(t *testing.T) {
 		is   error
 		says string
 	}{
-		"port taken":       {embedded.Config{DataDir: t.TempDir(), ListenClient: "http://" + l.Addr().String()}, embedded.ErrPortTaken, l.Addr().String()},
-		"data dir in use":  {embedded.Config{DataDir: dir, ListenClient: "http://127.0.0.1:0"}, embedded.ErrDataDirInUse, dir},
-		"foreign address":  {embedded.Config{DataDir: t.TempDir(), ListenClient: "http://192.0.2.77:2379"}, nil, "--listen-etcd"},
-		"data unusable":    {embedded.Config{DataDir: unusable, ListenClient: "http://127.0.0.1:0"}, nil, "not a directory"},
-		"no data dir":      {embedded.Config{ListenClient: "http://127.0.0.1:0"}, nil, "no data directory"},
-		"name as host":     {embedded.Config{DataDir: t.TempDir(), ListenClient: "http://example.org:1"}, nil, "http://127.0.0.1:2379"},
-		"no port":          {embedded.Config{DataDir: t.TempDir(), ListenClient: "http://127.0.0.1"}, nil, "http://127.0.0.1:2379"},
-		"https, no files":  {embedded.Config{DataDir: t.TempDir(), ListenClient: "https://127.0.0.1:0"}, nil, "certificate file"},
-		"https, bad files": {embedded.Config{DataDir: t.TempDir(), ListenClient: "https://127.0.0.1:0", CertFile: "/nonexistent", KeyFile: "/nonexistent"}, nil, "/nonexistent"},
+		"port taken":        {embedded.Config{DataDir: t.TempDir(), ListenClient: "http://" + l.Addr().String()}, embedded.ErrPortTaken, l.Addr().String()},
+		"port taken at all": {embedded.Config{DataDir: t.TempDir(), ListenClient: "http://0.0.0.0:" + strings.TrimPrefix(l.Addr().String(), "127.0.0.1:")}, embedded.ErrPortTaken, "--listen-etcd"},
+		"data dir in use":   {embedded.Config{DataDir: dir, ListenClient: "http://127.0.0.1:0"}, embedded.ErrDataDirInUse, dir},
+		"foreign address":   {embedded.Config{DataDir: t.TempDir(), ListenClient: "http://192.0.2.77:2379"}, nil, "--listen-etcd"},
+		"data unusable":     {embedded.Config{DataDir: unusable, ListenClient: "http://127.0.0.1:0"}, nil, "not a directory"},
+		"no data dir":       {embedded.Config{ListenClient: "http://127.0.0.1:0"}, nil, "no data directory"},
+		"name as host":      {embedded.Config{DataDir: t.TempDir(), ListenClient: "http://example.org:1"}, nil, "http://127.0.0.1:2379"},
+		"no port":           {embedded.Config{DataDir: t.TempDir(), ListenClient: "http://127.0.0.1"}, nil, "http://127.0.0.1:2379"},
+		"https, no files":   {embedded.Config{DataDir: t.TempDir(), ListenClient: "https://127.0.0.1:0"}, nil, "certificate file"},
+		"https, bad files":  {embedded.Config{DataDir: t.TempDir(), ListenClient: "https://127.0.0.1:0", CertFile: "/nonexistent", KeyFile: "/nonexistent"}, nil, "/nonexistent"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, err := embedded.Start(testContext(t), tc.cfg)

@@ -48,7 +48,7 @@ var rooms = map[string]map[string]string{
 	"internal/nettest": {"internal/packet": "fakes produce and check packets"},
 	"internal/relay":   {},
 	"proxy":            {"internal/relay": "a client and its destination are joined"},
-	"lease":            {},
+	"lease":            {"internal/relay": "the embedded store's clients are joined with its member where it listens on every address"},
 	"nsutil":           {},
 	"publish":          {},
 	"api":              {},
