@@ -3,7 +3,7 @@
 //	web.ovl.internal.  A, AAAA                 a container that is called web, here or elsewhere
 //	db.ovl.internal.   A, AAAA, several        an alias of several, in turn
 //	host.ovl.internal., gateway.ovl.internal.  the asking container's gateway
-//	web.  db.                                  the same in one label, where there is such a name; else it is forwarded
+//	web.  db.  host.  gateway.                 the same in one label, where there is such a name; else it is forwarded
 //	localhost., *.localhost.                   the asking container itself: 127.0.0.1, ::1 (RFC 6761, section 6.3)
 //	3.7.213.10.in-addr.arpa.  PTR              every address of the overlay's networks; none of them is ever forwarded
 
@@ -174,10 +174,7 @@ func (z *Zone) answer(q *query, who Query) []byte {
 		var o owner
 		o.add([]netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()})
 		o.answer(m, q)
-	case dns.CountLabel(name) == 1 && z.names[strings.TrimSuffix(name, ".")] != nil:
-		if o := z.names[strings.TrimSuffix(name, ".")]; len(o.addrs)+len(o.addrs6) == 0 {
-			return nil
-		}
+	case z.inOneLabel(name):
 		apex = name // there is nothing else that we know of the root
 		z.inDomain(m, q, who, strings.TrimSuffix(name, "."))
 	default:
@@ -191,6 +188,16 @@ func (z *Zone) answer(q *query, who Query) []byte {
 		found = z.inReverse(m, q, who, p, rest, apex == name)
 	}
 	return z.message(q, m, apex, found)
+}
+
+// inOneLabel tells whether a name is answered without the domain: that of a container, or of the gateway.
+func (z *Zone) inOneLabel(name string) bool {
+	if dns.CountLabel(name) != 1 {
+		return false
+	}
+	label := strings.TrimSuffix(name, ".")
+	o := z.names[label]
+	return isGateway(label) || o != nil && len(o.addrs)+len(o.addrs6) > 0
 }
 
 // message completes m, of which the records are there, and packs it.
