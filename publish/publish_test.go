@@ -693,3 +693,47 @@ func TestUDP_WhoNeverGotAnAnswerMakesRoom(t *testing.T) {
 		t.Errorf("stats %+v", s)
 	}
 }
+
+// sendUrgent sends b, the last byte of it as urgent.
+func sendUrgent(t *testing.T, c *net.TCPConn, b string) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(raw.Control(func(fd uintptr) { err = syscall.Sendto(int(fd), []byte(b), syscall.MSG_OOB, nil) }), err); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestTCP_UrgentBytesAreCarriedInTheirPlace(t *testing.T) {
+	conns := make(chan *net.TCPConn, 1)
+	over := make(chan struct{})
+	defer close(over)
+	f := &fake{server: server(t, func(c *net.TCPConn) {
+		conns <- c
+		<-over
+	})}
+	p := start(t, Spec{Proto: TCP}, f, Limits{})
+	client := dial(t, p, "127.0.0.1")
+	inside := <-conns
+	_ = inside.SetDeadline(time.Now().Add(20 * time.Second))
+	for _, way := range []struct{ from, to *net.TCPConn }{{client, inside}, {inside, client}} {
+		for _, b := range []string{"abc", "!", "def", "ghi?"} {
+			if strings.ContainsAny(b, "!?") {
+				sendUrgent(t, way.from, b)
+			} else if _, err := way.from.Write([]byte(b)); err != nil {
+				t.Fatal(err)
+			}
+			got := make([]byte, len(b))
+			if n, err := io.ReadFull(way.to, got); err != nil || string(got) != b {
+				t.Fatalf("got %q, %v, want %q", got[:n], err, b)
+			}
+		}
+		sendUrgent(t, way.from, "!") // the last before the end
+		_ = way.from.CloseWrite()
+		if got, err := io.ReadAll(way.to); err != nil || string(got) != "!" {
+			t.Errorf("at the end: %q, %v", got, err)
+		}
+	}
+}

@@ -36,6 +36,8 @@ var longAgo = time.Unix(1, 0)
 // reset, if one of them was reset.
 func (p *Publication) join(ctx context.Context, host, container *net.TCPConn) {
 	_ = container.SetKeepAlive(false) // its other end is in the same kernel
+	inline(host)
+	inline(container)
 	j := &joint{host: host, container: container}
 	stop := context.AfterFunc(ctx, j.abort)
 	defer stop()
@@ -62,6 +64,13 @@ func (j *joint) abort() {
 		reset(j.host)
 		reset(j.container)
 	})
+}
+
+// inline leaves a connection's urgent bytes in their place among the rest: outside of it, they would stop the stream (tcp(7)).
+func inline(c *net.TCPConn) {
+	if raw, err := c.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) })
+	}
 }
 
 // reset closes a connection in the way that its peer notices.
@@ -142,6 +151,10 @@ func (d *direction) fill(fd uintptr) (done bool) {
 		switch {
 		case errors.Is(err, syscall.EINTR):
 			continue
+		case d.pipe != nil && n <= 0 && atUrgent(int(fd)): // a splice ends before it, whatever comes next
+			d.free()
+			d.buf = buffers.Get().(*[bufferSize]byte)
+			continue
 		case errors.Is(err, syscall.EAGAIN):
 			d.free()
 			return false
@@ -196,6 +209,13 @@ func (d *direction) free() {
 func splice(from, to, most int) (int, error) {
 	n, err := unix.Splice(from, nil, to, nil, most, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
 	return int(n), err
+}
+
+// atUrgent tells whether the next byte of a connection is an urgent one.
+func atUrgent(fd int) bool {
+	const atMark = 0x8905 // SIOCATMARK
+	at, err := unix.IoctlGetInt(fd, atMark)
+	return err == nil && at != 0
 }
 
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}

@@ -72,6 +72,8 @@ func (ns *netstack) carry(ep tcpip.Endpoint, queue *waiter.Queue, fd int, dialle
 	c.out.fd, c.in.fd = fd, fd
 	c.toHost.c, c.toContainer.c = c, c
 	c.left.Store(2)
+	// What is sent as urgent is carried in its place among the rest: outside of it, it would stop the stream (tcp(7)). Cannot fail on a socket of TCP.
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
 	c.event.Init(c, waiter.ReadableEvents|waiter.WritableEvents|waiter.EventHUp|waiter.EventErr)
 	c.buffers.open(&ns.budget, ep)
 	queue.EventRegister(&c.event)
@@ -255,7 +257,8 @@ func (c *carrier) carryToContainer() bool {
 		c.ns.exit.waitRoom()
 		c.in.left = min(n, mostAtOnce)
 		asked := int64(c.in.left)
-		done, terr := c.ep.Write(&c.in, tcpip.WriteOptions{})
+		// Atomic: what has been read from the socket is kept, even if the buffer becomes smaller meanwhile.
+		done, terr := c.ep.Write(&c.in, tcpip.WriteOptions{Atomic: true})
 		switch terr.(type) {
 		case nil:
 			c.moved.Store(true)
@@ -372,6 +375,8 @@ func (c *carrier) tend() {
 	}
 	if !c.moved.Swap(false) {
 		c.buffers.shrink()
+		// gVisor tells of room at half of the size that there is at the moment: it may have passed that while the size was another.
+		c.call(&c.toContainer)
 	}
 }
 

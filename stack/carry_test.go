@@ -3,6 +3,7 @@
 package stack
 
 import (
+	"bytes"
 	"io"
 	"net"
 	"strings"
@@ -132,6 +133,39 @@ func TestBuffers_GrowAndShrink(t *testing.T) {
 	go func() { _, _ = host.Write(data[:1<<20]) }()
 	if _, err := io.ReadFull(conn, make([]byte, 1<<20)); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// The buffers of a connection may become smaller at any moment.
+func TestTCP_NothingIsLostWhenBuffersShrink(t *testing.T) {
+	w := newWire(t, nil)
+	c := w.container(aliceAddr)
+	data := randomBytes(64 << 20)
+	server := listenTCP(t, func(s *net.TCPConn) { _, _ = s.Write(data) })
+	conn := c.mustDialTCP(server)
+	defer conn.Close()
+	eventually(t, "it is established", func() bool { return len(w.g.live.Load().flows.all(kindTCP)) == 1 })
+	f := w.g.live.Load().flows.all(kindTCP)[0].(*tcpFlow)
+	over := make(chan struct{})
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer close(over)
+	wg.Go(func() {
+		for {
+			select {
+			case <-over:
+				return
+			case <-time.After(50 * time.Microsecond):
+				f.tend()
+			}
+		}
+	})
+	got := make([]byte, len(data))
+	if n, err := io.ReadFull(conn, got); err != nil {
+		t.Fatalf("%d bytes of %d: %v", n, len(data), err)
+	}
+	if !bytes.Equal(got, data) {
+		t.Error("the bytes differ")
 	}
 }
 

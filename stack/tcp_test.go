@@ -435,3 +435,43 @@ func TestTCP_NoReplyToStraySegments(t *testing.T) {
 		t.Errorf("%d packets, want only the answer to the ACK", n)
 	}
 }
+
+// sendUrgent sends b, the last byte of it as urgent.
+func sendUrgent(t *testing.T, c *net.TCPConn, b string) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	if err := errors.Join(raw.Control(func(fd uintptr) { err = unix.Sendto(int(fd), []byte(b), unix.MSG_OOB, nil) }), err); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTCP_UrgentBytesOfTheHostAreCarriedInTheirPlace(t *testing.T) {
+	w := newWire(t, nil)
+	c := w.container(aliceAddr)
+	next := make(chan struct{}, 2)
+	server := listenTCP(t, func(s *net.TCPConn) {
+		_, _ = s.Write([]byte("abc"))
+		<-next // so that nothing lies before the urgent byte
+		sendUrgent(t, s, "!")
+		<-next
+		_, _ = s.Write([]byte("def"))
+		sendUrgent(t, s, "ghi?")
+	})
+	conn := c.mustDialTCP(server)
+	defer conn.Close()
+	defer close(next)
+	for _, want := range []string{"abc", "!"} {
+		got := make([]byte, len(want))
+		if _, err := io.ReadFull(conn, got); err != nil || string(got) != want {
+			t.Fatalf("got %q, %v, want %q", got, err, want)
+		}
+		next <- struct{}{}
+	}
+	if got, err := io.ReadAll(conn); err != nil || string(got) != "defghi?" {
+		t.Errorf("got %q, %v", got, err)
+	}
+}
