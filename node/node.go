@@ -420,13 +420,15 @@ func (n *Node) newGateway(own subnets, injector *forwarder.Injector, denied []ne
 		return nil, err
 	}
 	gw, err := stack.New(stack.Config{
-		Addresses:    gatewayAddrs(n.carried(own), nil),
-		MTU:          n.overlayMTU(),
-		Exit:         func(pkts []*packet.Packet) { injector.Forward(pkts) },
-		Log:          n.log,
-		HostLoopback: n.cfg.HostLoopback,
-		LinkLocal:    n.cfg.LinkLocal,
-		Outbound:     out,
+		Addresses:     gatewayAddrs(n.carried(own), nil),
+		SubnetLen:     max(own.v4.Bits(), 0),
+		IPv6SubnetLen: max(own.v6.Bits(), 0),
+		MTU:           n.overlayMTU(),
+		Exit:          func(pkts []*packet.Packet) { injector.Forward(pkts) },
+		Log:           n.log,
+		HostLoopback:  n.cfg.HostLoopback,
+		LinkLocal:     n.cfg.LinkLocal,
+		Outbound:      out,
 	})
 	if err != nil {
 		return nil, err

@@ -278,7 +278,7 @@ func (n *Node) checkNetwork(cfg lease.NetworkConfig, ext external) error {
 		n.log.Info("the network's backend is alloc: a subnet is leased, and nothing is sent to other nodes")
 	}
 	if cfg.EnableIPv6 && !carriesIPv6(cfg) {
-		n.log.Warn("the network config enables IPv6, which the udp format does not carry: containers get IPv4 only")
+		n.log.Warn("the network config enables IPv6, which the udp format does not carry: containers reach each other over IPv4 only")
 	}
 	if err := checkDualStack(cfg, ext, n.overlayMTUOf(cfg, ext)); err != nil {
 		return err

@@ -29,10 +29,41 @@ var embedded4 = []netip.Prefix{
 	netip.MustParsePrefix("::/96"),
 }
 
+// localNAT64 is for a site's own NAT64 (RFC 8215): the IPv4 address stands where RFC 6052 section 2.2 has it for the length of the prefix that the
+// site has chosen, which cannot be told from an address.
+var localNAT64 = netip.MustParsePrefix("64:ff9b:1::/48")
+
+// localNAT64At is where the four bytes are for prefixes of 48, 56, 64 and 96 bits. Byte 8 is always zero.
+var localNAT64At = [][4]int{{6, 7, 9, 10}, {7, 9, 10, 11}, {9, 10, 11, 12}, {12, 13, 14, 15}}
+
+// standsFor are the IPv4 addresses that an IPv6 one may stand for: none, one, or one for each way to read it. Of those ways, one by which it would
+// be of 0.0.0.0/8 is none, unless all are.
+func standsFor(a netip.Addr) (found []netip.Addr) {
+	b := a.As16()
+	if localNAT64.Contains(a) {
+		for _, at := range localNAT64At {
+			if v4 := [4]byte{b[at[0]], b[at[1]], b[at[2]], b[at[3]]}; v4[0] != 0 {
+				found = append(found, netip.AddrFrom4(v4))
+			}
+		}
+		if found != nil {
+			return found
+		}
+		return []netip.Addr{netip.IPv4Unspecified()}
+	}
+	for _, p := range embedded4 {
+		if p.Contains(a) {
+			return []netip.Addr{netip.AddrFrom4([4]byte(b[12:]))}
+		}
+	}
+	return nil
+}
+
 // judge says whether a container may talk to a. It looks at the address only; denied looks at ports.
 func (c *Config) judge(a netip.Addr) verdict {
-	a = a.Unmap()
 	switch {
+	case a.Is4In6(): // never on a wire; the host's sockets would take it for IPv4 (RFC 4291 section 2.5.5.2)
+		return closed
 	case a.IsMulticast():
 		return silence
 	case a.IsLoopback():
@@ -58,12 +89,9 @@ func (c *Config) judge(a netip.Addr) verdict {
 		}
 		return open
 	}
-	for _, p := range embedded4 {
-		if p.Contains(a) {
-			b := a.As16()
-			if v := c.judge(netip.AddrFrom4([4]byte(b[12:]))); v != open {
-				return closed
-			}
+	for _, v4 := range standsFor(a) {
+		if c.judge(v4) != open {
+			return closed
 		}
 	}
 	return open

@@ -40,13 +40,22 @@ func TestJudge_ClosesByDefault(t *testing.T) {
 		{"febf::1", closed, closed, open},
 		{"fd00:ec2::254", closed, closed, open},
 		{"ff02::1", silence, silence, silence},
-		{"::ffff:127.0.0.1", closed, open, closed},
-		{"::ffff:192.0.2.1", open, open, open},
+		{"::ffff:127.0.0.1", closed, closed, closed},
+		{"::ffff:192.0.2.1", closed, closed, closed},
 		{"::127.0.0.1", closed, open, closed},
 		{"64:ff9b::127.0.0.1", closed, open, closed},
 		{"64:ff9b::169.254.169.254", closed, closed, open},
 		{"64:ff9b::192.0.2.1", open, open, open},
 		{"::ffff:0:127.0.0.1", closed, open, closed},
+		{"64:ff9b:1::192.0.2.1", open, open, open}, // a prefix of 96 bits
+		{"64:ff9b:1::127.0.0.1", closed, open, closed},
+		{"64:ff9b:1:1:2:3:192.0.2.1", open, open, open},
+		{"64:ff9b:1:1:2:3:169.254.169.254", closed, closed, open},
+		{"64:ff9b:1:a9fe:a9:fe00::", closed, closed, open}, // of 48: 169.254.169.254
+		{"64:ff9b:1:c000:2:100::", open, open, open},       // 192.0.2.1
+		{"64:ff9b:1:7f:0:100::", closed, open, closed},     // of 56: 127.0.0.1
+		{"64:ff9b:1:1:7f:0:100:0", closed, open, closed},   // of 64: 127.0.0.1
+		{"64:ff9b:1::", closed, closed, closed},
 	} {
 		a := netip.MustParseAddr(c.addr)
 		if got := (&Config{}).judge(a); got != c.want {
@@ -104,6 +113,17 @@ func TestClosed_IsAnsweredAndCounted(t *testing.T) {
 	case what := <-touched:
 		t.Errorf("the host's %s server was reached", what)
 	default:
+	}
+}
+
+// To a socket of the host, an IPv4-mapped address is the IPv4 one, which would get around what is denied at that.
+func TestClosed_MappedAddresses(t *testing.T) {
+	w := newWire(t, nil)
+	at := listenUDP(t, same)
+	mapped := netip.AddrPortFrom(netip.AddrFrom16(loopback.As16()), at.Port())
+	w.send(makeUDP6(netip.AddrPortFrom(aliceAddr6, 7), mapped, []byte("x")))
+	if n := w.drops(dropClosed); n != 1 || w.g.Stats().UDPFlows != 0 {
+		t.Errorf("%d drops, want 1; %+v", n, w.g.Stats())
 	}
 }
 

@@ -16,6 +16,9 @@ import (
 type Config struct {
 	// Addresses are the gateway's own, the address that containers use as gateway first (the source of ICMP errors).
 	Addresses []netip.Addr
+	// SubnetLen and IPv6SubnetLen are the lengths of the prefixes that each node has for its containers, the first two addresses of which are the
+	// node's own: its router's, as it says in ICMP errors. Zero: not known, and only containers themselves are believed.
+	SubnetLen, IPv6SubnetLen int
 	// MTU of the container's link in bytes: what a packet that is not a superpacket may have.
 	MTU int
 	// Exit takes packets for containers. It is called from the goroutine of Run alone; the packets and their memory

@@ -57,9 +57,10 @@ type wire struct {
 
 // observed is a packet on its way to a container: its bytes as far as its headers, and what it is.
 type observed struct {
-	in  inbound
-	b   []byte
-	gso packet.GSO
+	in      inbound
+	b       []byte
+	gso     packet.GSO
+	segment int // payload in bytes of the packets that a superpacket stands for
 }
 
 type lockedBuffer struct {
@@ -143,7 +144,7 @@ func (w *wire) exit(pkts []*packet.Packet) {
 		w.check(p, b, in)
 		w.mu.Lock()
 		if len(w.seen) < 100_000 {
-			w.seen = append(w.seen, observed{in: in, b: bytes.Clone(b[:min(len(b), 128)]), gso: p.GSO})
+			w.seen = append(w.seen, observed{in: in, b: bytes.Clone(b[:min(len(b), 128)]), gso: p.GSO, segment: int(p.SegSize)})
 		}
 		c := w.containers[in.dst]
 		w.mu.Unlock()

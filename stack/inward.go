@@ -426,35 +426,3 @@ func (u *InwardUDP) endWith(why error) {
 
 // send takes a datagram of the container: an answer to the client.
 func (u *InwardUDP) send(d datagram) { u.reply(d.payload) }
-
-// refuseFlow ends the UDP flow that an ICMP error of a container is about, if that is what b is.
-func (ns *netstack) refuseFlow(b []byte, in inbound) {
-	var quoted []byte
-	switch icmp := b[in.transport:]; {
-	case in.proto == protoICMP && header.ICMPv4Type(icmp[0]) == header.ICMPv4DstUnreachable && header.ICMPv4Code(icmp[1]) == header.ICMPv4PortUnreachable:
-		quoted = icmp[header.ICMPv4MinimumSize:]
-	case in.proto == protoICMPv6 && header.ICMPv6Type(icmp[0]) == header.ICMPv6DstUnreachable && header.ICMPv6Code(icmp[1]) == header.ICMPv6PortUnreachable:
-		quoted = icmp[header.ICMPv6DstUnreachableMinimumSize:]
-	default:
-		return
-	}
-	q, ok := parseQuote(quoted)
-	if !ok || q.proto != protoUDP || q.later || len(quoted) < q.transport+header.UDPMinimumSize || q.dst != in.src {
-		return
-	}
-	u := header.UDP(quoted[q.transport:])
-	e := ns.flows.find(flowKey{
-		proto: protoUDP,
-		src:   netip.AddrPortFrom(q.dst, u.DestinationPort()),
-		dst:   netip.AddrPortFrom(q.src, u.SourcePort()),
-	})
-	if e == nil {
-		return
-	}
-	switch f := e.flow.(type) {
-	case *InwardUDP:
-		f.endWith(syscall.ECONNREFUSED)
-	case *datagramFlow: // its socket goes, and the host answers what comes next with port unreachable
-		f.end()
-	}
-}

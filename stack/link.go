@@ -126,8 +126,8 @@ func (ns *netstack) receive(p *packet.Packet) {
 		ns.count.drop(dropChecksum)
 		return
 	}
-	if !in.fragment && (in.proto == protoICMP || in.proto == protoICMPv6) {
-		ns.refuseFlow(b, in)
+	if !in.later && isICMPError(b, in) && !ns.heeds(b, in) {
+		return
 	}
 	if in.proto == protoTCP && !in.later && header.TCP(b[in.transport:]).Flags()&(header.TCPFlagSyn|header.TCPFlagAck) == header.TCPFlagSyn {
 		ns.endTimeWait(b, in)

@@ -11,6 +11,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/rootless-ovl/rootless-ovl/internal/hostnet"
 )
 
 // addToLoopback gives the loopback interface addresses, which are none of the loopback's.
@@ -26,6 +28,13 @@ func addToLoopback(t *testing.T, addrs ...netip.Addr) {
 		if err := netlink.AddrAdd(lo, addr); err != nil {
 			t.Fatalf("add %v: %v", a, err)
 		}
+	}
+	// The kernel gives an IPv6 address its route, and lets it be used, some time later, even where duplicates are not looked for.
+	for _, a := range addrs {
+		eventually(t, "the host has "+a.String(), func() bool {
+			has, err := hostnet.Has(a)
+			return has && err == nil
+		})
 	}
 }
 

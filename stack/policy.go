@@ -21,7 +21,7 @@ type Policy struct {
 // Egress is what of the outside a container may reach.
 type Egress struct {
 	// Allow is the destinations; without any, nothing outside is reached and no name outside resolved. An IPv6 address that stands for an IPv4
-	// one is judged as that.
+	// one is judged as that, or as all that it may stand for.
 	Allow []netip.Prefix
 }
 
@@ -81,15 +81,15 @@ func (g *Gateway) lets(container, dst netip.Addr) bool {
 }
 
 func (e *Egress) allows(dst netip.Addr) bool {
-	dst = dst.Unmap()
-	for _, p := range embedded4 {
-		if p.Contains(dst) {
-			b := dst.As16()
-			dst = netip.AddrFrom4([4]byte(b[12:]))
-			break
+	lists := func(a netip.Addr) bool {
+		return slices.ContainsFunc(e.Allow, func(p netip.Prefix) bool { return p.Contains(a) })
+	}
+	if dst.Is6() {
+		if all := standsFor(dst); all != nil {
+			return !slices.ContainsFunc(all, func(a netip.Addr) bool { return !lists(a) })
 		}
 	}
-	return slices.ContainsFunc(e.Allow, func(p netip.Prefix) bool { return p.Contains(dst) })
+	return lists(dst)
 }
 
 // resolves tells whether names outside the overlay are resolved for whoever asks from there.

@@ -48,6 +48,8 @@ const (
 	dropMulticast
 	dropProtocol
 	dropICMPType
+	dropICMPForged
+	dropICMPUnused
 	dropTCPFlows
 	dropTCPHalfOpen
 	dropEvicted
@@ -72,6 +74,8 @@ var dropNames = [dropReasons]string{
 	dropMulticast:      "multicast",
 	dropProtocol:       "unknown-protocol",
 	dropICMPType:       "icmp-type",
+	dropICMPForged:     "icmp-error-forged",
+	dropICMPUnused:     "icmp-error-unused",
 	dropTCPFlows:       "tcp-flow-limit",
 	dropTCPHalfOpen:    "tcp-half-open-limit",
 	dropEvicted:        "tcp-half-open-evicted",
