@@ -55,17 +55,26 @@ type wireName struct {
 	Aliases []string   `json:",omitempty"`
 }
 
-// ParseName reads a name out of its key, in full or its last part, and its value.
+// ParseName reads a name out of its key, in full or its last part, and its value. With an error the Name has the NodeID alone if that can be read:
+// then it is somebody's all the same, as that of a later version may be.
 func ParseName(key string, value []byte) (Name, error) {
+	name := key[strings.LastIndexByte(key, '/')+1:]
 	if len(value) > MaxValue {
 		return Name{}, fmt.Errorf("the value has %d bytes, at most %d are read", len(value), MaxValue)
 	}
 	var w wireName
-	if err := json.Unmarshal(value, &w); err != nil {
-		return Name{}, fmt.Errorf("the value is not a name's: %w", err)
+	err := json.Unmarshal(value, &w)
+	n := Name{name, w.NodeID, w.Addr, w.Addr6, w.Aliases}
+	if err != nil {
+		err = fmt.Errorf("the value is not a name's: %w", err)
+	} else if err = n.check(); err == nil {
+		return n, nil
 	}
-	n := Name{key[strings.LastIndexByte(key, '/')+1:], w.NodeID, w.Addr, w.Addr6, w.Aliases}
-	return n, n.check()
+	var owner struct{ NodeID string }
+	if json.Unmarshal(value, &owner) != nil || !validNodeID(owner.NodeID) {
+		return Name{}, err
+	}
+	return Name{Name: name, NodeID: owner.NodeID}, err
 }
 
 func (n Name) check() error {
@@ -127,7 +136,7 @@ func checkLabel(l string) error {
 // NameTakenError is an ErrNameTaken: who has the name.
 type NameTakenError struct {
 	Name   string // that was asked for, or one of the aliases
-	Holder Name   // its Name is another where Name is an alias of it
+	Holder Name   // its Name is another where Name is an alias of it; its Addr is not valid where the record cannot be read
 }
 
 func (e *NameTakenError) Error() string {
@@ -135,7 +144,15 @@ func (e *NameTakenError) Error() string {
 	if e.Holder.Name != e.Name {
 		what = fmt.Sprintf("name %q (an alias of %q)", e.Name, e.Holder.Name)
 	}
-	return fmt.Sprintf("%s is taken by %v of node %s", what, e.Holder.Addr, e.Holder.NodeID)
+	return fmt.Sprintf("%s is taken by %s of node %s", what, e.Who(), e.Holder.NodeID)
+}
+
+// Who is the holder's address, or what can be said without one.
+func (e *NameTakenError) Who() string {
+	if !e.Holder.Addr.IsValid() {
+		return "a container"
+	}
+	return e.Holder.Addr.String()
 }
 
 // Is makes errors.Is find ErrNameTaken.
@@ -173,11 +190,36 @@ type wanted struct {
 	value   []byte
 	rev     int64 // at which the store has it; 0: not, as far as is known
 	problem error // why not
+
+	// Of what became of it in the store without our doing.
+	losses int // how often it was lost, each within calm of the one before
+	lost   time.Time
+	pause  backoff
+	after  time.Time // it is not put back before
+}
+
+// calm is how long a name has to stay in the store until what happened to it before is forgotten.
+const calm = time.Minute
+
+// errContested is the problem of a name that was put back and is gone again.
+var errContested = errors.New("it is deleted or overwritten in the store again and again: does another daemon have this node's id, from a copied state directory?")
+
+// lose notes that w is not in the store any more. It is put back at once, from the third time on after a pause: whoever overwrites it may be
+// putting back its own.
+func (w *wanted) lose(now time.Time) {
+	if now.Sub(w.lost) > calm {
+		w.losses = 0
+		w.pause.reset()
+	}
+	w.rev, w.lost = 0, now
+	if w.losses++; w.losses > 2 {
+		w.after, w.problem = now.Add(w.pause.step()), errContested
+	}
 }
 
 // seenName is a key as the watch has it.
 type seenName struct {
-	name  Name
+	name  Name // where skip is not empty as ParseName has it with an error
 	rev   int64
 	lease LeaseID
 	skip  string // why it is none; empty: it is
@@ -287,7 +329,7 @@ func (n *Names) othersLocked(but string) iter.Seq[Name] {
 			}
 		}
 		for _, s := range n.seen {
-			if s.skip == "" && s.name.NodeID != n.nodeID && s.name.Name != but && !yield(s.name) {
+			if s.name.NodeID != "" && s.name.NodeID != n.nodeID && s.name.Name != but && !yield(s.name) {
 				return
 			}
 		}
@@ -357,8 +399,8 @@ func (n *Names) Run(ctx context.Context, fn func(NamesSnapshot)) error {
 		read: func(p Pair) seenName {
 			s := seenName{rev: p.ModRevision, lease: p.Lease}
 			var err error
-			if s.name, err = ParseName(p.Key, p.Value); err == nil && n.key(s.name.Name) != p.Key {
-				err = errors.New("there is a slash in the name")
+			if s.name, err = ParseName(p.Key, p.Value); s.name.Name != "" && n.key(s.name.Name) != p.Key {
+				s.name, err = Name{}, errors.New("there is a slash in the name")
 			}
 			if err != nil {
 				s.skip = err.Error()
@@ -421,13 +463,12 @@ func (n *Names) keep(ctx context.Context) {
 	var pause backoff
 	failing := false
 	for ctx.Err() == nil {
-		err := n.settle(ctx)
+		wait, err := n.settle(ctx)
 		// To have had nothing to do says nothing of the store.
 		if err != nil && !errors.Is(err, ErrAuth) || err == nil && failing {
 			failing = err != nil
 			n.r.health.report("own names", err)
 		}
-		wait := n.ttl / 3
 		if err != nil {
 			wait = pause.step()
 		} else {
@@ -443,22 +484,28 @@ func (n *Names) keep(ctx context.Context) {
 	}
 }
 
-// settle does once what keep is there for.
-func (n *Names) settle(ctx context.Context) error {
+// settle does once what keep is there for, and says when to do so again if nothing happens before.
+func (n *Names) settle(ctx context.Context) (next time.Duration, err error) {
 	if err := n.writing.LockContext(ctx); err != nil {
-		return nil //nolint:nilerr // ctx has ended, and keep with it
+		return 0, nil //nolint:nilerr // ctx has ended, and keep with it
 	}
 	defer n.writing.Unlock()
 	if err := n.renew(ctx); err != nil {
-		return err
+		return 0, err
 	}
-	missing, stale := n.compare()
+	missing, stale, next := n.compare()
 	for _, g := range stale {
+		if err := n.renew(ctx); err != nil { // the store may be slow, and much be left to do
+			return 0, err
+		}
 		if _, _, err := n.r.store.Commit(ctx, Txn{If: []Guard{g}, Key: g.Key, Delete: true}); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	for _, w := range missing {
+		if err := n.renew(ctx); err != nil {
+			return 0, err
+		}
 		was := n.Problem(w.name.Name)
 		err := n.publish(ctx, w)
 		n.blame(w, err)
@@ -468,12 +515,12 @@ func (n *Names) settle(ctx context.Context) error {
 				n.r.log.Warn("a name is not published", "name", w.name.Name, "err", err)
 			}
 		case err != nil && (ctx.Err() != nil || errors.Is(err, ErrUnreachable) || errors.Is(err, ErrTLS) || errors.Is(err, ErrAuth)):
-			return err
+			return 0, err
 		case err == nil && errors.Is(was, ErrNameTaken):
 			n.r.log.Info("a name is free again, and published", "name", w.name.Name)
 		}
 	}
-	return nil
+	return next, nil
 }
 
 // blame notes why w is not published; nil: it is.
@@ -511,21 +558,28 @@ func (n *Names) expired() {
 }
 
 // compare holds what the watch has seen against what is wanted: what has to be published, and keys of ours that nobody wants, by the revision that
-// was seen.
-func (n *Names) compare() (missing []*wanted, stale []Guard) {
+// was seen; next is when there may be more without the watch's telling.
+func (n *Names) compare() (missing []*wanted, stale []Guard, next time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	now := time.Now()
+	next = n.ttl / 3
 	for _, name := range slices.Sorted(maps.Keys(n.want)) {
 		w := n.want[name]
 		key := n.key(name)
 		s, there := n.seen[key]
 		if w.rev != 0 && n.seenRev >= w.rev && s.rev != w.rev {
-			w.rev = 0
-			n.r.log.Warn("a name of this node was deleted or overwritten in the store; putting it back", "name", name)
+			w.lose(now)
+			n.r.log.Warn("a name of this node was deleted or overwritten in the store; putting it back", "name", name, "pause", max(0, w.after.Sub(now)).Round(time.Millisecond))
 		}
-		foreign := there && s.skip == "" && s.name.NodeID != n.nodeID
+		foreign := there && s.name.NodeID != "" && s.name.NodeID != n.nodeID
+		switch pause := w.after.Sub(now); {
+		case w.rev != 0:
+		case pause > 0:
+			next = min(next, pause)
 		// Of one that was taken, the watch tells when to look again.
-		if w.rev == 0 && !(errors.Is(w.problem, ErrNameTaken) && (foreign || n.conflictLocked(w.name) != nil)) {
+		case errors.Is(w.problem, ErrNameTaken) && (foreign || n.conflictLocked(w.name) != nil):
+		default:
 			missing = append(missing, w)
 		}
 	}
@@ -534,7 +588,7 @@ func (n *Names) compare() (missing []*wanted, stale []Guard) {
 			stale = append(stale, Guard{Key: key, ModRevision: s.rev})
 		}
 	}
-	return missing, stale
+	return missing, stale, next
 }
 
 // publish writes w, if its key is absent or ours and no alias is a name. The caller has writing.
@@ -550,9 +604,10 @@ func (n *Names) publish(ctx context.Context, w *wanted) error {
 			p := pairs[0]
 			held, perr := ParseName(key, p.Value)
 			switch {
-			case perr != nil: // nobody's
+			case held.NodeID == "": // nobody's
 			case held.NodeID != n.nodeID:
 				return &NameTakenError{w.name.Name, held}
+			case perr != nil:
 			case p.Lease == n.etcd && n.etcd != 0 && bytes.Equal(p.Value, w.value):
 				n.published(w, p.ModRevision)
 				return nil
@@ -598,7 +653,7 @@ func (n *Names) aliasTaken(ctx context.Context, w *wanted) error {
 			continue
 		}
 		held, err := ParseName(a, pairs[0].Value)
-		if err != nil {
+		if held.NodeID == "" {
 			return fmt.Errorf("alias %q: key %s of the store holds what is no name: %w: delete it", a, n.key(a), err)
 		}
 		return &NameTakenError{a, held}

@@ -105,9 +105,9 @@ func (n *Node) takenTextLocked(taken *lease.NameTakenError) string {
 			}
 		}
 	}
-	what := fmt.Sprintf("name %q is taken by %v", taken.Name, taken.Holder.Addr)
+	what := fmt.Sprintf("name %q is taken by %s", taken.Name, taken.Who())
 	if taken.Holder.Name != taken.Name {
-		what = fmt.Sprintf("name %q is taken: it is an alias of %q, %v", taken.Name, taken.Holder.Name, taken.Holder.Addr)
+		what = fmt.Sprintf("name %q is taken: it is an alias of %q, %s", taken.Name, taken.Holder.Name, taken.Who())
 	}
 	return what + " on " + where
 }
