@@ -51,6 +51,7 @@ type buffers struct {
 
 	mu            sync.Mutex
 	receive, send int64
+	sealed        bool // nothing more comes into the send buffer
 }
 
 // open takes a new connection's part.
@@ -107,6 +108,14 @@ func (s *buffers) growSend() bool {
 	return true
 }
 
+// seal has the send buffer stay as it is. It is called before the endpoint is shut down for writing, after which gVisor tells no more
+// whether something lies there.
+func (s *buffers) seal() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sealed = true
+}
+
 // shrink gives back what is more than the connection's part, which is idle, unless something lies there.
 func (s *buffers) shrink() {
 	s.mu.Lock()
@@ -117,7 +126,7 @@ func (s *buffers) shrink() {
 		s.receive = size
 		s.opts.SetReceiveBufferSize(size, false)
 	}
-	if size := s.b.part(tcpSendBuffer); size < s.send {
+	if size := s.b.part(tcpSendBuffer); size < s.send && !s.sealed {
 		// How much lies in it gVisor does not tell, but whether the smaller one would be full.
 		s.opts.SetSendBufferSize(size, false)
 		if s.ep.Readiness(waiter.WritableEvents) == 0 {

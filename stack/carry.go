@@ -60,13 +60,14 @@ type carrier struct {
 	broken      atomic.Bool   // both sides are to be reset
 	moved       atomic.Bool   // bytes have been carried since tend looked
 	tended      atomic.Bool   // keep-alive is set
+	settling    atomic.Bool   // both directions are over
 
 	mu     sync.Mutex
 	closed bool // fd may be another's
 }
 
 // carry begins to carry between ep, whose events are those of queue, and the socket fd, and owns both from now on. done is called when it is
-// over and both are closed. dialled is who was told of the events of fd so far; nil: fd is new to the poller.
+// over, both are closed, and the container has what there was for it (settle.go). dialled is who was told of the events of fd so far; nil: fd is new to the poller.
 func (ns *netstack) carry(ep tcpip.Endpoint, queue *waiter.Queue, fd int, dialled *tcpFlow, done func()) *carrier {
 	c := &carrier{ns: ns, ep: ep, queue: queue, fd: fd, done: done}
 	c.out.fd, c.in.fd = fd, fd
@@ -161,6 +162,9 @@ func (c *carrier) end() {
 	c.broken.Store(true)
 	c.call(&c.toHost)
 	c.call(&c.toContainer)
+	if c.settling.Load() {
+		c.ep.Abort()
+	}
 }
 
 // close is called when both directions are over.
@@ -173,12 +177,17 @@ func (c *carrier) close() {
 		c.ep.Abort()
 		c.ns.poller.reset(c.fd)
 	} else {
-		// Whatever there was to say has been said by the FINs of both sides.
+		// Whatever there was to say to the host has been said by the FINs of both sides.
 		c.ns.poller.close(c.fd)
 	}
-	c.ep.Close()
-	c.buffers.close()
-	c.done()
+	c.settling.Store(true)
+	if c.broken.Load() { // end may not have known yet
+		c.ep.Abort()
+	}
+	c.ns.settle(c.ep, c.queue, func() {
+		c.buffers.close()
+		c.done()
+	})
 }
 
 // carryToHost carries what the container sends.
@@ -299,6 +308,7 @@ func (c *carrier) hostEnded() (more, over bool) {
 	if c.hostEvents.Load()&unix.EPOLLERR != 0 { // toHost looks for it too, but perhaps did before there was an end
 		c.end()
 	} else if !c.hostRefuses.Load() {
+		c.buffers.seal()
 		// Fails only when the container has closed meanwhile.
 		_ = c.ep.Shutdown(tcpip.ShutdownWrite)
 	}

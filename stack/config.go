@@ -80,6 +80,7 @@ type Timeouts struct {
 	UDPConversation time.Duration
 	Echo            time.Duration // echo flow: 30 s
 	TCPIdle         time.Duration // idle time after which a container is asked whether it still has the connection: 2 min
+	TCPLast         time.Duration // for a container to take something of what is left for it when both sides have ended a connection: 90 s
 }
 
 func orDefault[T ~int | ~int64](v *T, d T) {
@@ -113,6 +114,7 @@ func (t *Timeouts) setDefaults() {
 	orDefault(&t.UDPDNS, 10*time.Second)
 	orDefault(&t.Echo, 30*time.Second)
 	orDefault(&t.TCPIdle, 2*time.Minute)
+	orDefault(&t.TCPLast, 90*time.Second)
 }
 
 // Bounds of Config.MTU in bytes. Below 576 a host need not accept what we send unfragmented (RFC 791); IPv6 needs 1280.

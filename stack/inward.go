@@ -47,10 +47,12 @@ func (g *Gateway) DialTCP(ctx context.Context, from, to netip.AddrPort) (Conn, e
 	return &inwardConn{TCPConn: gonet.NewTCPConn(&in.flow.queue, in.flow.ep), in: in}, nil
 }
 
-// inwardConn is a Conn whose flow leaves the table when it is closed, or ended from within.
+// inwardConn is a Conn whose flow leaves the table when it is closed and the container has what there was for it, or when it is ended from
+// within.
 type inwardConn struct {
 	*gonet.TCPConn
-	in *inwardTCP
+	in     *inwardTCP
+	closed sync.Once
 }
 
 // Abort ends the connection with a reset to the container.
@@ -59,10 +61,10 @@ func (c *inwardConn) Abort() {
 	c.in.leave()
 }
 
-// Close lets what was written be sent, and ends the connection.
+// Close lets what was written be sent, and ends the connection, without waiting for either.
 func (c *inwardConn) Close() error {
 	err := c.TCPConn.Close()
-	c.in.leave()
+	c.closed.Do(func() { c.in.flow.ns.settle(c.in.flow.ep, &c.in.flow.queue, c.in.leave) })
 	return err
 }
 

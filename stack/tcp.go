@@ -171,7 +171,7 @@ func (o *opening) do() {
 	f.quote = nil
 	if fd < 0 {
 		f.resolve()
-		leave()
+		ns.settle(f.ep, &f.queue, leave)
 		return
 	}
 	f.carry(fd, f, leave)
