@@ -124,9 +124,7 @@ func TestDialTCP_ContainerSeesTheSource(t *testing.T) {
 				t.Errorf("stats: %+v", n)
 			}
 			c.Close()
-			if n := w.g.Stats().TCPFlows; n != 0 {
-				t.Errorf("%d flows after Close", n)
-			}
+			eventually(t, "no flow is left after Close", func() bool { return w.g.Stats().TCPFlows == 0 })
 		})
 	}
 }
