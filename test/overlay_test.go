@@ -137,6 +137,10 @@ func TestOverlay_SuperpacketIsOneReadAndOneSend(t *testing.T) {
 	}
 	// The receiving kernel may answer the stray segment with a RST, so only the sender's direction counts exactly: the RST comes in
 	// there as one datagram and one write.
+	// The packets may be here before the call that sent them has returned and is counted.
+	lab.Eventually(t, "the sending node has counted its packets", func() bool {
+		return delta(t, before1, s.d1.Status().Counters, "underlay", "sent_packets") > 0
+	})
 	after1, after2 := s.d1.Status().Counters, s.d2.Status().Counters
 	for _, c := range []struct {
 		group, name string

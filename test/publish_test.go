@@ -32,7 +32,11 @@ type published struct {
 // tellClients has the member answer at that port, TCP and UDP and at every address, with who it thinks asks.
 func (m *member) tellClients(t *testing.T, n uint16) {
 	t.Helper()
-	for _, addr := range m.addrs() {
+	addrs := []netip.Addr{m.addr}
+	if m.addr6.IsValid() { // that of the outside alone, too
+		addrs = append(addrs, m.addr6)
+	}
+	for _, addr := range addrs {
 		l, err := m.Listen("tcp", port(addr, n).String())
 		if err != nil {
 			t.Fatal(err)
