@@ -293,6 +293,55 @@ func TestTCP_ResetsPassBothWays(t *testing.T) {
 	}
 }
 
+// pair is two ends of one TCP connection.
+func pair(t *testing.T) (a, b *net.TCPConn) {
+	t.Helper()
+	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if a, err = net.DialTCP("tcp4", nil, l.Addr().(*net.TCPAddr)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close() })
+	if b, err = l.AcceptTCP(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	_ = a.SetDeadline(time.Now().Add(20 * time.Second))
+	return a, b
+}
+
+// A reset is told once by the kernel: where a write was told, a read finds an end.
+func TestTCP_AResetOfWhichAWriteWasToldIsNoEnd(t *testing.T) {
+	for _, told := range []bool{false, true} {
+		client, host := pair(t)
+		server, container := pair(t)
+		_ = client.SetLinger(0)
+		client.Close()
+		raw, err := host.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for taken := 0; taken == 0 && err == nil; {
+			err = raw.Control(func(fd uintptr) { taken, _ = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_ERROR) })
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		j := &joint{host: end{TCPConn: host}, container: end{TCPConn: container}}
+		j.host.told.Store(told)
+		go j.stream(&j.container, &j.host, new(atomic.Uint64))
+		// Of a client that was told of the server's end, nothing can be known.
+		want := map[bool]error{false: syscall.ECONNRESET, true: io.EOF}[told]
+		if _, err := server.Read(make([]byte, 1)); !errors.Is(err, want) {
+			t.Errorf("told %v: the server reads %v, want %v", told, err, want)
+		}
+		j.abort()
+	}
+}
+
 func TestTCP_RefusalResetsTheClientAndIsCounted(t *testing.T) {
 	for _, c := range []struct {
 		err    error

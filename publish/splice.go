@@ -38,12 +38,12 @@ func (p *Publication) join(ctx context.Context, host, container *net.TCPConn) {
 	_ = container.SetKeepAlive(false) // its other end is in the same kernel
 	inline(host)
 	inline(container)
-	j := &joint{host: host, container: container}
+	j := &joint{host: end{TCPConn: host}, container: end{TCPConn: container}}
 	stop := context.AfterFunc(ctx, j.abort)
 	defer stop()
 	var wg sync.WaitGroup
-	wg.Go(func() { j.stream(host, container, &p.count.bytesOut) })
-	j.stream(container, host, &p.count.bytesIn)
+	wg.Go(func() { j.stream(&j.host, &j.container, &p.count.bytesOut) })
+	j.stream(&j.container, &j.host, &p.count.bytesIn)
 	wg.Wait()
 	if j.ended.Load() == 2 {
 		host.Close()
@@ -53,16 +53,22 @@ func (p *Publication) join(ctx context.Context, host, container *net.TCPConn) {
 
 // joint is two connections that are one to both ends.
 type joint struct {
-	host, container *net.TCPConn
+	host, container end
 	ended           atomic.Int32 // directions in which everything was said
 	once            sync.Once
+}
+
+// end is one of the two connections.
+type end struct {
+	*net.TCPConn
+	told atomic.Bool // that there is nothing more to come; set before it is
 }
 
 // abort resets both ends.
 func (j *joint) abort() {
 	j.once.Do(func() {
-		reset(j.host)
-		reset(j.container)
+		reset(j.host.TCPConn)
+		reset(j.container.TCPConn)
 	})
 }
 
@@ -81,7 +87,7 @@ func reset(c *net.TCPConn) {
 
 // stream moves bytes from src to dst until src has ended, which dst is told. Then it stays until the other direction has ended
 // too, since src may yet be reset, of which dst is told as well.
-func (j *joint) stream(dst, src *net.TCPConn, moved *atomic.Uint64) {
+func (j *joint) stream(dst, src *end, moved *atomic.Uint64) {
 	d := direction{moved: moved}
 	defer d.free()
 	from, err := src.SyscallConn()
@@ -100,10 +106,11 @@ func (j *joint) stream(dst, src *net.TCPConn, moved *atomic.Uint64) {
 			err = to.Write(drain)
 		}
 	}
-	if err != nil || !errors.Is(d.err, errOver) {
+	if err != nil || !errors.Is(d.err, errOver) || !hasEnded(from) && !src.told.Load() {
 		j.abort()
 		return
 	}
+	dst.told.Store(true)
 	_ = dst.CloseWrite() // fails where dst was reset, which the other direction sees
 	if j.ended.Add(1) == 2 {
 		_ = src.SetReadDeadline(longAgo)
@@ -114,6 +121,21 @@ func (j *joint) stream(dst, src *net.TCPConn, moved *atomic.Uint64) {
 	if err := from.Read(wasReset); err == nil {
 		j.abort()
 	}
+}
+
+// tcpCloseWait is the state of a connection of which the peer has ended its direction and we have not, TCP_CLOSE_WAIT in include/net/tcp_states.h.
+const tcpCloseWait = 8
+
+// hasEnded tells whether a connection that reads as ended was ended by its peer. A reset reads so too, once a write has been told of it: the
+// kernel tells it once. Of a connection whose own direction has been ended nothing can be told.
+func hasEnded(c syscall.RawConn) bool {
+	state := uint8(0)
+	err := c.Control(func(fd uintptr) {
+		if ti, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+			state = ti.State
+		}
+	})
+	return err == nil && state == tcpCloseWait
 }
 
 // wasReset tells whether a connection that has ended in one direction is broken in both.

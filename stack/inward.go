@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -53,6 +54,15 @@ type inwardConn struct {
 	*gonet.TCPConn
 	in     *inwardTCP
 	closed sync.Once
+}
+
+// Read reads. A reset that a write was told of is none the less no end.
+func (c *inwardConn) Read(b []byte) (int, error) {
+	n, err := c.TCPConn.Read(b)
+	if errors.Is(err, io.EOF) && tcp.EndpointState(c.in.flow.ep.State()) == tcp.StateError {
+		err = syscall.ECONNRESET
+	}
+	return n, err
 }
 
 // Abort ends the connection with a reset to the container.

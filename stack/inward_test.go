@@ -17,6 +17,7 @@ import (
 
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
 var (
@@ -159,6 +160,24 @@ func TestDialTCP_ErrorsAreErrnos(t *testing.T) {
 	if n := w.g.Stats(); n.TCPFlows != 0 || n.TCPHalfOpen != 0 {
 		t.Errorf("flows are left: %+v", n)
 	}
+}
+
+func TestDialTCP_AResetOfWhichAWriteWasToldIsNoEnd(t *testing.T) {
+	w := newWire(t, nil)
+	accept := make(chan *gonet.TCPConn, 1)
+	server := w.container(aliceAddr).serveTCP(80, func(c *gonet.TCPConn) { accept <- c })
+	conn := mustDial(t, w, client, server)
+	inside := <-accept
+	in := conn.(*inwardConn).in
+	in.flow.ep.Abort()
+	eventually(t, "the endpoint knows", func() bool { return tcp.EndpointState(in.flow.ep.State()) == tcp.StateError })
+	_, _ = conn.Write([]byte("x")) // may be told
+	for range 2 {
+		if _, err := conn.Read(make([]byte, 1)); errors.Is(err, io.EOF) {
+			t.Error("the reader is told of an end")
+		}
+	}
+	inside.Close()
 }
 
 func TestDialTCP_OneClientPortTalksToManyContainers(t *testing.T) {

@@ -16,12 +16,22 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Conn is a connection that can be half-closed: a *net.TCPConn, a *net.UnixConn, an *api.Stream, a stack.Conn.
 type Conn interface {
 	io.ReadWriteCloser
 	CloseWrite() error
+}
+
+// end is one of two joined connections.
+type end struct {
+	Conn
+	told atomic.Bool // that nothing more comes; set before it is
 }
 
 // Join copies between a and b until both have ended their half, or one of them breaks, or ctx ends; then it closes both. The error is what
@@ -41,13 +51,14 @@ func Join(ctx context.Context, a, b Conn) error {
 	}
 	stop := context.AfterFunc(ctx, func() { fail(context.Cause(ctx)) })
 	defer stop()
-	pump := func(dst, src Conn) {
+	pump := func(dst, src *end) {
 		if err := copyHalf(dst, src); err != nil {
 			fail(err)
 		}
 	}
-	both.Go(func() { pump(b, a) })
-	pump(a, b)
+	left, right := &end{Conn: a}, &end{Conn: b}
+	both.Go(func() { pump(right, left) })
+	pump(left, right)
 	both.Wait()
 	once.Do(func() { broke = errors.Join(a.Close(), b.Close()) })
 	return broke
@@ -108,7 +119,7 @@ func (b *buffer) fit(n int) {
 }
 
 // copyHalf copies one direction and ends it at dst when src has ended it.
-func copyHalf(dst, src Conn) error {
+func copyHalf(dst, src *end) error {
 	var b buffer
 	b.take(0)
 	defer func() { b.giveBack() }()
@@ -121,6 +132,10 @@ func copyHalf(dst, src Conn) error {
 		}
 		switch {
 		case errors.Is(err, io.EOF):
+			if wasReset(src.Conn) && !src.told.Load() {
+				return syscall.ECONNRESET
+			}
+			dst.told.Store(true)
 			// One that was closed altogether has its last answer on the way: a reset would cut that off.
 			_ = dst.CloseWrite()
 			return nil
@@ -129,4 +144,26 @@ func copyHalf(dst, src Conn) error {
 		}
 		b.fit(n)
 	}
+}
+
+// tcpCloseWait is the state of a connection of which the peer has ended its half and we have not, TCP_CLOSE_WAIT in include/net/tcp_states.h.
+const tcpCloseWait = 8
+
+// wasReset tells whether a TCP connection of the kernel that reads as ended was reset in truth: the kernel tells of a reset once, and a write
+// may have been told. It cannot be known of one whose other half has been ended.
+func wasReset(c Conn) bool {
+	s, ok := c.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return false
+	}
+	reset := false
+	_ = raw.Control(func(fd uintptr) { // fails where it is closed, as both are after a failure
+		ti, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		reset = err == nil && ti.State != tcpCloseWait
+	})
+	return reset
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // pair is two ends of one TCP connection.
@@ -91,6 +92,40 @@ func TestJoin_PassesAResetOn(t *testing.T) {
 	}
 }
 
+// resetTaken is a connection that its peer has reset, of which a write has been told.
+func resetTaken(t *testing.T) *net.TCPConn {
+	t.Helper()
+	peer, c := pair(t)
+	_ = peer.SetLinger(0)
+	peer.Close()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var taken int
+	for taken == 0 && err == nil {
+		err = raw.Control(func(fd uintptr) { taken, _ = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_ERROR) })
+	}
+	if syscall.Errno(taken) != syscall.ECONNRESET {
+		t.Fatalf("error %d, %v", taken, err)
+	}
+	return c
+}
+
+func TestJoin_AResetOfWhichAWriteWasToldIsNoEnd(t *testing.T) {
+	server, right := pair(t)
+	_ = server.SetReadDeadline(time.Now().Add(20 * time.Second))
+	left, done := resetTaken(t), make(chan error, 1)
+	go func() { done <- Join(t.Context(), left, right) }()
+	if n, err := server.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the other end reads %d, %v, want a reset", n, err)
+	}
+	server.Close()
+	if err := <-done; !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("Join: %v", err)
+	}
+}
+
 func TestJoin_EndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	client, server, done := joined(ctx, t)
@@ -136,7 +171,7 @@ func TestCopyHalf_FitsItsBufferToTheTraffic(t *testing.T) {
 	for range 2 * smallReads {
 		src.pieces = append(src.pieces, 1)
 	}
-	if err := copyHalf(dst, src); err != nil {
+	if err := copyHalf(&end{Conn: dst}, &end{Conn: src}); err != nil {
 		t.Fatal(err)
 	}
 	for i, want := range []int{sizes[0], sizes[0], sizes[1], sizes[2], sizes[2], sizes[2]} {
