@@ -5,6 +5,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -184,6 +185,29 @@ func TestListenProxy_SaysWhenThePortIsTaken(t *testing.T) {
 	if _, err := n.listenProxy(); err == nil || !strings.Contains(err.Error(), n.proxyAddr.String()+" is taken") {
 		t.Errorf("a port that is taken: %v", err)
 	}
+}
+
+func TestRun_ThatFailsForTheProxyFreesThePortOfTheHealthChecks(t *testing.T) {
+	taken, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	conf := testConfig(t)
+	conf.Proxy = netip.MustParseAddrPort(taken.Addr().String())
+	conf.Healthz = netip.MustParseAddrPort(fmt.Sprintf("127.0.0.1:%d", freePort(t)))
+	n, err := New(conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "--proxy") {
+		t.Fatalf("Run: %v", err)
+	}
+	again, err := net.Listen("tcp4", conf.Healthz.String())
+	if err != nil {
+		t.Fatalf("the port of the health checks is not free: %v", err)
+	}
+	again.Close()
 }
 
 func TestListenProxy_SaysWhatToDo(t *testing.T) {

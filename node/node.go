@@ -20,6 +20,7 @@ import (
 	"github.com/rootless-ovl/rootless-ovl/internal/tap"
 	"github.com/rootless-ovl/rootless-ovl/lease"
 	"github.com/rootless-ovl/rootless-ovl/proxy"
+	"github.com/rootless-ovl/rootless-ovl/publish"
 	"github.com/rootless-ovl/rootless-ovl/stack"
 	"github.com/rootless-ovl/rootless-ovl/stack/dns"
 )
@@ -56,7 +57,8 @@ type Node struct {
 
 	watchers sync.WaitGroup // one goroutine an attachment, see enter, and one a published port
 
-	portsMu sync.Mutex // held while published ports are opened or closed; taken before mu
+	places  *publish.Places // of connections of all published ports
+	portsMu sync.Mutex      // held while published ports are opened or closed; taken before mu
 
 	// guarded by mu
 	mu        sync.Mutex
@@ -141,6 +143,7 @@ func New(c Config) (*Node, error) {
 		stopping:    make(chan struct{}),
 		state:       api.StateStarting,
 		pool:        newPool(),
+		places:      publish.NewPlaces(),
 		attachments: make(map[string]*attachment),
 		goneDrops:   make(map[string]uint64),
 		dirty:       make(chan struct{}, 1),
@@ -172,6 +175,9 @@ func (n *Node) Run(ctx context.Context) error {
 	health, err := n.listenHealth()
 	if err != nil {
 		return err
+	}
+	if health != nil {
+		defer health.Close()
 	}
 	forProxy, err := n.listenProxy()
 	if err != nil {

@@ -248,7 +248,7 @@ func (n *Node) openPorts(a *attachment, wanted []api.Port) (opened []*published,
 			return opened, err
 		}
 		p := &published{saved: portOf(w)}
-		if p.pub, err = n.openPort(a, p.saved); err == nil {
+		if p.pub, err = n.openPort(a, p.saved, true); err == nil {
 			p.saved.HostPort = p.pub.HostPort()
 			opened = append(opened, p)
 		}
@@ -256,9 +256,10 @@ func (n *Node) openPorts(a *attachment, wanted []api.Port) (opened []*published,
 	return opened, err
 }
 
-func (n *Node) openPort(a *attachment, s savedPort) (*publish.Publication, error) {
+// openPort binds a port. Only people wait for one that is taken: the daemon tries again.
+func (n *Node) openPort(a *attachment, s savedPort, patient bool) (*publish.Publication, error) {
 	pub, err := publish.Listen(publish.Spec{HostAddr: s.HostAddr, HostPort: s.HostPort, Port: s.Port, Proto: s.Proto, SNAT: s.SNAT},
-		publish.Target{Addresses: n.portAddresses(a), Inside: &a.inside, Log: n.log})
+		publish.Target{Addresses: n.portAddresses(a), Inside: &a.inside, Places: n.places, Patient: patient, Log: n.log})
 	return pub, n.takenByUs(s, err)
 }
 
@@ -383,7 +384,6 @@ func (n *Node) portAddresses(a *attachment) publish.Addresses {
 	if s.Addr6.IsValid() {
 		d.Container6, d.Gateway6 = s.Addr6.Addr(), gatewayAddr(s.Addr6)
 		d.Overlay = append(d.Overlay, s.Addr6.Masked()) // which need not be of the network's
-		d.Overlay = append(d.Overlay, s.Addr6.Masked())
 	}
 	if carriesIPv6(n.netConfig) {
 		d.Overlay = append(d.Overlay, n.netConfig.IPv6Network)
@@ -501,7 +501,7 @@ func (n *Node) restorePorts(a *attachment, saved []savedPort) {
 	for _, s := range saved {
 		p := &published{saved: s}
 		var err error
-		if p.pub, err = n.openPort(a, s); err != nil {
+		if p.pub, err = n.openPort(a, s, false); err != nil {
 			p.problem = err.Error()
 			n.log.Warn("a published port cannot be opened again yet", "name", a.saved.Name, "port", s.api(), "err", err)
 		}
@@ -530,30 +530,40 @@ func (n *Node) retryPorts(a *attachment) {
 	}
 }
 
-// retryOnce reports whether nothing is left to try.
+// retryOnce reports whether nothing is left to try. It gives way to others between ports.
 func (n *Node) retryOnce(a *attachment) bool {
-	n.portsMu.Lock()
-	defer n.portsMu.Unlock()
 	n.mu.Lock()
-	var missing []*published
-	if a.phase == live {
-		missing = slices.DeleteFunc(slices.Clone(a.ports), func(p *published) bool { return p.pub != nil })
-	}
+	missing := slices.DeleteFunc(slices.Clone(a.ports), func(p *published) bool { return p.pub != nil })
 	n.mu.Unlock()
 	left := len(missing)
 	for _, p := range missing {
-		pub, err := n.openPort(a, p.saved)
-		if err != nil {
-			continue // its problem has been told
+		if n.retryPort(a, p) {
+			left--
 		}
-		left--
-		n.mu.Lock()
-		p.pub, p.problem = pub, ""
-		n.mu.Unlock()
-		n.servePorts(a, []*published{p})
-		n.log.Info("published again", "name", a.saved.Name, "port", p.saved.api())
 	}
 	return left == 0
+}
+
+// retryPort reports whether a port needs no other try.
+func (n *Node) retryPort(a *attachment, p *published) bool {
+	n.portsMu.Lock()
+	defer n.portsMu.Unlock()
+	n.mu.Lock()
+	wanted := a.phase == live && slices.Contains(a.ports, p) && p.pub == nil
+	n.mu.Unlock()
+	if !wanted { // any more
+		return true
+	}
+	pub, err := n.openPort(a, p.saved, false)
+	if err != nil {
+		return false // its problem has been told
+	}
+	n.mu.Lock()
+	p.pub, p.problem = pub, ""
+	n.mu.Unlock()
+	n.servePorts(a, []*published{p})
+	n.log.Info("published again", "name", a.saved.Name, "port", p.saved.api())
+	return true
 }
 
 // publishError gives an error about ports its code and says whose ports they are.

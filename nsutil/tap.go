@@ -360,7 +360,7 @@ func (n *Namespace) ChangeTAP(c TAPConfig) error {
 		}
 	}
 	for _, p := range c.OldAddrs {
-		if err := rt.removeAddr(link.index, p); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+		if err := rt.removeAddr(link.index, p); err != nil && !noSuchAddr(err) {
 			return fmt.Errorf("%s: removing %v from %s: %w", n.name, p, c.IfName, err)
 		}
 	}
@@ -379,6 +379,11 @@ func (n *Namespace) ChangeTAP(c TAPConfig) error {
 		}
 	}
 	return nil
+}
+
+// noSuchAddr tells whether an address was not there to be removed: where a device, or a kernel, has no IPv6 at all it is said in other words.
+func noSuchAddr(err error) bool {
+	return errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP)
 }
 
 // Bridge is a bridge in a namespace.

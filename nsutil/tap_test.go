@@ -409,6 +409,22 @@ func TestChangeTAP_AddsWhatADualStackNetworkHas(t *testing.T) {
 	_ = again.Delete()
 }
 
+func TestChangeTAP_AnAddressOfIPv6IsNotMissedWhereThereIsNoIPv6(t *testing.T) {
+	h := startHolder(t, mappings[0])
+	n := open(t, h.pid)
+	after := testConfig()
+	after.MTU = 1000 // too small for IPv6, of which the device has nothing then
+	after.OldAddrs, after.Addrs, after.Routes = after.Addrs[1:], after.Addrs[:1], after.Routes[:2]
+	tap, err := n.CreateTAP(after)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tap.Delete() }()
+	if err := n.ChangeTAP(after); err != nil {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestChangeTAP_TellsThatIPv6IsSwitchedOff(t *testing.T) {
 	h := startHolder(t, mappings[0])
 	n := open(t, h.pid)

@@ -15,7 +15,7 @@
 //
 // Goroutines: one a listener, two a TCP connection, none a flow of datagrams. Listen starts none; Run does, and ends all of them.
 //
-// Limits: 16,384 connections and 4,096 flows of datagrams a publication unless Limits says otherwise; a dial into the
+// Limits: 16,384 connections and 4,096 flows of datagrams a publication unless Limits says otherwise, and Places for the connections of all of them; a dial into the
 // container takes 20 s at the most; a flow of datagrams ends after 60 s without any, or after 180 s once the container has answered.
 //
 // Sources: tcp(7), ip(7) for IP_PKTINFO, ipv6(7), splice(2), pipe(7); RFC 9293 for half-closed connections and resets.

@@ -17,11 +17,11 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 2 * time.Minute, Interva
 const (
 	// freeTries is how often a port is looked for that is free in both families.
 	freeTries = 16
-	// A port that this process has just closed may be taken for another moment: a process that it is just starting has the descriptor too.
+	// How often a patient one tries a port that is taken, and how long it waits before each time but the first.
 	takenTries, takenPause = 3, 30 * time.Millisecond
 )
 
-func (p *Publication) listen() error {
+func (p *Publication) listen(patient bool) error {
 	both := !p.spec.HostAddr.IsValid()
 	tries := 1
 	if both && p.spec.HostPort == 0 {
@@ -30,7 +30,7 @@ func (p *Publication) listen() error {
 	var err error
 	for range tries {
 		var port uint16
-		if port, err = p.listenOn(p.spec.HostPort, both); err == nil {
+		if port, err = p.listenOn(p.spec.HostPort, both, patient); err == nil {
 			p.spec.HostPort = port
 			return nil
 		}
@@ -43,13 +43,13 @@ func (p *Publication) listen() error {
 	return err
 }
 
-func (p *Publication) listenOn(port uint16, both bool) (uint16, error) {
+func (p *Publication) listenOn(port uint16, both, patient bool) (uint16, error) {
 	if !both {
-		return p.listenAt(netip.AddrPortFrom(p.spec.HostAddr, port))
+		return p.listenAt(netip.AddrPortFrom(p.spec.HostAddr, port), patient)
 	}
 	var missing error
 	for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
-		got, err := p.listenAt(netip.AddrPortFrom(any, port))
+		got, err := p.listenAt(netip.AddrPortFrom(any, port), patient)
 		switch {
 		case err == nil:
 			port = got
@@ -65,12 +65,12 @@ func (p *Publication) listenOn(port uint16, both bool) (uint16, error) {
 	return port, nil
 }
 
-func (p *Publication) listenAt(at netip.AddrPort) (port uint16, err error) {
+func (p *Publication) listenAt(at netip.AddrPort, patient bool) (port uint16, err error) {
 	for i := range takenTries {
 		if i > 0 {
 			time.Sleep(takenPause)
 		}
-		if port, err = p.bind(at); !errors.Is(err, ErrPortTaken) {
+		if port, err = p.bind(at); !patient || !errors.Is(err, ErrPortTaken) {
 			break
 		}
 	}

@@ -6,10 +6,12 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -58,7 +60,49 @@ type Target struct {
 	Addresses Addresses
 	Inside    Inside
 	Limits    Limits
-	Log       *slog.Logger // nil: none
+	Places    *Places // what all publications share; nil: nothing is shared
+	// Patient has Listen wait for a moment for a port that is taken: one that this process has just closed may stay so for that long, since
+	// a process that it is just starting has the descriptor too.
+	Patient bool
+	Log     *slog.Logger // nil: none
+}
+
+// Places are those of the TCP connections that all publications of a process have open together: a process without descriptors
+// serves nobody.
+type Places struct {
+	most  int64
+	taken atomic.Int64
+}
+
+// NewPlaces makes as many as the files allow that this process may have open (RLIMIT_NOFILE).
+func NewPlaces() *Places {
+	var l syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil || l.Cur > math.MaxInt32 {
+		l.Cur = math.MaxInt32
+	}
+	return &Places{most: placesFor(int64(l.Cur))}
+}
+
+// placesFor is how many connections fit beside the gateway's flows, which take up to three quarters of so many files, and no more than those
+// of 65,536. A connection holds two, and up to four more while bytes are on their way.
+func placesFor(files int64) int64 {
+	const enough = 65536
+	return max(files/16, (files-enough)/4)
+}
+
+// take takes a place, if one is free.
+func (l *Places) take() bool {
+	if l != nil && l.taken.Add(1) > l.most {
+		l.taken.Add(-1)
+		return false
+	}
+	return true
+}
+
+func (l *Places) giveBack() {
+	if l != nil {
+		l.taken.Add(-1)
+	}
 }
 
 const (
@@ -73,6 +117,7 @@ type Publication struct {
 	spec   Spec
 	inside Inside
 	limits Limits
+	places *Places
 	log    *slog.Logger
 	tcp    []*net.TCPListener
 	udp    []*udpListener
@@ -93,7 +138,7 @@ func Listen(spec Spec, to Target) (*Publication, error) {
 	if err := spec.check(); err != nil {
 		return nil, err
 	}
-	p := &Publication{spec: spec, inside: to.Inside, limits: to.Limits, log: to.Log}
+	p := &Publication{spec: spec, inside: to.Inside, limits: to.Limits, places: to.Places, log: to.Log}
 	if p.limits.Connections <= 0 {
 		p.limits.Connections = defaultConnections
 	}
@@ -104,7 +149,7 @@ func Listen(spec Spec, to Target) (*Publication, error) {
 		p.log = slog.New(slog.DiscardHandler)
 	}
 	p.SetAddresses(to.Addresses)
-	if err := p.listen(); err != nil {
+	if err := p.listen(to.Patient); err != nil {
 		return nil, err
 	}
 	return p, nil

@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -400,6 +401,62 @@ func TestTCP_MoreConnectionsThanAllowedAreReset(t *testing.T) {
 	}
 	if s := p.Stats(); s.Drops[dropTooMany] != 1 {
 		t.Errorf("stats %+v", s)
+	}
+}
+
+func TestTCP_PublicationsShareTheirPlaces(t *testing.T) {
+	f := &fake{server: server(t, echo)}
+	places := &Places{most: 1}
+	var both [2]*Publication
+	for i := range both {
+		p, err := Listen(Spec{Proto: TCP, Port: 80}, Target{Addresses: testAddresses(), Inside: f, Places: places})
+		if err != nil {
+			t.Fatal(err)
+		}
+		both[i] = p
+		go func() { _ = p.Run(context.Background()) }()
+		t.Cleanup(p.Close)
+	}
+	c := dial(t, both[0], "127.0.0.1")
+	_, _ = c.Write([]byte("x"))
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	turnedAway(t, both[1])
+	both[0].Close()
+	if s := both[1].Stats(); s.Drops[dropTooMany] != 1 || s.Active != 0 || places.taken.Load() != 0 {
+		t.Errorf("stats %+v, %d places taken", s, places.taken.Load())
+	}
+	c = dial(t, both[1], "127.0.0.1")
+	_, _ = c.Write([]byte("x"))
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		t.Errorf("with a place that was given back: %v", err)
+	}
+}
+
+func TestPlaces_LeaveDescriptorsToTheGateway(t *testing.T) {
+	for files, want := range map[int64]int64{1024: 64, 4096: 256, 65536: 4096, 524288: 114688, 1 << 20: 245760} {
+		if got := placesFor(files); got != want {
+			t.Errorf("%d of %d files, want %d", got, files, want)
+		}
+	}
+}
+
+func TestListen_WaitsOnlyIfItIsPatient(t *testing.T) {
+	taken, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	at := netip.MustParseAddrPort(taken.Addr().String())
+	for _, patient := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			began := time.Now()
+			_, err := Listen(Spec{HostAddr: at.Addr(), HostPort: at.Port(), Port: 80, Proto: TCP}, Target{Patient: patient})
+			if waited := time.Since(began) > 0; !errors.Is(err, ErrPortTaken) || waited != patient {
+				t.Errorf("patient %v: waited %v, %v", patient, waited, err)
+			}
+		})
 	}
 }
 

@@ -38,7 +38,7 @@ func (p *Publication) accept(ctx context.Context, l *net.TCPListener) {
 		}
 		pause = acceptPause
 		p.count.connections.Add(1)
-		if p.count.active.Add(1) > uint64(p.limits.Connections) {
+		if p.count.active.Add(1) > uint64(p.limits.Connections) || !p.places.take() {
 			p.count.active.Add(^uint64(0))
 			p.count.tooMany.Add(1)
 			reset(host)
@@ -46,6 +46,7 @@ func (p *Publication) accept(ctx context.Context, l *net.TCPListener) {
 		}
 		wg.Go(func() {
 			defer p.count.active.Add(^uint64(0))
+			defer p.places.giveBack()
 			p.serve(ctx, host)
 		})
 	}
@@ -72,7 +73,7 @@ func (p *Publication) serve(ctx context.Context, host *net.TCPConn) {
 		p.count.carried.Add(1)
 		err = p.inside.Carry(ctx, host, from, to)
 	default:
-		reset(host)
+		defer reset(host) // it is counted before anybody knows
 	}
 	switch {
 	case err == nil || ctx.Err() != nil:
