@@ -19,9 +19,9 @@ import (
 )
 
 const (
-	// dialTimeout bounds how long a container may take to accept a connection.
+	// dialTimeout bounds how long all addresses of a name may take to accept a connection.
 	dialTimeout = 20 * time.Second
-	// dialShare bounds it for an address that is not the last of its name.
+	// dialShare bounds it for one address: three SYNs.
 	dialShare = 5 * time.Second
 )
 
@@ -59,10 +59,12 @@ func (n *Node) dialOverlay(ctx context.Context, host string, port uint16) (stack
 	}
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	for i, a := range addrs {
+	for _, a := range addrs {
 		to := netip.AddrPortFrom(a, port)
 		var conn stack.Conn
-		conn, err = dialOne(ctx, dialer, to, i == len(addrs)-1)
+		if err = n.leadsNowhere(a); err == nil {
+			conn, err = dialOne(ctx, dialer, to)
+		}
 		if err == nil {
 			return conn, nil
 		}
@@ -74,13 +76,33 @@ func (n *Node) dialOverlay(ctx context.Context, host string, port uint16) (stack
 	return nil, err
 }
 
-func dialOne(ctx context.Context, dialer inwardDialer, to netip.AddrPort, last bool) (stack.Conn, error) {
-	if !last {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, dialShare)
-		defer cancel()
-	}
+func dialOne(ctx context.Context, dialer inwardDialer, to netip.AddrPort) (stack.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialShare)
+	defer cancel()
 	return dialer.DialTCP(ctx, netip.AddrPort{}, to)
+}
+
+// leadsNowhere is the error of an address that the route table (routes.go) leads to nobody: packets of the gateway's own are not answered
+// by the router. Of a peer's subnet only the peer knows.
+func (n *Node) leadsNowhere(to netip.Addr) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, a := range n.attachments {
+		if a.phase == live && (a.saved.Addr.Addr() == to || a.saved.Addr6.Addr() == to) {
+			return nil
+		}
+	}
+	if n.pool.subnet.Contains(to) || n.subnet6.Contains(to) {
+		return syscall.EHOSTUNREACH
+	}
+	for i := range n.peers {
+		for _, w := range n.peers[i].ways() {
+			if w.subnet.Contains(to) {
+				return nil
+			}
+		}
+	}
+	return syscall.ENETUNREACH
 }
 
 // unanswered says what a container's silence or refusal means.
@@ -95,9 +117,11 @@ func unanswered(host string, to netip.AddrPort, err error) error {
 	case errors.Is(err, syscall.EHOSTUNREACH):
 		return api.Errorf(api.CodeUnavailable, "%s: %w: no container has this address", who, syscall.EHOSTUNREACH)
 	case errors.Is(err, syscall.ENETUNREACH):
-		return api.Errorf(api.CodeUnavailable, "%s: %w: no node has its subnet, or its container does not let us in", who, syscall.ENETUNREACH)
+		return api.Errorf(api.CodeUnavailable, "%s: %w: no node has its subnet, or none that can be sent to (`rootless-ovl peers`)", who, syscall.ENETUNREACH)
+	case errors.Is(err, syscall.EACCES):
+		return api.Errorf(api.CodeUnavailable, "%s: %w: its policy does not let this node's gateway in (--isolate, --allow-from), or a firewall in the container does not", who, syscall.EACCES)
 	case errors.Is(err, syscall.ETIMEDOUT), errors.Is(err, context.DeadlineExceeded):
-		return api.Errorf(api.CodeUnavailable, "%s does not answer: %w", who, syscall.ETIMEDOUT)
+		return api.Errorf(api.CodeUnavailable, "%s does not answer: %w: its node may be down, or a firewall drops the packets", who, syscall.ETIMEDOUT)
 	case errors.Is(err, syscall.EAGAIN):
 		return api.Errorf(api.CodeExhausted, "%s: %w", who, err)
 	}

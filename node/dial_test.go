@@ -60,7 +60,8 @@ func dialing(t *testing.T) (*Node, *fakeDialer) {
 func TestDialOverlay_FindsNamesAndAddresses(t *testing.T) {
 	n, d := dialing(t)
 	web := netip.AddrPortFrom(n.attachments["Web"].saved.Addr.Addr(), 80).String()
-	elsewhere := netip.AddrPortFrom(n.netConfig.Network.Addr().Next().Next(), 80).String()
+	elsewhere := "10.5.90.2:80"
+	n.peers = []peer{{way: way{subnet: netip.MustParsePrefix("10.5.90.0/24"), addr: netip.MustParseAddrPort("192.0.2.9:8285")}}}
 	for _, host := range []string{"Web", "web", "web.", strings.TrimSuffix(web, ":80"), "::ffff:" + strings.TrimSuffix(web, ":80")} {
 		d.calls = nil
 		conn, err := n.dialOverlay(t.Context(), host, 80)
@@ -108,6 +109,7 @@ func TestDialOverlay_SaysWhyNobodyAnswers(t *testing.T) {
 		{syscall.ECONNREFUSED, syscall.ECONNREFUSED, "nothing listens there"},
 		{syscall.EHOSTUNREACH, syscall.EHOSTUNREACH, "no container has this address"},
 		{syscall.ENETUNREACH, syscall.ENETUNREACH, "no node has its subnet"},
+		{syscall.EACCES, syscall.EACCES, "--isolate, --allow-from"},
 		{context.DeadlineExceeded, syscall.ETIMEDOUT, "does not answer"},
 		{syscall.EIO, syscall.EIO, "input/output error"},
 	} {
@@ -116,6 +118,27 @@ func TestDialOverlay_SaysWhyNobodyAnswers(t *testing.T) {
 		if !errors.Is(err, api.ErrUnavailable) || !errors.Is(err, tt.errno) || !strings.Contains(err.Error(), tt.says) || !strings.Contains(err.Error(), "web ("+web.String()+")") {
 			t.Errorf("%v: %v", tt.err, err)
 		}
+	}
+}
+
+// What the node knows to lead nowhere is not dialled: nobody would answer.
+func TestDialOverlay_KnowsWhatLeadsNowhere(t *testing.T) {
+	n, d := dialing(t)
+	n.peers = []peer{{way: way{subnet: netip.MustParsePrefix("10.5.90.0/24"), problem: "its backend is another"}}}
+	for host, want := range map[string]struct {
+		errno syscall.Errno
+		says  string
+	}{
+		"10.5.72.99": {syscall.EHOSTUNREACH, "no container has this address"},
+		"10.5.80.2":  {syscall.ENETUNREACH, "no node has its subnet"},
+		"10.5.90.2":  {syscall.ENETUNREACH, "rootless-ovl peers"},
+	} {
+		if _, err := n.dialOverlay(t.Context(), host, 80); !errors.Is(err, want.errno) || !strings.Contains(err.Error(), want.says) {
+			t.Errorf("%s: %v", host, err)
+		}
+	}
+	if len(d.calls) != 0 {
+		t.Errorf("dialled %v", d.calls)
 	}
 }
 

@@ -66,6 +66,13 @@ func (p *Proxy) newWebServer(ctx context.Context, running *sync.WaitGroup) webSe
 			p.serveTunnel(ctx, w, r)
 		case r.URL.Scheme == "http" && r.URL.Host != "":
 			p.requests.Add(1)
+			if r.URL.Port() != "" {
+				if _, _, err := hostPort(r.URL.Host); err != nil {
+					p.bad.Add(1)
+					http.Error(w, "rootless-ovl: "+err.Error(), http.StatusBadRequest)
+					return
+				}
+			}
 			forward.ServeHTTP(w, r)
 		default:
 			p.bad.Add(1)

@@ -213,6 +213,8 @@ func refusal(err error) (reply byte, status int) {
 		switch errno {
 		case syscall.ECONNREFUSED:
 			return replyRefused, http.StatusBadGateway
+		case syscall.EACCES: // of the destination's: its policy
+			return replyNotAllowed, http.StatusBadGateway
 		case syscall.ENETUNREACH:
 			return replyNetUnreachable, http.StatusBadGateway
 		case syscall.EHOSTUNREACH:

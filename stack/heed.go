@@ -37,6 +37,7 @@ func (ns *netstack) heeds(b []byte, in inbound) bool {
 	case !ok || q.later:
 	case q.proto == protoTCP:
 		if !tooSmall(message, in) {
+			ns.refuseDial(message, in, q, quoted)
 			return true
 		}
 	case q.proto == protoUDP && saysPortUnreachable(message, in) && ns.endDatagrams(q, quoted):

@@ -203,7 +203,7 @@ func commonBits(a, b netip.Addr) int {
 
 // dialInward connects from an address and port. EADDRINUSE says that there is such a connection already.
 func (ns *netstack) dialInward(ctx context.Context, from, to netip.AddrPort) (*inwardTCP, error) {
-	f := &tcpFlow{ns: ns}
+	f := &tcpFlow{ns: ns, refused: make(chan syscall.Errno, 1)}
 	f.ctx, f.cancel = context.WithCancel(ns.ctx)
 	key := flowKey{proto: protoTCP, src: to, dst: from}
 	e, fresh, why := ns.flows.addInward(key, kindHalfOpen, f)
@@ -284,6 +284,9 @@ func (f *tcpFlow) connect(ctx context.Context, from, to netip.AddrPort) error {
 		select {
 		case <-wake:
 			terr = ep.LastError()
+		case errno := <-f.refused:
+			ep.Abort()
+			return errno
 		case <-ctx.Done():
 			ep.Abort()
 			return ctx.Err()
@@ -297,7 +300,12 @@ func (f *tcpFlow) connect(ctx context.Context, from, to netip.AddrPort) error {
 	}
 	if terr != nil {
 		ep.Close()
-		return errnoOf(terr)
+		select { // gVisor takes a policy's refusal for a host that is not there
+		case errno := <-f.refused:
+			return errno
+		default:
+			return errnoOf(terr)
+		}
 	}
 	return nil
 }
@@ -438,3 +446,62 @@ func (u *InwardUDP) endWith(why error) {
 
 // send takes a datagram of the container: an answer to the client.
 func (u *InwardUDP) send(d datagram) { u.reply(d.payload) }
+
+// refuseDial ends the dial that the quoted segment to a container is of, if it is one, with what an ICMP error says of it: gVisor does not tell
+// a policy's refusal from a host that is not there, and hears nothing of either over IPv6.
+func (ns *netstack) refuseDial(message []byte, in, q inbound, quoted []byte) {
+	const ports = 4 // bytes, with which a TCP header begins
+	errno, ok := refusalOf(in.proto, message)
+	if !ok || len(quoted) < q.transport+ports {
+		return
+	}
+	t := header.TCP(quoted[q.transport:])
+	e := ns.flows.find(flowKey{
+		proto: protoTCP,
+		src:   netip.AddrPortFrom(q.dst, t.DestinationPort()),
+		dst:   netip.AddrPortFrom(q.src, t.SourcePort()),
+	})
+	if e == nil {
+		return
+	}
+	if f, ok := e.flow.(*tcpFlow); ok {
+		select {
+		case f.refused <- errno: // nobody looks at it any more when the connection is there; an egress flow has no such channel
+		default:
+		}
+	}
+}
+
+// refusalOf is what an ICMP error says of what it is about; EACCES is a policy's or a firewall's refusal.
+func refusalOf(proto uint8, icmp []byte) (errno syscall.Errno, ok bool) {
+	if proto == protoICMP {
+		if header.ICMPv4Type(icmp[0]) != header.ICMPv4DstUnreachable {
+			return 0, false
+		}
+		switch header.ICMPv4Code(icmp[1]) {
+		case header.ICMPv4PortUnreachable:
+			return syscall.ECONNREFUSED, true
+		case header.ICMPv4NetUnreachable:
+			return syscall.ENETUNREACH, true
+		case header.ICMPv4HostUnreachable:
+			return syscall.EHOSTUNREACH, true
+		case header.ICMPv4NetProhibited, header.ICMPv4HostProhibited, header.ICMPv4AdminProhibited:
+			return syscall.EACCES, true
+		}
+		return 0, false
+	}
+	if header.ICMPv6Type(icmp[0]) != header.ICMPv6DstUnreachable {
+		return 0, false
+	}
+	switch header.ICMPv6Code(icmp[1]) {
+	case header.ICMPv6PortUnreachable:
+		return syscall.ECONNREFUSED, true
+	case header.ICMPv6NetworkUnreachable:
+		return syscall.ENETUNREACH, true
+	case header.ICMPv6AddressUnreachable:
+		return syscall.EHOSTUNREACH, true
+	case header.ICMPv6Prohibited:
+		return syscall.EACCES, true
+	}
+	return 0, false
+}

@@ -487,3 +487,46 @@ func TestRefuseInward_OnlyOfTheContainerItself(t *testing.T) {
 		t.Errorf("after its own: %v", u.Err())
 	}
 }
+
+// A dial ends at once with what is said of its SYN, in either family.
+func TestDialTCP_FailsWithWhatICMPSays(t *testing.T) {
+	for _, tt := range []struct {
+		what unreachable
+		want syscall.Errno
+	}{
+		{hostUnreachable, syscall.EHOSTUNREACH},
+		{netUnreachable, syscall.ENETUNREACH},
+		{adminProhibited, syscall.EACCES},
+	} {
+		for _, to := range []netip.AddrPort{netip.AddrPortFrom(aliceAddr, 80), netip.AddrPortFrom(aliceAddr6, 80)} {
+			w := newWire(t, nil)
+			dialled := make(chan error, 1)
+			go func() {
+				_, err := w.g.DialTCP(context.Background(), netip.AddrPort{}, to)
+				dialled <- err
+			}()
+			var syn observed
+			eventually(t, "the SYN", func() bool {
+				return w.countSeen(func(o observed) bool {
+					if o.in.proto == protoTCP {
+						syn = o
+					}
+					return o.in.proto == protoTCP
+				}) > 0
+			})
+			if to.Addr().Is4() {
+				w.send(tt.what.message(true).over4(syn.b, aliceAddr.As4(), syn.in.src.As4()))
+			} else {
+				w.send(tt.what.message(false).over6(syn.b, aliceAddr6.As16(), syn.in.src.As16()))
+			}
+			select {
+			case err := <-dialled:
+				if !errors.Is(err, tt.want) {
+					t.Errorf("%v: %v, want %v", to, err, tt.want)
+				}
+			case <-time.After(patience):
+				t.Errorf("%v, %v: the dial goes on", to, tt.want)
+			}
+		}
+	}
+}

@@ -46,6 +46,8 @@ type tcpFlow struct {
 	wake   chan struct{} // of egress flows: the socket that is being connected has news, or the flow has been ended
 	events atomic.Uint32 // that the poller has told of that socket
 
+	refused chan syscall.Errno // of flows that we dial: what an ICMP error said of the SYN; has room for one
+
 	mu      sync.Mutex
 	ended   bool
 	shaking bool // gVisor is at the handshake with the container

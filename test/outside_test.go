@@ -220,6 +220,38 @@ func TestProxy_LeadsToContainersAnywhere(t *testing.T) {
 	}
 }
 
+// Nobody waits for an address that nobody has, or for a container that is closed to the gateway: 502, where silence is 504.
+func TestProxy_SaysWhyNobodyAnswers(t *testing.T) {
+	l, e, _ := withDualStack(t, 2)
+	h1, h2 := l.Host(1), l.Host(2)
+	d1, d2 := h1.Up("--etcd-endpoints", e.Endpoint, "--proxy", "1080"), h2.Up("--etcd-endpoints", e.Endpoint)
+	waitPeers(t, 1, d1, d2)
+	there := join(t, h2, "alone", "--isolate")
+	there.serve(t)
+	c := proxied(h1, "http", netip.MustParseAddrPort("127.0.0.1:1080"))
+	free := func(subnet string) string {
+		a := netip.MustParsePrefix(subnet).Addr().As16()
+		a[15] = 200
+		return netip.AddrFrom16(a).Unmap().String()
+	}
+	s1, s2 := d1.Status(), d2.Status()
+	network := netip.MustParsePrefix(s1.Network)
+	unleased := netip.PrefixFrom(network.Addr(), 24).Addr().Next().Next()
+	for host, says := range map[string]string{
+		free(s1.Subnet):                  "no container has this address",
+		"[" + free(s1.Subnet6) + "]":     "no container has this address",
+		free(s2.Subnet):                  "no container has this address",
+		"[" + free(s2.Subnet6) + "]":     "no container has this address",
+		unleased.String():                "no node has its subnet",
+		there.addr.String():              "--isolate",
+		"[" + there.addr6.String() + "]": "--isolate",
+	} {
+		if status, body, err := fetch(c, "http://"+host+":8080/"); err != nil || status != http.StatusBadGateway || !strings.Contains(body, says) {
+			t.Errorf("%s: %d %q, %v; want 502 and %q", host, status, body, err, says)
+		}
+	}
+}
+
 // Neither way leads anywhere but into the overlay: not to this host, not to its network, not beyond.
 func TestOutside_ReachesNothingButTheOverlay(t *testing.T) {
 	l := lab.New(t, 1)
