@@ -90,6 +90,7 @@ type Attachment struct {
 	Name         string            `json:"name"`
 	PID          int               `json:"pid,omitempty"`   // the process whose namespace it is; 0 when attached by path
 	Netns        string            `json:"netns,omitempty"` // the namespace's path; empty when attached by PID
+	Inode        uint64            `json:"inode,omitempty"` // of the network namespace: tells it from another under the same PID or path
 	IfName       string            `json:"ifname"`
 	Addr         string            `json:"addr"`            // CIDR: the address with the subnet's length
 	Addr6        string            `json:"addr6,omitempty"` // likewise in a dual-stack overlay

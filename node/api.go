@@ -123,6 +123,7 @@ func (n *Node) describeLocked(a *attachment) api.Attachment {
 		Name:         s.Name,
 		PID:          s.PID,
 		Netns:        s.Netns,
+		Inode:        s.Inode,
 		IfName:       s.IfName,
 		Addr:         s.Addr.String(),
 		MAC:          s.MAC,

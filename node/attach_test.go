@@ -61,7 +61,7 @@ func TestAttach_GivesTheContainerWhatItNeeds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Name != "pid-77" || got.Addr != "10.5.72.2/24" || got.Gateway != "10.5.72.1" || got.IfName != "eth0" || got.MTU != 1472 || !got.DefaultRoute {
+	if got.Name != "pid-77" || got.Inode != c.inode || got.Addr != "10.5.72.2/24" || got.Gateway != "10.5.72.1" || got.IfName != "eth0" || got.MTU != 1472 || !got.DefaultRoute {
 		t.Errorf("got %+v", got)
 	}
 	tc := c.links["eth0"].config

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
 
@@ -77,7 +78,7 @@ func (a *app) execUntil(early *signalContext, ref string, spec nsutil.Spec) erro
 	if att.DNS != nil { // there is none where the gateway's address is the engine's bridge's
 		spec.ResolvConf = resolvConf(*att.DNS, a.hostResolvConf())
 	}
-	sb, err := a.joinSandbox(att.PID, att.Netns, spec)
+	sb, err := a.joinSandbox(att, spec)
 	if err != nil {
 		return err
 	}
@@ -85,16 +86,21 @@ func (a *app) execUntil(early *signalContext, ref string, spec nsutil.Spec) erro
 	return a.play(early, sb, func() {})
 }
 
-// joinSandbox starts a sandbox in the namespaces of a process, or of what has the network namespace at a path.
-func joinSandbox(pid int, netns string, spec nsutil.Spec) (sandbox, error) {
-	open := func() (*nsutil.Namespace, error) { return nsutil.OpenPath(netns) }
-	if pid != 0 {
-		open = func() (*nsutil.Namespace, error) { return nsutil.OpenPID(pid) }
+// joinSandbox starts a sandbox in the namespaces of an attachment: its process's, or what has the network namespace at its path.
+func joinSandbox(att api.Attachment, spec nsutil.Spec) (sandbox, error) {
+	where := att.Netns
+	open := func() (*nsutil.Namespace, error) { return nsutil.OpenPath(att.Netns) }
+	if att.PID != 0 {
+		where = fmt.Sprintf("process %d", att.PID)
+		open = func() (*nsutil.Namespace, error) { return nsutil.OpenPID(att.PID) }
 	}
 	ns, err := open()
 	if err != nil {
 		return nil, err
 	}
 	defer ns.Close()
+	if att.Inode != 0 && ns.Inode() != att.Inode { // the pid or the path is somebody else's by now; 0: of an older daemon
+		return nil, fmt.Errorf("%s has another network namespace than what was attached as %q: the container has ended, and `rootless-ovl ps` lists those that live", where, att.Name)
+	}
 	return nsutil.StartIn(ns, spec)
 }

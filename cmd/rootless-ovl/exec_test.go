@@ -4,7 +4,10 @@ package main
 
 import (
 	"errors"
+	"fmt"
+	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/rootless-ovl/rootless-ovl/api"
@@ -24,9 +27,9 @@ func TestExec_JoinsTheAttachment(t *testing.T) {
 		}
 		sb := &fakeSandbox{code: 42, notes: b.daemon.notes}
 		var spec nsutil.Spec
-		b.world.joinSandbox = func(pid int, netns string, s nsutil.Spec) (sandbox, error) {
-			if pid != tt.pid || netns != tt.netns {
-				t.Errorf("%s: joins %d %q", tt.ref, pid, netns)
+		b.world.joinSandbox = func(att api.Attachment, s nsutil.Spec) (sandbox, error) {
+			if att.PID != tt.pid || att.Netns != tt.netns {
+				t.Errorf("%s: joins %d %q", tt.ref, att.PID, att.Netns)
 			}
 			spec = s
 			return sb, nil
@@ -46,7 +49,7 @@ func TestExec_JoinsTheAttachment(t *testing.T) {
 func TestExec_LeavesResolvConfWhereAnEngineHasTheGatewaysAddress(t *testing.T) {
 	b := newBench(t).serve()
 	b.daemon.attachments[1].WholeSubnet = true // and so without DNS
-	b.world.joinSandbox = func(_ int, _ string, s nsutil.Spec) (sandbox, error) {
+	b.world.joinSandbox = func(_ api.Attachment, s nsutil.Spec) (sandbox, error) {
 		if s.ResolvConf != nil {
 			t.Errorf("%s", s.ResolvConf)
 		}
@@ -74,12 +77,35 @@ func TestExec_RefusesWhatItCannotDo(t *testing.T) {
 	}
 	code := b.run("exec", "nobody", "--", "true")
 	b.checkError(code, exitFailed, `"nobody"`, "rootless-ovl ps")
-	b.world.joinSandbox = func(int, string, nsutil.Spec) (sandbox, error) { return nil, errors.New("process 815 has ended") }
+	b.world.joinSandbox = func(api.Attachment, nsutil.Spec) (sandbox, error) { return nil, errors.New("process 815 has ended") }
 	code = b.run("exec", "web", "--", "true")
 	b.checkError(code, exitFailed, "process 815 has ended")
-	b.world.joinSandbox = func(int, string, nsutil.Spec) (sandbox, error) {
+	b.world.joinSandbox = func(api.Attachment, nsutil.Spec) (sandbox, error) {
 		return &fakeSandbox{notes: b.daemon.notes, release: &nsutil.CommandError{Code: 126, Text: "/etc: is a directory"}}, nil
 	}
 	code = b.run("exec", "web", "--", "/etc")
 	b.checkError(code, 126, "/etc: is a directory")
+}
+
+func TestJoinSandbox_RefusesANamespaceThatIsNotTheAttachments(t *testing.T) {
+	child := exec.Command("sleep", "infinity") // in a namespace of its own, as another container under a pid that was another's
+	child.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if err := child.Start(); err != nil {
+		t.Skipf("no namespaces here: %v", err)
+	}
+	t.Cleanup(func() {
+		_ = child.Process.Kill()
+		_ = child.Wait()
+	})
+	var st syscall.Stat_t
+	if err := syscall.Stat(fmt.Sprintf("/proc/%d/ns/net", child.Process.Pid), &st); err != nil {
+		t.Fatal(err)
+	}
+	sb, err := joinSandbox(api.Attachment{Name: "web", PID: child.Process.Pid, Inode: st.Ino + 1}, nsutil.Spec{Args: []string{"true"}})
+	if err == nil {
+		sb.Close()
+	}
+	if err == nil || !strings.Contains(err.Error(), `another network namespace than what was attached as "web"`) {
+		t.Errorf("%v", err)
+	}
 }

@@ -210,7 +210,7 @@ func newBench(t *testing.T) *bench {
 			unexpected("startSandbox")
 			return nil, errors.ErrUnsupported
 		},
-		joinSandbox: func(int, string, nsutil.Spec) (sandbox, error) {
+		joinSandbox: func(api.Attachment, nsutil.Spec) (sandbox, error) {
 			unexpected("joinSandbox")
 			return nil, errors.ErrUnsupported
 		},

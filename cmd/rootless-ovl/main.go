@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/rootless-ovl/rootless-ovl/api"
 	"github.com/rootless-ovl/rootless-ovl/internal/doctor"
 	"github.com/rootless-ovl/rootless-ovl/lease"
 	"github.com/rootless-ovl/rootless-ovl/node"
@@ -26,7 +27,7 @@ type world struct {
 	newNode      func(node.Config) (nodeRunner, error)
 	openStore    func(context.Context, lease.ClientConfig, string) (configStore, error)
 	startSandbox func(nsutil.Spec) (sandbox, error)
-	joinSandbox  func(pid int, netns string, s nsutil.Spec) (sandbox, error) // of the process, or of the namespace at the path
+	joinSandbox  func(api.Attachment, nsutil.Spec) (sandbox, error) // in its namespaces
 	diagnose     func(context.Context, doctor.Options) []doctor.Check
 }
 
