@@ -201,7 +201,7 @@ func TestEgress_LeavesByTheChosenAddress(t *testing.T) {
 	}
 	upRefused(t, h, []string{"--outbound-addr", "192.0.2.99"}, "192.0.2.99", "--outbound-addr")
 	upRefused(t, h, []string{"--outbound-if", "eth7"}, "eth7", "--outbound-if")
-	upEmbedded(h, "--outbound-addr", chosen[0].String()+","+chosen[1].String(), "--outbound-if", "lan0")
+	d := upEmbedded(h, "--outbound-addr", chosen[0].String()+","+chosen[1].String(), "--outbound-if", "lan0")
 	a := join(t, h, "a")
 	for i, to := range []netip.Addr{lab.OutsideAddr, lab.OutsideAddr6} {
 		l.Outside.HTTPServer(t, port(to, 80))
@@ -215,6 +215,27 @@ func TestEgress_LeavesByTheChosenAddress(t *testing.T) {
 			t.Errorf("UDP came from %v, want %v", got, chosen[i])
 		}
 		pings(t, a.Space, to)
+	}
+	// It goes, and is back.
+	first := netip.PrefixFrom(chosen[0], 24)
+	if err := h.LoseAddr(first); err != nil {
+		t.Fatal(err)
+	}
+	lab.Eventually(t, "status says that the address has gone", func() bool {
+		return strings.Contains(d.Status().Problem, chosen[0].String()+" (--outbound-addr)")
+	})
+	if _, err := a.Fetch("http://" + port(lab.OutsideAddr, 80).String() + "/"); err == nil {
+		t.Error("TCP leaves by another address")
+	}
+	if err := h.AddAddr("lan0", first); err != nil {
+		t.Fatal(err)
+	}
+	lab.Eventually(t, "status has no problem any more", func() bool { return d.Status().Problem == "" })
+	if got, err := a.Fetch("http://" + port(lab.OutsideAddr, 80).String() + "/"); err != nil || got != chosen[0].String() {
+		t.Errorf("TCP comes from %q, %v; want %v again", got, err, chosen[0])
+	}
+	if n := strings.Count(d.LogText(), "chosen for it is gone"); n != 1 {
+		t.Errorf("the log says %d times that the address has gone", n)
 	}
 }
 

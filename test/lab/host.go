@@ -184,18 +184,19 @@ func (h *Host) CloseTun() error {
 }
 
 // LoseAddress takes the host's address on the LAN away, and with it the default route.
-func (h *Host) LoseAddress() error { return h.lose(h.Addr, LAN.Bits()) }
+func (h *Host) LoseAddress() error { return h.LoseAddr(netip.PrefixFrom(h.Addr, LAN.Bits())) }
 
 // LoseAddress6 takes its IPv6 address away. The default route stays, as it does.
-func (h *Host) LoseAddress6() error { return h.lose(h.Addr6, LAN6.Bits()) }
+func (h *Host) LoseAddress6() error { return h.LoseAddr(netip.PrefixFrom(h.Addr6, LAN6.Bits())) }
 
-func (h *Host) lose(addr netip.Addr, bits int) error {
+// LoseAddr takes one of its addresses on the LAN away.
+func (h *Host) LoseAddr(addr netip.Prefix) error {
 	return h.Do(func() error {
 		link, err := netlink.LinkByName("lan0")
 		if err != nil {
 			return err
 		}
-		a, err := netlink.ParseAddr(netip.PrefixFrom(addr, bits).String())
+		a, err := netlink.ParseAddr(addr.String())
 		if err != nil {
 			return err
 		}
