@@ -4,8 +4,7 @@ package stack
 
 import (
 	"net/netip"
-
-	"github.com/rootless-ovl/rootless-ovl/internal/hostnet"
+	"time"
 )
 
 // verdict is what becomes of a packet because of its destination address alone.
@@ -104,7 +103,7 @@ type denials struct {
 }
 
 // denied says whether Deny lists the destination. Which addresses this host has is asked when it matters, for a port that is denied, and of
-// the kernel, so that one which came a moment ago is no way around.
+// the kernel, whose answer is believed for a moment (hostAddressKept): for no longer is an address that the host has just got a way around.
 func (g *Gateway) denied(dst netip.AddrPort) bool {
 	d := g.deny.Load()
 	if d.at[dst] || d.at[netip.AddrPortFrom(dst.Addr(), 0)] {
@@ -113,8 +112,7 @@ func (g *Gateway) denied(dst netip.AddrPort) bool {
 	if !d.onHost[dst.Port()] && !d.onHost[0] {
 		return false
 	}
-	has, err := hostnet.Has(dst.Addr())
-	return has || err != nil
+	return g.hostAddrs.has(dst.Addr(), time.Now())
 }
 
 // target is where a container's flow to dst is carried on to: dst itself, or the host's loopback when dst is the gateway and that is

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/rootless-ovl/rootless-ovl/internal/hostnet"
 	"github.com/rootless-ovl/rootless-ovl/internal/packet"
 	"github.com/rootless-ovl/rootless-ovl/stack/dns"
 )
@@ -22,11 +23,12 @@ type Gateway struct {
 	log      *slog.Logger
 	resolver *dns.Resolver
 
-	own      atomic.Pointer[[]netip.Addr] // a published slice is never changed
-	deny     atomic.Pointer[denials]
-	policies atomic.Pointer[policies]
-	live     atomic.Pointer[netstack] // nil when Run is not running
-	count    counters
+	own       atomic.Pointer[[]netip.Addr] // a published slice is never changed
+	deny      atomic.Pointer[denials]
+	policies  atomic.Pointer[policies]
+	hostAddrs hostAddresses
+	live      atomic.Pointer[netstack] // nil when Run is not running
+	count     counters
 
 	mu      sync.Mutex // orders SetAddresses with the start and the end of Run, and changes of policies
 	running bool
@@ -49,6 +51,7 @@ func New(c Config) (*Gateway, error) {
 	}
 	g := &Gateway{cfg: c, log: c.Log}
 	g.resolver = dns.New(dns.Config{ResolvConf: c.ResolvConf, MaxQueries: c.Limits.DNSQueries, Control: g.cfg.Outbound.control, Log: c.Log})
+	g.hostAddrs.ask = hostnet.Has
 	own := slices.Clone(c.Addresses)
 	g.own.Store(&own)
 	g.deny.Store(&denials{})

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"net/netip"
 	"syscall"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -103,9 +104,14 @@ func isTimeout(err error) bool {
 }
 
 // sendError answers the packet that orig begins with, from the gateway. Nothing is sent about ICMP errors and later fragments
-// (RFC 1122 section 3.2.2), nor beyond the rate that gVisor allows (1000 a second).
+// (RFC 1122 section 3.2.2), nor beyond errorRate.
 func (ns *netstack) sendError(kind unreachable, orig []byte) {
-	ns.sendErrorFrom(netip.Addr{}, kind, orig)
+	ns.sendLimited(netip.Addr{}, kind.message(len(orig) > 0 && orig[0]>>4 == 4), orig, kind == adminProhibited || kind == protoUnreachable)
+}
+
+// sendClosedPort says that one of the gateway's own addresses, which is given, has nothing at the port that orig was sent to.
+func (ns *netstack) sendClosedPort(own netip.Addr, orig []byte) {
+	ns.sendLimited(own, portUnreachable.message(own.Is4()), orig, true)
 }
 
 // sendErrorFrom is sendError about trouble of which from has told the host.
@@ -116,11 +122,16 @@ func (ns *netstack) sendErrorFrom(from netip.Addr, kind unreachable, orig []byte
 // sendMessage sends an ICMP error about the packet that orig begins with, from whoever told the host, or from the gateway. What no container can
 // reach is not told by its name, and the gateway speaks for it: the loopback, for one, of a host that refuses a datagram itself.
 func (ns *netstack) sendMessage(from netip.Addr, m icmpError, orig []byte) {
+	ns.sendLimited(from, m, orig, false)
+}
+
+// sendLimited is sendMessage for errors of both kinds that errorRate knows.
+func (ns *netstack) sendLimited(from netip.Addr, m icmpError, orig []byte, refusal bool) {
 	in, ok := parseQuote(orig)
 	if !ok || in.later || isICMPError(orig, in) {
 		return
 	}
-	if !ns.s.AllowICMPMessage() {
+	if !ns.errors.allows(in.src, refusal, time.Now()) {
 		ns.count.drop(dropICMPRate)
 		return
 	}

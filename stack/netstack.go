@@ -45,6 +45,7 @@ type netstack struct {
 	conns  *tcp.Forwarder // completes handshakes
 	reader *datagramReader
 	echo   echoPermission
+	errors errorRate
 
 	tended chan struct{} // closed when tend has ended
 

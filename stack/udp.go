@@ -15,8 +15,8 @@ type datagramTaker interface {
 	send(d datagram)
 }
 
-// acceptUDP takes every datagram of containers, put together from its fragments. False makes gVisor answer port
-// unreachable.
+// acceptUDP takes every datagram of containers, put together from its fragments. False would make gVisor answer port unreachable, at its own
+// rate.
 func (ns *netstack) acceptUDP(id gstack.TransportEndpointID, pkt *gstack.PacketBuffer) bool {
 	u := header.UDP(pkt.TransportHeader().Slice())
 	size := int(u.Length()) - header.UDPMinimumSize
@@ -42,7 +42,8 @@ func (ns *netstack) acceptUDP(id gstack.TransportEndpointID, pkt *gstack.PacketB
 	}
 	to, ok := ns.gw.target(key.src.Addr(), key.dst)
 	if !ok {
-		return false
+		ns.sendClosedPort(key.dst.Addr(), d.quote)
+		return true
 	}
 	if why, ok := ns.gw.refusal(key.src.Addr(), key.dst, to); !ok {
 		ns.count.drop(why)
