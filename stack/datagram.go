@@ -194,8 +194,9 @@ func (f *datagramFlow) reportLocked() (any, own bool) {
 	return len(f.told) > 0, own
 }
 
-// receive takes what the host's socket has, up to a share of it. The memory is used for every datagram.
-func (f *datagramFlow) receive(buf []byte) {
+// receive takes what the host's socket has, up to a share of it. The memory is used for every datagram. trouble says that there are errors in
+// their queue: the socket may not say so itself, and would wake its reader again and again.
+func (f *datagramFlow) receive(buf []byte, trouble bool) {
 	const share = 32
 	for range share {
 		f.mu.Lock()
@@ -205,7 +206,7 @@ func (f *datagramFlow) receive(buf []byte) {
 		}
 		n, err := f.host.receive(buf)
 		if err != nil {
-			if !errors.Is(err, unix.EAGAIN) {
+			if trouble || !errors.Is(err, unix.EAGAIN) {
 				f.reportLocked()
 			}
 			f.mu.Unlock()

@@ -109,9 +109,10 @@ func (p *poller) pass(fd int, who polled) {
 	p.mu.Unlock()
 }
 
-// close closes fd, of which nobody is told any more.
+// close closes fd, of which nobody is told any more. Closing alone would leave it in the poller while a process that was forked has it, too.
 func (p *poller) close(fd int) {
 	p.forget(fd)
+	_ = unix.EpollCtl(p.epfd, unix.EPOLL_CTL_DEL, fd, nil) // it fails for one that was never added
 	_ = unix.Close(fd)
 }
 

@@ -75,11 +75,20 @@ func (r *datagramReader) add(f *datagramFlow) error {
 	return nil
 }
 
-// drop forgets a flow's socket, which is closed next: that takes it out of the epoll instance.
+// drop forgets a flow's socket, which is closed next. That alone would leave it in the epoll instance while a process that was forked has it, too:
+// then run would be woken for ever by what nobody reads.
 func (r *datagramReader) drop(s *hostSocket) {
 	r.mu.Lock()
 	delete(r.flows, s.number)
 	r.mu.Unlock()
+	// It fails only when close has been here, which waits for no flow.
+	_ = r.raw.Control(func(epoll uintptr) { _ = unix.EpollCtl(int(epoll), unix.EPOLL_CTL_DEL, s.fd, nil) })
+}
+
+// readyFlow is a flow whose socket has something; trouble: errors in their queue, too.
+type readyFlow struct {
+	*datagramFlow
+	trouble bool
 }
 
 // run reads until close.
@@ -87,7 +96,7 @@ func (r *datagramReader) run() {
 	defer close(r.ended)
 	var (
 		events [64]unix.EpollEvent
-		ready  []*datagramFlow
+		ready  []readyFlow
 		buf    = make([]byte, maxDatagram)
 	)
 	for {
@@ -103,14 +112,14 @@ func (r *datagramReader) run() {
 		r.mu.Lock()
 		for _, e := range events[:n] {
 			if f := r.flows[uint64(uint32(e.Fd))|uint64(uint32(e.Pad))<<32]; f != nil {
-				ready = append(ready, f)
+				ready = append(ready, readyFlow{f, e.Events&unix.EPOLLERR != 0})
 			}
 		}
 		r.mu.Unlock()
 		for i, f := range ready {
 			r.ns.exit.waitRoom()
-			f.receive(buf)
-			ready[i] = nil
+			f.receive(buf, f.trouble)
+			ready[i] = readyFlow{}
 		}
 		ready = ready[:0]
 	}
