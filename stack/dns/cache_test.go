@@ -3,6 +3,7 @@
 package dns
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -182,6 +183,53 @@ func TestKey_TellsQueriesApart(t *testing.T) {
 	}))
 	if _, ok := q.key(); ok {
 		t.Error("a query with options has a key")
+	}
+	q, _ = parseQuery(question(t, func(m *dns.Msg) {
+		m.SetEdns0(1232, false)
+		m.SetTsig("key.", dns.HmacSHA256, 300, 1)
+	}))
+	if _, ok := q.key(); ok || !bytes.Equal(q.toServer(q.id()), q.wire) {
+		t.Error("a signed query has a key, or is changed")
+	}
+}
+
+// However many sizes of datagrams one question is asked with, one is on its way to a server.
+func TestAnswer_AsksOnceForAllSizes(t *testing.T) {
+	var port uint16
+	var asked atomic.Int32
+	release := make(chan struct{})
+	long := []string{strings.Repeat("a", 250), strings.Repeat("b", 250), strings.Repeat("c", 250)}
+	fake(t, "127.0.0.1", &port, func(w dns.ResponseWriter, q *dns.Msg) {
+		asked.Add(1)
+		if size := q.IsEdns0().UDPSize(); size != ednsSize {
+			t.Errorf("asked with %d bytes", size)
+		}
+		<-release
+		says(long...)(w, q)
+	}, "udp")
+	r := New(Config{ResolvConf: resolvConf(t, "nameserver 127.0.0.1"), Port: port, Timeout: patience})
+	var wg sync.WaitGroup
+	for _, size := range []int{0, 512, 513, 700, 1232, 1400, 4096, 65535} {
+		wg.Go(func() {
+			b := r.Answer(t.Context(), Query{}, question(t, func(q *dns.Msg) { q.SetEdns0(uint16(size), false) }))
+			m := unpack(t, b)
+			if fits := size >= 1232; len(b) > max(512, size) || m.Truncated == fits || fits && len(m.Answer) != 3 {
+				t.Errorf("%d: %d bytes, truncated %v, %d answers", size, len(b), m.Truncated, len(m.Answer))
+			}
+		})
+	}
+	asking := func() int {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.asking
+	}
+	for end := time.Now().Add(patience); asking() < 8 && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	close(release)
+	wg.Wait()
+	if n := asked.Load(); n != 1 {
+		t.Errorf("asked %d times", n)
 	}
 }
 

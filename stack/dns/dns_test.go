@@ -166,7 +166,7 @@ func TestAnswer_PassesEDNSOptions(t *testing.T) {
 		q.IsEdns0().Option = append(q.IsEdns0().Option, &dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "0102030405060708"})
 	}))
 	o := (<-got).IsEdns0()
-	if o == nil || o.UDPSize() != 4096 || !o.Do() || len(o.Option) != 1 {
+	if o == nil || o.UDPSize() != ednsSize || !o.Do() || len(o.Option) != 1 {
 		t.Errorf("the server saw %v", o)
 	}
 }
@@ -476,6 +476,13 @@ func FuzzQuery(f *testing.F) {
 			t.Fatal("the answer does not fit")
 		}
 		q.answeredBy(answer, q.id())
+		m := new(dns.Msg)
+		if err := m.Unpack(q.toServer(7)); err != nil || m.Id != 7 {
+			t.Fatalf("to the server: %v, %v", m, err)
+		}
+		if opt := m.IsEdns0(); q.sizeAt > 0 && (opt == nil || opt.UDPSize() != ednsSize) {
+			t.Fatalf("to the server: %v", m)
+		}
 	})
 }
 

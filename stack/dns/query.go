@@ -28,11 +28,14 @@ type query struct {
 	question dns.Question
 	datagram int // the largest datagram that the container takes as an answer, in bytes
 
+	// alone: there is more in it than a question, so that the answer may be for this query alone.
+	alone bool
+
 	// Of EDNS (RFC 6891).
 	edns    bool
 	version uint8
 	do      bool // DNSSEC records are wanted
-	options bool // there are some: the answer may be for this query alone
+	sizeAt  int  // where in wire the size of datagrams is; 0: nowhere, or it must not be changed
 }
 
 // parseQuery reads a container's message. It is the first to look at these bytes.
@@ -49,9 +52,16 @@ func parseQuery(b []byte) (query, error) {
 		return query{}, errMalformed
 	}
 	q := query{wire: b, end: end + questionEnd, opcode: m.Opcode, question: m.Question[0], datagram: plainUDP}
+	records := len(m.Answer) + len(m.Ns) + len(m.Extra)
+	q.alone = records > 0
 	if opt := m.IsEdns0(); opt != nil {
 		q.datagram = max(q.datagram, int(opt.UDPSize()))
-		q.edns, q.version, q.do, q.options = true, opt.Version(), opt.Do(), len(opt.Option) > 0
+		q.edns, q.version, q.do = true, opt.Version(), opt.Do()
+		// Only where it is the one record: others may be a signature of it all (TSIG).
+		if records == 1 && b[q.end] == 0 { // [root 1][type 2][size 2]...
+			q.alone = len(opt.Option) > 0
+			q.sizeAt = q.end + 3
+		}
 	}
 	return q, nil
 }
@@ -59,7 +69,7 @@ func parseQuery(b []byte) (query, error) {
 // key is what queries have in common that one answer does for; none for a query that has to be asked by itself. The identifier, the case of
 // letters and the size of datagrams are not in it.
 func (q *query) key() (string, bool) {
-	if q.opcode != dns.OpcodeQuery || q.options || q.version != 0 {
+	if q.opcode != dns.OpcodeQuery || q.alone || q.version != 0 {
 		return "", false
 	}
 	name := q.wire[headerSize : q.end-questionEnd]
@@ -99,10 +109,15 @@ func (q *query) readdressed(answer []byte) []byte {
 
 func (q *query) id() uint16 { return binary.BigEndian.Uint16(q.wire) }
 
-// withID is the query's wire form with another identifier.
-func (q *query) withID(id uint16) []byte {
+// toServer is the query's wire form with another identifier, and the size of datagrams that the gateway takes, where it has EDNS: the container's
+// matters when it gets the answer. It would tell apart what is one question: the more of them are on their way at once, the likelier one of a
+// number of forged answers is taken (RFC 5452 section 5).
+func (q *query) toServer(id uint16) []byte {
 	b := bytes.Clone(q.wire)
 	binary.BigEndian.PutUint16(b, id)
+	if q.sizeAt > 0 {
+		binary.BigEndian.PutUint16(b[q.sizeAt:], ednsSize)
+	}
 	return b
 }
 

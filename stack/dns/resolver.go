@@ -71,7 +71,6 @@ type flightKey struct {
 	key        string
 	generation uint64
 	stream     bool
-	datagram   int
 }
 
 // flight is a query on its way to the servers. answer is constant once done is closed; nil: whoever asked has given up.
@@ -218,7 +217,7 @@ func (r *Resolver) answer(ctx context.Context, who Query, q query, stream bool) 
 	if !keyed {
 		return r.forward(ctx, c, q, stream)
 	}
-	return r.share(ctx, flightKey{key, c.generation, stream, q.datagram}, c, q)
+	return r.share(ctx, flightKey{key, c.generation, stream}, c, q)
 }
 
 // begin counts a query that waits for a server. No means that there are too many, of which a container may have half.

@@ -76,7 +76,7 @@ func (u *upstream) overUDP(ctx context.Context, s netip.AddrPort, q query, timeo
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Now()) })
 	defer stop()
 	id := uint16(rand.Uint32())
-	if _, err := c.Write(q.withID(id)); err != nil {
+	if _, err := c.Write(q.toServer(id)); err != nil {
 		return nil, err
 	}
 	buf := messages.Get().(*[maxMessage]byte)
@@ -112,7 +112,7 @@ func (u *upstream) overTCP(ctx context.Context, s netip.AddrPort, q query, timeo
 func (u *upstream) exchange(ctx context.Context, s netip.AddrPort, c net.Conn, q query) ([]byte, error) {
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Now()) })
 	id := uint16(rand.Uint32())
-	err := writeStream(c, q.withID(id))
+	err := writeStream(c, q.toServer(id))
 	var b []byte
 	if err == nil {
 		b, err = readStream(c)
