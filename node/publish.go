@@ -119,6 +119,11 @@ type kernelSockets interface {
 type portInside struct {
 	gateway gateway
 	sockets atomic.Pointer[kernelSockets]
+
+	// Guarded by Node.portsMu.
+	never  bool // it takes none: errors.ErrUnsupported
+	told   bool // that it takes none at the moment
+	trying bool // something is tried again, see retryPorts
 }
 
 // DialTCP says errors.ErrUnsupported where the namespace takes no sockets of ours.
@@ -179,6 +184,7 @@ func (n *Node) Publish(_ context.Context, nameOrPID string, r api.PublishRequest
 		return nil, publishError(a, err)
 	}
 	n.servePorts(a, added)
+	n.retryLater(a)
 	n.log.Info("published", "name", a.saved.Name, "ports", api.PortsText(list))
 	return list, nil
 }
@@ -392,17 +398,25 @@ func (n *Node) portAddresses(a *attachment) publish.Addresses {
 }
 
 // openInside has sockets made in the namespace of an attachment, if a TCP port is among list and there are none yet. Where the namespace does
-// not take them its connections go through the stack. The caller holds portsMu.
+// not take them its connections go through the stack; it is tried again if that may change. The caller holds portsMu.
 func (n *Node) openInside(a *attachment, list []*published) {
-	if a.inside.sockets.Load() != nil || !slices.ContainsFunc(list, isTCP) {
+	if a.inside.sockets.Load() != nil || a.inside.never || !slices.ContainsFunc(list, isTCP) {
 		return
 	}
 	s, err := n.socketsIn(a)
-	if err != nil {
+	switch {
+	case err == nil:
+		a.inside.sockets.Store(&s)
+		a.inside.told = false
+	case errors.Is(err, errors.ErrUnsupported):
+		a.inside.never = true
 		n.log.Info("published connections go through the gateway, as the container's namespace takes no sockets of ours", "name", a.saved.Name, "err", err)
-		return
+	default:
+		if !a.inside.told {
+			n.log.Info("published connections go through the gateway for now, as sockets cannot be made in the container's namespace", "name", a.saved.Name, "err", err)
+		}
+		a.inside.told = true
 	}
-	a.inside.sockets.Store(&s)
 }
 
 func (n *Node) socketsIn(a *attachment) (kernelSockets, error) {
@@ -430,6 +444,7 @@ func (n *Node) closeInside(a *attachment) {
 	if needed {
 		return
 	}
+	a.inside.never = false // with the next port it is seen
 	if s := a.inside.sockets.Swap(nil); s != nil {
 		if err := (*s).Close(); err != nil {
 			n.log.Debug("sockets in a container's namespace", "name", a.saved.Name, "err", err)
@@ -469,17 +484,32 @@ func (n *Node) startPorts(a *attachment) {
 	n.mu.Lock()
 	list := slices.Clone(a.ports)
 	alive := a.phase == live
-	missing := slices.ContainsFunc(list, func(p *published) bool { return p.pub == nil })
 	n.mu.Unlock()
 	if !alive || len(list) == 0 { // leave has closed them, or there are none
 		return
 	}
 	n.openInside(a, list)
 	n.servePorts(a, list)
-	if missing {
+	n.retryLater(a)
+}
+
+// retryLater has tried again what did not come about, if there is something. The caller holds portsMu.
+func (n *Node) retryLater(a *attachment) {
+	if !a.inside.trying && n.owing(a) {
+		a.inside.trying = true
 		n.watchers.Go(func() { n.retryPorts(a) })
 	}
 }
+
+// owing tells whether ports of a live attachment are not open, or want sockets in its namespace that may yet be made. The caller holds portsMu.
+func (n *Node) owing(a *attachment) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return a.phase == live && (slices.ContainsFunc(a.ports, isClosed) ||
+		a.inside.sockets.Load() == nil && !a.inside.never && slices.ContainsFunc(a.ports, isTCP))
+}
+
+func isClosed(p *published) bool { return p.pub == nil }
 
 // stopPorts closes all ports of an attachment that leaves, or was never made.
 func (n *Node) stopPorts(a *attachment) {
@@ -512,7 +542,7 @@ func (n *Node) restorePorts(a *attachment, saved []savedPort) {
 	a.ports = list
 }
 
-// retryPorts opens what of an attachment's ports is not open, until all are.
+// retryPorts opens what of an attachment's ports is not open, and what they want in its namespace, until all is there.
 func (n *Node) retryPorts(a *attachment) {
 	tick := time.NewTicker(portRetry)
 	defer tick.Stop()
@@ -533,37 +563,44 @@ func (n *Node) retryPorts(a *attachment) {
 // retryOnce reports whether nothing is left to try. It gives way to others between ports.
 func (n *Node) retryOnce(a *attachment) bool {
 	n.mu.Lock()
-	missing := slices.DeleteFunc(slices.Clone(a.ports), func(p *published) bool { return p.pub != nil })
+	missing := slices.DeleteFunc(slices.Clone(a.ports), func(p *published) bool { return !isClosed(p) })
 	n.mu.Unlock()
-	left := len(missing)
 	for _, p := range missing {
-		if n.retryPort(a, p) {
-			left--
-		}
+		n.retryPort(a, p)
 	}
-	return left == 0
+	n.portsMu.Lock()
+	defer n.portsMu.Unlock()
+	if !n.owing(a) {
+		a.inside.trying = false
+		return true
+	}
+	n.mu.Lock()
+	list := slices.Clone(a.ports)
+	n.mu.Unlock()
+	n.openInside(a, list)
+	a.inside.trying = n.owing(a)
+	return !a.inside.trying
 }
 
-// retryPort reports whether a port needs no other try.
-func (n *Node) retryPort(a *attachment, p *published) bool {
+// retryPort opens a port that is still wanted, if it can be.
+func (n *Node) retryPort(a *attachment, p *published) {
 	n.portsMu.Lock()
 	defer n.portsMu.Unlock()
 	n.mu.Lock()
-	wanted := a.phase == live && slices.Contains(a.ports, p) && p.pub == nil
+	wanted := a.phase == live && slices.Contains(a.ports, p) && isClosed(p)
 	n.mu.Unlock()
 	if !wanted { // any more
-		return true
+		return
 	}
 	pub, err := n.openPort(a, p.saved, false)
 	if err != nil {
-		return false // its problem has been told
+		return // its problem has been told
 	}
 	n.mu.Lock()
 	p.pub, p.problem = pub, ""
 	n.mu.Unlock()
 	n.servePorts(a, []*published{p})
 	n.log.Info("published again", "name", a.saved.Name, "port", p.saved.api())
-	return true
 }
 
 // publishError gives an error about ports its code and says whose ports they are.

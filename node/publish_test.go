@@ -170,6 +170,40 @@ func TestPublish_ThroughTheStackWhereTheNamespaceRefuses(t *testing.T) {
 	}
 }
 
+func TestPublish_WantsSocketsAgainWhereTheyCouldNotBeMadeOnce(t *testing.T) {
+	w := newWorld()
+	c := w.start(7)
+	c.socketsErr = syscall.EMFILE
+	n := readyNode(t, w, testConfig(t), "10.5.72.0/24")
+	if _, err := n.Attach(t.Context(), api.AttachRequest{PID: 7, Name: "web", Publish: []string{"127.0.0.1::80"}}); err != nil {
+		t.Fatal(err)
+	}
+	n.mu.Lock()
+	a := n.attachments["web"]
+	n.mu.Unlock()
+	if n.retryOnce(a) || c.sockets != 0 {
+		t.Errorf("nothing is left to try, with %d pools of sockets", c.sockets)
+	}
+	w.mu.Lock()
+	c.socketsErr = fmt.Errorf("no: %w", errors.ErrUnsupported)
+	w.mu.Unlock()
+	if !n.retryOnce(a) {
+		t.Error("what is not supported is tried again")
+	}
+	if _, err := n.Unpublish(t.Context(), "web", api.UnpublishRequest{All: true}); err != nil {
+		t.Fatal(err)
+	}
+	w.mu.Lock()
+	c.socketsErr = nil
+	w.mu.Unlock()
+	if _, err := n.Publish(t.Context(), "web", api.PublishRequest{Publish: []string{"127.0.0.1::80"}}); err != nil {
+		t.Fatal(err)
+	}
+	if !n.retryOnce(a) || c.sockets != 1 {
+		t.Errorf("something is left to try, with %d pools of sockets", c.sockets)
+	}
+}
+
 func TestPublish_AllOrNothing(t *testing.T) {
 	w := newWorld()
 	w.start(7)

@@ -48,8 +48,12 @@ const (
 
 	frActToTable = 1 // FR_ACT_TO_TBL, include/uapi/linux/fib_rules.h
 
-	// tryTimeout is for the one connection that is made to see whether any can be.
-	tryTimeout = time.Second
+	// tryTimeout is for the one connection of each family that is made to see whether any can be: over lo, where nothing but a
+	// firewall keeps it. socketsTimeout is for its sockets.
+	tryTimeout, socketsTimeout = 300 * time.Millisecond, 10 * time.Second
+	// A connection that is not there after slowDial has somebody look whether what was prepared is still in its place, no more often
+	// than every mendEvery.
+	slowDial, mendEvery = 500 * time.Millisecond, 5 * time.Second
 )
 
 // insideSysctls are set to 1. The last is missing where there is no IPv6.
@@ -75,10 +79,15 @@ type Inside struct {
 	// By family, [0] IPv4. An error says why that family is not supported.
 	no    [2]error
 	pools [2]*pool
+
+	mu     sync.Mutex
+	closed bool
+	mended time.Time // when it was last looked whether there is something to mend
 }
 
 // OpenInside prepares a namespace for connections from any address. It may be called again for a TAP, also by another process
-// after a crash. Where the namespace, or its kernel, does not let us, the error is errors.ErrUnsupported, and nothing is left behind.
+// after a crash. Where the namespace, or its kernel, does not let us, the error is errors.ErrUnsupported; others may be gone
+// another time. After one nothing is left behind.
 // It starts goroutines while sockets are made and for as long as spare ones are kept; Close ends them.
 func (n *Namespace) OpenInside(c InsideConfig) (*Inside, error) {
 	if err := checkIfName(c.IfName); err != nil {
@@ -89,33 +98,52 @@ func (n *Namespace) OpenInside(c InsideConfig) (*Inside, error) {
 	in := &Inside{n: n, table: insideMark | h.Sum32()&0xffff}
 	in.pools[0] = newPool(func(count int) ([]int, error) { return in.sockets(wish{talks: noTalk, stream4: count}) })
 	in.pools[1] = newPool(func(count int) ([]int, error) { return in.sockets(wish{talks: noTalk, stream6: count}) })
-	if err := in.prepare(); err != nil {
+	var err error
+	if in.no, err = in.prepare(); err == nil {
+		err = in.tryAll(c.Addrs)
+	}
+	if err != nil {
 		_ = in.Close() // of what there may be
 		return nil, err
-	}
-	for _, a := range c.Addrs {
-		i := familyIndex(a)
-		if in.no[i] == nil {
-			in.no[i] = in.try(a)
-		}
-	}
-	// A family of which no address is given cannot be dialled in either.
-	works := false
-	for _, a := range c.Addrs {
-		works = works || in.no[familyIndex(a)] == nil
-	}
-	if !works && len(c.Addrs) > 0 {
-		return nil, errors.Join(in.no[familyIndex(c.Addrs[0])], in.Close())
 	}
 	return in, nil
 }
 
-// prepare makes what is not there yet: rules, routes, sysctls.
-func (in *Inside) prepare() error {
+// tryAll makes a connection to each address, to all of them at once, and remembers the families in which it fails. It is an error when all do, and when
+// it could not be tried.
+func (in *Inside) tryAll(addrs []netip.Addr) error {
+	tried := make([]error, len(addrs))
+	var all sync.WaitGroup
+	for i, a := range addrs {
+		if tried[i] = in.no[familyIndex(a)]; tried[i] == nil {
+			all.Go(func() { tried[i] = in.try(a) })
+		}
+	}
+	all.Wait()
+	works := len(addrs) == 0
+	for i, a := range addrs {
+		if err := tried[i]; err != nil {
+			if !errors.Is(err, errors.ErrUnsupported) {
+				return err
+			}
+			in.no[familyIndex(a)] = err
+		}
+	}
+	for _, a := range addrs {
+		works = works || in.no[familyIndex(a)] == nil
+	}
+	if !works {
+		return in.no[familyIndex(addrs[0])]
+	}
+	return nil
+}
+
+// prepare makes what is not there yet: rules, routes, sysctls. What it says no to are families.
+func (in *Inside) prepare() (no [2]error, err error) {
 	n := in.n
 	op, err := n.enterFor(wish{talks: unix.NETLINK_ROUTE, files: insideSysctls})
 	if err != nil {
-		return err
+		return no, err
 	}
 	defer op.close()
 	rt := newRTNL(op.netlink)
@@ -124,21 +152,21 @@ func (in *Inside) prepare() error {
 		err = rt.setUp(lo.index)
 	}
 	if err != nil {
-		return fmt.Errorf("%s: bringing lo up: %w", n.name, err)
+		return no, fmt.Errorf("%s: bringing lo up: %w", n.name, err)
 	}
 	off, err := readSysctls(op.files)
 	if err != nil {
-		return in.unsupported(err)
+		return no, in.unsupported(err)
 	}
 	for i, family := range families {
 		if i == 1 && op.files[2] < 0 {
-			in.no[1] = in.unsupported(errors.New("no IPv6 there"))
+			no[1] = in.unsupported(errors.New("no IPv6 there"))
 			continue
 		}
-		if err := in.lead(rt, family, lo.index, off); err != nil {
-			in.no[i] = in.unsupported(err)
+		if off, err = in.lead(rt, family, lo.index, off); err != nil {
+			no[i] = in.unsupported(err)
 			if i == 0 { // its route has the memory for both
-				return in.no[0]
+				return no, no[0]
 			}
 		}
 	}
@@ -147,10 +175,10 @@ func (in *Inside) prepare() error {
 			continue
 		}
 		if _, err := unix.Pwrite(fd, []byte("1\n"), 0); err != nil {
-			return in.unsupported(&os.PathError{Op: "write", Path: insideSysctls[i], Err: err})
+			return no, in.unsupported(&os.PathError{Op: "write", Path: insideSysctls[i], Err: err})
 		}
 	}
-	return nil
+	return no, nil
 }
 
 var families = [2]uint8{unix.AF_INET, unix.AF_INET6}
@@ -187,34 +215,37 @@ func readSysctls(files []int) (off uint32, err error) {
 	return off, nil
 }
 
-// lead makes the rule and the route of a family. off is remembered in the route, with what was off before that.
-func (in *Inside) lead(rt *rtnl, family uint8, lo int32, off uint32) error {
+// lead makes the rule and the route of a family. off is remembered in the route, with what was off before that: both are returned.
+func (in *Inside) lead(rt *rtnl, family uint8, lo int32, off uint32) (uint32, error) {
 	before, there, err := in.remembered(rt, family)
 	if err != nil {
-		return err
+		return off, err
 	}
 	if there && before|off != before {
 		if err := in.localRoute(rt, unix.RTM_DELROUTE, 0, family, lo, before); err != nil {
-			return fmt.Errorf("replacing the local route: %w", err)
+			return off, fmt.Errorf("replacing the local route: %w", err)
 		}
 		there = false
 	}
 	if !there {
 		err := in.localRoute(rt, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, family, lo, before|off)
 		if err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("adding a local route: %w", err)
+			return off, fmt.Errorf("adding a local route: %w", err)
 		}
 	}
 	err = in.rule(rt, unix.RTM_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, family)
 	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("adding a rule for marked packets: %w", err)
+		return off, fmt.Errorf("adding a rule for marked packets: %w", err)
 	}
-	return nil
+	return off | before, nil
 }
 
 // Close removes what OpenInside made, and closes the sockets that were kept ready. Connections stay. The namespace must
 // still be open.
 func (in *Inside) Close() error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.closed = true
 	for _, p := range in.pools {
 		p.close()
 	}
@@ -244,10 +275,10 @@ func (in *Inside) Close() error {
 			errs = append(errs, err)
 		}
 	}
-	others, err := rt.insideRules()
+	left, err := in.handOn(rt, lo.index, off)
 	errs = append(errs, err)
 	for i, fd := range op.files {
-		if fd < 0 || off&(1<<i) == 0 || others > 0 {
+		if fd < 0 || off&(1<<i) == 0 || left {
 			continue
 		}
 		_, err := unix.Pwrite(fd, []byte("0\n"), 0)
@@ -273,20 +304,22 @@ func (in *Inside) rule(rt *rtnl, kind, flags int, family uint8) error {
 	return err
 }
 
-// insideRules counts the IPv4 rules of all TAPs' Insides.
-func (c *rtnl) insideRules() (int, error) {
-	req := nl.NewNetlinkRequest(unix.RTM_GETRULE, 0)
-	msg := &nl.RtMsg{}
-	msg.Family = unix.AF_INET
-	req.AddData(msg)
-	rules, err := dump(c, req, func(b []byte) (struct{}, bool) {
-		if len(b) < unix.SizeofRtMsg {
-			return struct{}{}, false
-		}
-		mark := attrsIn(b[unix.SizeofRtMsg:])[unix.FRA_FWMARK]
-		return struct{}{}, len(mark) == 4 && binary.NativeEndian.Uint32(mark)>>16 == insideMark>>16
-	})
-	return len(rules), err
+// handOn has another TAP's Inside of the namespace, if there is one, remember which sysctls were off.
+func (in *Inside) handOn(rt *rtnl, lo int32, off uint32) (done bool, err error) {
+	routes, err := rt.insideRoutes(unix.AF_INET)
+	if err != nil || len(routes) == 0 {
+		return false, err
+	}
+	heir := routes[0]
+	if heir.off|off == heir.off {
+		return true, nil
+	}
+	other := &Inside{table: heir.table}
+	err = other.localRoute(rt, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, unix.AF_INET, lo, heir.off|off)
+	if err == nil {
+		err = other.localRoute(rt, unix.RTM_DELROUTE, 0, unix.AF_INET, lo, heir.off)
+	}
+	return true, wrapped(err, "handing on which sysctls were off")
 }
 
 // localRoute adds or deletes the route of a family to everywhere.
@@ -307,30 +340,42 @@ func (in *Inside) localRoute(rt *rtnl, kind, flags int, family uint8, lo int32, 
 	return err
 }
 
-// remembered looks for the route of a family, and tells which sysctls were off before it was made.
-func (in *Inside) remembered(rt *rtnl, family uint8) (off uint32, there bool, err error) {
+// insideRoute is the route of an Inside, with which sysctls were off before it was made.
+type insideRoute struct{ table, off uint32 }
+
+// insideRoutes are those of all TAPs' Insides in a family.
+func (c *rtnl) insideRoutes(family uint8) ([]insideRoute, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, 0)
 	msg := &nl.RtMsg{}
 	msg.Family = family
 	req.AddData(msg)
-	metrics, err := dump(rt, req, func(b []byte) (uint32, bool) {
+	routes, err := dump(c, req, func(b []byte) (insideRoute, bool) {
 		if len(b) < unix.SizeofRtMsg || b[0] != family {
-			return 0, false
+			return insideRoute{}, false
 		}
 		attrs := attrsIn(b[unix.SizeofRtMsg:])
 		table, metric := attrs[unix.RTA_TABLE], attrs[unix.RTA_PRIORITY]
-		if len(table) != 4 || binary.NativeEndian.Uint32(table) != in.table || len(metric) != 4 {
-			return 0, false
+		if len(table) != 4 || len(metric) != 4 {
+			return insideRoute{}, false
 		}
-		return binary.NativeEndian.Uint32(metric), true
+		r := insideRoute{table: binary.NativeEndian.Uint32(table), off: binary.NativeEndian.Uint32(metric) &^ insideMetric}
+		return r, r.table>>16 == insideMark>>16
 	})
 	if err != nil {
-		return 0, false, fmt.Errorf("listing routes: %w", err)
+		return nil, fmt.Errorf("listing routes: %w", err)
 	}
-	if len(metrics) == 0 {
-		return 0, false, nil
+	return routes, nil
+}
+
+// remembered looks for the route of a family, and tells which sysctls were off before it was made.
+func (in *Inside) remembered(rt *rtnl, family uint8) (off uint32, there bool, err error) {
+	routes, err := rt.insideRoutes(family)
+	for _, r := range routes {
+		if r.table == in.table {
+			return r.off, true, err
+		}
 	}
-	return metrics[0] &^ insideMetric, true, nil
+	return 0, false, err
 }
 
 // sockets makes sockets of one family, ready to be bound.
@@ -381,7 +426,12 @@ func (in *Inside) DialTCP(ctx context.Context, from, to netip.AddrPort) (*net.TC
 	if in.no[i] != nil {
 		return nil, in.no[i]
 	}
+	slow := time.AfterFunc(slowDial, func() { in.mend() })
+	defer slow.Stop()
 	c, err := in.dial(ctx, in.pools[i], from, to)
+	if errors.Is(err, unix.ENETUNREACH) && in.mend() {
+		c, err = in.dial(ctx, in.pools[i], from, to)
+	}
 	if errors.Is(err, unix.EADDRNOTAVAIL) && from.Port() != 0 {
 		c, err = in.dial(ctx, in.pools[i], netip.AddrPortFrom(from.Addr(), 0), to)
 	}
@@ -391,11 +441,32 @@ func (in *Inside) DialTCP(ctx context.Context, from, to netip.AddrPort) (*net.TC
 	return c, nil
 }
 
+// mend makes again what somebody took away: with lo, when it goes down, goes the IPv6 route over it. A connection that waits is helped, as the kernel
+// tries it again. It tells whether it has looked.
+func (in *Inside) mend() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.closed || time.Since(in.mended) < mendEvery {
+		return false
+	}
+	in.mended = time.Now()
+	_, err := in.prepare()
+	return err == nil
+}
+
 func (in *Inside) dial(ctx context.Context, p *pool, from, to netip.AddrPort) (*net.TCPConn, error) {
 	fd, err := p.take(ctx)
 	if err != nil {
+		if ctx.Err() == nil && !errors.Is(err, ErrGone) && !errors.Is(err, errors.ErrUnsupported) {
+			err = fail(errors.ErrUnsupported, err, "no socket can be made there now (%v)", err)
+		}
 		return nil, err
 	}
+	return connected(ctx, fd, from, to)
+}
+
+// connected makes a socket that is ready a connection. It owns fd.
+func connected(ctx context.Context, fd int, from, to netip.AddrPort) (*net.TCPConn, error) {
 	f := os.NewFile(uintptr(fd), "connection inside")
 	defer f.Close() // the connection has a descriptor of its own
 	switch err := unix.Bind(fd, sockaddrOf(from)); {
@@ -450,48 +521,63 @@ func connect(ctx context.Context, f *os.File, fd int, to netip.AddrPort) error {
 	return os.NewSyscallError("connect", err)
 }
 
-// try makes a connection to an address from nobody's and takes it apart. The error is errors.ErrUnsupported.
+// try makes a connection to an address from nobody's and takes it apart. The error is errors.ErrUnsupported, unless there were no sockets to
+// try it with.
 func (in *Inside) try(to netip.Addr) error {
-	ctx, cancel := context.WithTimeout(context.Background(), tryTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), socketsTimeout)
 	defer cancel()
-	err := in.tryTo(ctx, to)
-	if err == nil || errors.Is(err, errors.ErrUnsupported) {
-		return err
+	var fds [2]int
+	for i := range fds {
+		var err error
+		if fds[i], err = in.pools[familyIndex(to)].take(ctx); err != nil {
+			closeAll(fds[:i])
+			if errors.Is(err, ErrNoIPv6) {
+				err = in.unsupported(err)
+			}
+			return err
+		}
 	}
-	return in.unsupported(err)
-}
-
-func (in *Inside) tryTo(ctx context.Context, to netip.Addr) error {
-	p, from, level, transparent := in.pools[0], nobody4, unix.IPPROTO_IP, unix.IP_TRANSPARENT
+	defer unix.Close(fds[0])
+	port, err := serveNobody(fds[0], to)
+	if err != nil {
+		unix.Close(fds[1])
+		return in.unsupported(err)
+	}
+	from := nobody4
 	if to.Is6() {
-		p, from, level, transparent = in.pools[1], nobody6, unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT
+		from = nobody6
 	}
-	fd, err := p.take(ctx)
+	ctx, cancel = context.WithTimeout(context.Background(), tryTimeout)
+	defer cancel()
+	c, err := connected(ctx, fds[1], netip.AddrPortFrom(from, 0), netip.AddrPortFrom(to, port))
 	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	// A server knows nothing of all this.
-	err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, 0), unix.SetsockoptInt(fd, level, transparent, 0), unix.BindToDevice(fd, ""))
-	if err != nil {
-		return os.NewSyscallError("setsockopt", err)
-	}
-	if err := unix.Bind(fd, sockaddrOf(netip.AddrPortFrom(to, 0))); err != nil {
-		return os.NewSyscallError("bind", err)
-	}
-	if err := unix.Listen(fd, 1); err != nil {
-		return os.NewSyscallError("listen", err)
-	}
-	sa, err := unix.Getsockname(fd)
-	if err != nil {
-		return os.NewSyscallError("getsockname", err)
-	}
-	c, err := in.dial(ctx, p, netip.AddrPortFrom(from, 0), netip.AddrPortFrom(to, portOf(sa)))
-	if err != nil {
-		return fmt.Errorf("a connection that was tried: %w", err)
+		return in.unsupported(fmt.Errorf("a connection that was tried: %w", err))
 	}
 	_ = c.SetLinger(0)
 	return c.Close()
+}
+
+// serveNobody makes a socket that is ready a server on a free port, which knows nothing of all this.
+func serveNobody(fd int, at netip.Addr) (port uint16, err error) {
+	level, transparent := unix.IPPROTO_IP, unix.IP_TRANSPARENT
+	if at.Is6() {
+		level, transparent = unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT
+	}
+	err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, 0), unix.SetsockoptInt(fd, level, transparent, 0), unix.BindToDevice(fd, ""))
+	if err != nil {
+		return 0, os.NewSyscallError("setsockopt", err)
+	}
+	if err := unix.Bind(fd, sockaddrOf(netip.AddrPortFrom(at, 0))); err != nil {
+		return 0, os.NewSyscallError("bind", err)
+	}
+	if err := unix.Listen(fd, 1); err != nil {
+		return 0, os.NewSyscallError("listen", err)
+	}
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return 0, os.NewSyscallError("getsockname", err)
+	}
+	return portOf(sa), nil
 }
 
 func sockaddrOf(a netip.AddrPort) unix.Sockaddr {

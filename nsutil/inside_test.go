@@ -415,6 +415,73 @@ func TestInside_TwoTAPsOfANamespaceDoNotUndoEachOther(t *testing.T) {
 	}
 }
 
+func TestInside_WhatWasOffIsHandedOnToTheLastThatCloses(t *testing.T) {
+	h, n := attached(t, mappings[0])
+	before := trace(h)
+	one := openInside(t, n)
+	two, err := n.OpenInside(InsideConfig{IfName: "ovl1", Addrs: []netip.Addr{inside4}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := one.Close(); err != nil {
+		t.Fatal(err)
+	}
+	to := serveInside(t, n, netip.AddrPortFrom(inside4, 80), who)
+	if got := seenAs(t, two, "203.0.113.7:5555", to); got != "203.0.113.7:5555" {
+		t.Errorf("seen as %s", got)
+	}
+	if err := two.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if after := trace(h); after != before {
+		t.Errorf("left behind:\n%s\nbefore:\n%s", after, before)
+	}
+}
+
+func TestInside_ConnectsAgainAfterLoWasDown(t *testing.T) {
+	h, n := attached(t, mappings[0])
+	in := openInside(t, n)
+	made := trace(h)
+	for _, state := range []string{"down", "up"} {
+		if a := h.run("ip", "link", "set", "lo", state); a.Err != "" {
+			t.Skipf("ip: %s", a.Err)
+		}
+	}
+	for _, tt := range []struct {
+		from string
+		at   netip.Addr
+	}{{"203.0.113.7:5555", inside4}, {"[2001:db8::7]:5555", inside6}} {
+		to := serveInside(t, n, netip.AddrPortFrom(tt.at, 80), who)
+		if got := seenAs(t, in, tt.from, to); got != tt.from {
+			t.Errorf("%v: seen as %s", tt.at, got)
+		}
+	}
+	if now := trace(h); now != made {
+		t.Errorf("now:\n%s\nbefore:\n%s", now, made)
+	}
+}
+
+func TestInside_WithoutSocketsTheGatewayIsToCarry(t *testing.T) {
+	_, n := attached(t, mappings[0])
+	in := openInside(t, n)
+	ready := in.pools[0]
+	in.pools[0] = newPool(func(int) ([]int, error) { return nil, syscall.EMFILE })
+	defer func() { in.pools[0] = ready }()
+	to := netip.AddrPortFrom(inside4, 80)
+	if _, err := dialInside(in, "203.0.113.7:5555", to); !errors.Is(err, errors.ErrUnsupported) || !errors.Is(err, syscall.EMFILE) {
+		t.Errorf("DialTCP: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := in.DialTCP(ctx, netip.MustParseAddrPort("203.0.113.7:5555"), to); err == nil || errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("DialTCP with a context that is done: %v", err)
+	}
+	// It is no reason to give up a family for good.
+	if err := in.tryAll([]netip.Addr{inside4, inside6}); !errors.Is(err, syscall.EMFILE) || errors.Is(err, errors.ErrUnsupported) || in.no[0] != nil {
+		t.Errorf("the try: %v, IPv4: %v", err, in.no[0])
+	}
+}
+
 func TestInside_AFirewallThatDropsMakesAFamilyUnsupported(t *testing.T) {
 	h, n := attached(t, mappings[0])
 	err := n.netfilter(func(c *nftables) error {
