@@ -790,12 +790,44 @@ func TestUDP_WhoNeverGotAnAnswerMakesRoom(t *testing.T) {
 	if l.flows[clientNumber(0)] == nil || l.flows[clientNumber(1)] != nil || l.flows[clientNumber(2)] == nil {
 		t.Errorf("there are %v", l.flows)
 	}
-	l.flows[clientNumber(2)].answered.Store(true)
-	l.datagram(clientNumber(3), nil, netip.Addr{}, []byte("x"))
-	if len(l.flows) != 2 || l.flows[clientNumber(3)] != nil {
-		t.Errorf("a client came in where all were answered: %v", l.flows)
+	if s := l.p.Stats(); s.Drops[dropTooMany] != 1 || s.Active != 2 {
+		t.Errorf("stats %+v", s)
 	}
-	if s := l.p.Stats(); s.Drops[dropTooMany] != 2 || s.Active != 2 {
+}
+
+func TestUDP_WhoHasTheMostMakesRoomWhereAllAreAnswered(t *testing.T) {
+	now := time.Unix(1000, 0)
+	m := &muteInside{}
+	l := tableOf(&m.fake, 4, &now)
+	l.p.inside = m
+	many := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(clientNumber(1).Addr(), port) }
+	for _, client := range []netip.AddrPort{clientNumber(0), many(1), many(2), many(3)} {
+		l.datagram(client, nil, netip.Addr{}, []byte("x"))
+		l.flows[client].answered.Store(true)
+		now = now.Add(time.Millisecond)
+	}
+	for _, tt := range []struct{ comes, goes netip.AddrPort }{
+		{clientNumber(2), many(1)}, // of the address that has three, the one idle for longest
+		{clientNumber(3), many(2)},
+		{clientNumber(4), clientNumber(0)}, // all have one: the one idle for longest
+		{clientNumber(5), many(3)},
+	} {
+		l.datagram(tt.comes, nil, netip.Addr{}, []byte("x"))
+		if l.flows[tt.comes] == nil || l.flows[tt.goes] != nil || len(l.flows) != 4 {
+			t.Fatalf("%v comes, %v is to go: %v", tt.comes, tt.goes, l.flows)
+		}
+		l.flows[tt.comes].answered.Store(true)
+		now = now.Add(time.Millisecond)
+	}
+	// One that was active since the choice stays.
+	l.pick(now)
+	l.datagram(clientNumber(2), nil, netip.Addr{}, []byte("x"))
+	now = now.Add(time.Millisecond)
+	l.datagram(clientNumber(6), nil, netip.Addr{}, []byte("x"))
+	if l.flows[clientNumber(2)] == nil || l.flows[clientNumber(3)] != nil {
+		t.Errorf("there are %v", l.flows)
+	}
+	if s := l.p.Stats(); s.Drops[dropTooMany] != 5 || s.Active != 4 {
 		t.Errorf("stats %+v", s)
 	}
 }

@@ -3,6 +3,7 @@
 package publish
 
 import (
+	"cmp"
 	"container/list"
 	"context"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -42,6 +44,8 @@ type udpListener struct {
 	flows   map[netip.AddrPort]*udpFlow // by client
 	waiting list.List                   // flows without an answer, the one that waits longest first
 	due     time.Time                   // of the next sweep; zero while there are no flows
+	victims []victim                    // who makes room where nobody waits, the first last
+	picked  time.Time                   // when they were
 	oob     []byte
 	err     error // of the last read
 }
@@ -218,7 +222,22 @@ func (l *udpListener) begin(client netip.AddrPort, sa unix.Sockaddr, asked netip
 	return f
 }
 
-// evict ends the flow that has waited longest for its first answer: clients that are nobody do not keep others out.
+// victim is a flow that may have to go.
+type victim struct {
+	client netip.AddrPort
+	f      *udpFlow
+	last   int64 // of f, when it was picked
+	rank   int   // how many flows of its client's address were idle for less long, and itself
+}
+
+const (
+	// victimsPicked are picked at once, for looking at all flows takes its time, and good for victimsGood.
+	victimsPicked = 64
+	victimsGood   = time.Second
+)
+
+// evict ends the flow that has waited longest for its first answer: clients that are nobody do not keep others out. Where all have been answered, it is the
+// one that is idle for longest of the address that has the most: nobody keeps others out by having many.
 func (l *udpListener) evict() bool {
 	for e := l.waiting.Front(); e != nil; e = l.waiting.Front() {
 		client := e.Value.(netip.AddrPort)
@@ -232,7 +251,39 @@ func (l *udpListener) evict() bool {
 		l.end(client, f)
 		return true
 	}
+	now := l.now()
+	for range 2 {
+		for len(l.victims) > 0 && now.Sub(l.picked) < victimsGood {
+			v := l.victims[len(l.victims)-1]
+			l.victims = l.victims[:len(l.victims)-1]
+			if l.flows[v.client] == v.f && v.f.last.Load() == v.last {
+				l.p.count.tooMany.Add(1)
+				l.end(v.client, v.f)
+				return true
+			}
+		}
+		l.pick(now)
+	}
 	return false
+}
+
+// pick picks victims in the order in which they are to go, had each gone before the next is looked for.
+func (l *udpListener) pick(now time.Time) {
+	all := make([]victim, 0, len(l.flows))
+	for client, f := range l.flows {
+		all = append(all, victim{client: client, f: f, last: f.last.Load()})
+	}
+	slices.SortFunc(all, func(a, b victim) int {
+		return cmp.Or(a.client.Addr().Compare(b.client.Addr()), cmp.Compare(b.last, a.last))
+	})
+	for i := range all {
+		all[i].rank = 1
+		if i > 0 && all[i].client.Addr() == all[i-1].client.Addr() {
+			all[i].rank += all[i-1].rank
+		}
+	}
+	slices.SortFunc(all, func(a, b victim) int { return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(b.last, a.last)) })
+	l.victims, l.picked = slices.Clone(all[max(0, len(all)-victimsPicked):]), now
 }
 
 func (l *udpListener) end(client netip.AddrPort, f *udpFlow) {
