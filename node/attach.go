@@ -495,10 +495,14 @@ func (n *Node) adopt() error {
 		return err
 	}
 	n.mu.Lock()
-	n.pool.last = saved.LastAddr
+	n.pool.last, n.unadopted = saved.LastAddr, saved.Attachments
 	n.mu.Unlock()
-	for _, s := range saved.Attachments {
-		if err := n.adoptOne(s); err != nil {
+	for i, s := range saved.Attachments {
+		err := n.adoptOne(s)
+		n.mu.Lock()
+		n.unadopted = saved.Attachments[i+1:]
+		n.mu.Unlock()
+		if err != nil {
 			level := slog.LevelInfo
 			if errors.Is(err, errBadEntry) {
 				level = slog.LevelWarn
@@ -541,6 +545,9 @@ func (n *Node) adoptOne(s savedAttachment) (err error) {
 		return errors.New("its network namespace is another one now")
 	}
 	a := n.newAttachment(s)
+	for _, p := range s.Ports {
+		a.ports = append(a.ports, &published{saved: p}) // restorePorts opens them
+	}
 	n.mu.Lock()
 	_, taken := n.attachments[s.Name]
 	if taken {
@@ -602,12 +609,18 @@ func (n *Node) release() {
 	}
 }
 
+// saveAttachmentsLocked writes down what is attached, and what adopt has not come to yet as it was.
 func (n *Node) saveAttachmentsLocked() error {
 	saved := savedAttachments{V: 1, LastAddr: n.pool.last, Attachments: []savedAttachment{}}
 	for _, a := range n.attachments {
 		s := a.saved
 		s.Ports = a.savedPortsLocked()
 		saved.Attachments = append(saved.Attachments, s)
+	}
+	for _, s := range n.unadopted {
+		if n.attachments[s.Name] == nil {
+			saved.Attachments = append(saved.Attachments, s)
+		}
 	}
 	slices.SortFunc(saved.Attachments, func(a, b savedAttachment) int { return strings.Compare(a.Name, b.Name) })
 	return writeState(filepath.Join(n.cfg.StateDir, attachmentsFile), saved)

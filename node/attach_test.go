@@ -308,6 +308,65 @@ func TestAdopt_TakesUpTheLivingAndDropsTheRest(t *testing.T) {
 	w.checkOrder(t)
 }
 
+func TestAdopt_KeepsWhatItHasNotComeToYet(t *testing.T) {
+	w := newWorld()
+	conf := testConfig(t)
+	first := readyNode(t, w, conf, "10.5.72.0/24")
+	for pid := 1; pid <= 3; pid++ {
+		w.start(pid)
+		r := api.AttachRequest{PID: pid}
+		if pid == 2 {
+			r.Publish = []string{"127.0.0.1::80"}
+		}
+		if _, err := first.Attach(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ports := savedPortsOf(t, first)
+	stopNode(first)
+
+	second := readyNode(t, w, conf, "10.5.72.0/24")
+	second.open = false // it is only starting
+	open, watch := second.edges.openPID, second.edges.watchPID
+	opened := false
+	second.edges.openPID = func(pid int) (namespace, error) {
+		if pid == 2 && !opened {
+			opened = true
+			_, err := second.Publish(t.Context(), "pid-1", api.PublishRequest{Publish: []string{"127.0.0.1::81"}})
+			if !errors.Is(err, api.ErrUnavailable) {
+				t.Errorf("Publish: %v", err)
+			}
+			if _, err := second.Unpublish(t.Context(), "pid-1", api.UnpublishRequest{}); !errors.Is(err, api.ErrUnavailable) {
+				t.Errorf("Unpublish: %v", err)
+			}
+			if err := second.Detach(t.Context(), "pid-1"); err != nil {
+				t.Error(err)
+			}
+			if names, saved := savedNames(t, second), savedPortsOf(t, second); !slices.Equal(names, []string{"pid-2", "pid-3"}) || !slices.Equal(saved, ports) {
+				t.Errorf("before the second is taken up the state file has %v, %v", names, saved)
+			}
+		}
+		return open(pid)
+	}
+	second.edges.watchPID = func(pid int) (exitWatch, error) {
+		if pid == 2 {
+			second.mu.Lock()
+			err := second.saveAttachmentsLocked()
+			second.mu.Unlock()
+			if names, saved := savedNames(t, second), savedPortsOf(t, second); err != nil || !slices.Equal(names, []string{"pid-2", "pid-3"}) || !slices.Equal(saved, ports) {
+				t.Errorf("while the second is taken up the state file has %v, %v, %v", names, saved, err)
+			}
+		}
+		return watch(pid)
+	}
+	if err := second.adopt(); err != nil {
+		t.Fatal(err)
+	}
+	if names, saved := savedNames(t, second), savedPortsOf(t, second); !opened || !slices.Equal(names, []string{"pid-2", "pid-3"}) || !slices.Equal(saved, ports) {
+		t.Errorf("at the end the state file has %v, %v", names, saved)
+	}
+}
+
 func TestAdopt_KeepsAddressesOfAnEarlierSubnet(t *testing.T) {
 	w := newWorld()
 	conf := testConfig(t)

@@ -92,6 +92,7 @@ type Node struct {
 	leases          []lease.Lease
 	peers           []peer
 	attachments     map[string]*attachment // by name
+	unadopted       []savedAttachment      // of the last run, that adopt has not come to yet
 	savedAt         time.Time              // when our lease was last known to be held
 	gone            tap.Stats              // of TAPs that are detached
 	goneDrops       map[string]uint64

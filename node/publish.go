@@ -229,6 +229,9 @@ func (n *Node) Unpublish(_ context.Context, nameOrPID string, r api.UnpublishReq
 
 // liveLocked finds an attachment that ports can be published of now.
 func (n *Node) liveLocked(nameOrPID string) (*attachment, error) {
+	if err := n.takesLocked(); err != nil {
+		return nil, err
+	}
 	a := n.findLocked(nameOrPID)
 	switch {
 	case a == nil || a.phase == leaving:
