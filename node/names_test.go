@@ -169,7 +169,7 @@ func TestAttach_RefusesNamesThatAreTaken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := leasetest.NewStore()
 		one, two := newNamedNode(t, store, 1), newNamedNode(t, store, 2)
-		two.leases = []lease.Lease{{Attrs: lease.Attrs{PublicIP: netip.MustParseAddr("192.0.2.1"), RootlessOvl: &lease.Extension{NodeID: one.id}}}}
+		two.setLeases([]lease.Lease{{Attrs: lease.Attrs{PublicIP: netip.MustParseAddr("192.0.2.1"), RootlessOvl: &lease.Extension{NodeID: one.id}}}})
 		synctest.Wait()
 		one.attach(t, api.AttachRequest{PID: 11, Name: "web", Aliases: []string{"front"}})
 		synctest.Wait()
