@@ -101,6 +101,7 @@ type Attachment struct {
 	DefaultRoute bool              `json:"default_route"`
 	WholeSubnet  bool              `json:"whole_subnet,omitempty"` // attached as the gateway of all of Addr's subnet
 	Problem      string            `json:"problem,omitempty"`      // what of it may not work; empty when all is well
+	Warnings     []string          `json:"warnings,omitempty"`     // in the answer to an attach: what of the request has no effect
 	Since        time.Time         `json:"since"`
 	Counters     map[string]uint64 `json:"counters,omitempty"`
 	Aliases      []string          `json:"aliases,omitempty"` // further names, which others may have as well

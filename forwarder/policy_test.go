@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+
 	"github.com/rootless-ovl/rootless-ovl/internal/nettest"
 	"github.com/rootless-ovl/rootless-ovl/internal/packet"
 )
@@ -522,6 +524,15 @@ func TestForward_ResolvesForNoPeer(t *testing.T) {
 		g.fromPeer(g.peer, pkt(ip))
 	}
 	g.wantDrops(map[string]uint64{"transit-refused": uint64(len(queries))})
+	answers := datagrams(t, g.peer) // so that whoever asks does not wait
+	if len(answers) != len(queries) {
+		t.Errorf("%d answers to %d queries", len(answers), len(queries))
+	}
+	for _, a := range answers {
+		if h := header.ICMPv4(a[header.IPv4MinimumSize:]); a[9] != packet.ICMP || h.Type() != header.ICMPv4DstUnreachable || h.Code() != header.ICMPv4PortUnreachable {
+			t.Errorf("answered with % x", a)
+		}
+	}
 	g.fromPeer(g.peer, pkt(datagram(containerC, 53, gateway, 5)), pkt(echo(containerC, gateway, 53, false)))
 	g.fromA(pkt(datagram(containerA, 5, gateway, 53)))
 	if n := len(g.gw.Take()); n != 3 {

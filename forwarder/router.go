@@ -356,6 +356,9 @@ func (w *worker) forward(p *packet.Packet, in *ingress) {
 			}
 			if asksResolver(ip) {
 				w.drop(DropTransit)
+				if w.own.abounds() {
+					w.icmpError(p, in, header.ICMPv4DstUnreachable, header.ICMPv4PortUnreachable, header.ICMPv6DstUnreachable, header.ICMPv6PortUnreachable, 0)
+				}
 				return
 			}
 		}

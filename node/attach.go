@@ -89,8 +89,12 @@ func (n *Node) Attach(ctx context.Context, r api.AttachRequest) (api.Attachment,
 	if r.Gateway {
 		r = n.engineOf(r)
 	}
+	var warnings []string
 	n.mu.Lock()
 	err := n.takesLocked()
+	if err == nil {
+		warnings, err = n.checkPolicyLocked(r.Policy)
+	}
 	n.mu.Unlock()
 	if err != nil {
 		return api.Attachment{}, attachError(r, err)
@@ -128,7 +132,9 @@ func (n *Node) Attach(ctx context.Context, r api.AttachRequest) (api.Attachment,
 	if r.Gateway {
 		n.tellMisfitLocked(a)
 	}
-	return n.describeLocked(a), nil
+	described := n.describeLocked(a)
+	described.Warnings = append(warnings, familyWarning(a.saved)...)
+	return described, nil
 }
 
 // takesLocked tells whether attachments are taken now.

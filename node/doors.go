@@ -149,10 +149,11 @@ func (n *Node) storeAddrs(ctx context.Context, s *openedStore, ask bool) ([]neti
 func (n *Node) denials(store []netip.AddrPort) []netip.AddrPort {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.closed = slices.Clone(store)
 	if n.proxyAddr.IsValid() { // who comes by it comes from the gateway
-		return append(slices.Clone(store), n.proxyAddr)
+		n.closed = append(n.closed, n.proxyAddr)
 	}
-	return store
+	return n.closed
 }
 
 // closeDoors keeps containers from the store while its members and their addresses change.

@@ -73,8 +73,9 @@ type Node struct {
 	storeErr  error            // why the store could not be reached while there was no registry
 	endpoints []string
 	proxyAddr netip.AddrPort
-	ownPorts  []ownPort // that the daemon listens on
-	problem   string    // of the external address, for status; empty: there is none
+	ownPorts  []ownPort        // that the daemon listens on
+	closed    []netip.AddrPort // that no container reaches; never changed in place
+	problem   string           // of the external address, for status; empty: there is none
 	// outboundProblem is what of the choice of how containers' traffic leaves this host does not have; empty: it has all.
 	outboundProblem string
 	client          *lease.Client // nil as long as registry is

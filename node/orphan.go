@@ -27,7 +27,7 @@ func (n *Node) createTAP(ns namespace, c nsutil.TAPConfig, s savedAttachment) (l
 		}
 		switch rerr := ns.remove(d.IfName); {
 		case errors.Is(rerr, nsutil.ErrTAPBusy):
-			return nil, api.Errorf(api.CodeInUse, "another node that is running holds it, by its interface %s: `rootless-ovl detach` it there first, with the --runtime-dir of that node", d.IfName)
+			return nil, api.Errorf(api.CodeInUse, "it is attached to another node of this host that is running (interface %s): `rootless-ovl detach` it there first, with the --runtime-dir of that node", d.IfName)
 		case errors.Is(rerr, nsutil.ErrNoTAP): // a multi-queue one, or just gone
 		case rerr != nil:
 			return nil, errors.Join(err, rerr)

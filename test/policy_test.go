@@ -386,7 +386,8 @@ func TestPolicy_HostAccessDoesNotOpenTheStore(t *testing.T) {
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	h.Up("--network", network.String()) // the store on 127.0.0.1:2379
-	a := join(t, h, "a", "--host-access", "2379,2380,8080", "--egress", "0.0.0.0/0")
+	refused(t, h.CLI("run", "--host-access", "2379", "--", "true"), "port 2379", "stays closed")
+	a := join(t, h, "a", "--host-access", "2380,8080", "--egress", "0.0.0.0/0")
 	h.HTTPServer(t, port(netip.MustParseAddr("127.0.0.1"), 8080))
 	if !answersHTTP(a.Space, port(a.gateway, 8080)) {
 		t.Error("the port that was opened is closed")

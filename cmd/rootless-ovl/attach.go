@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -72,6 +73,7 @@ the --bip and --mtu that subnet.env says.`,
 				if len(att.Ports) > 0 {
 					fmt.Fprintf(a.stderr, "published %s\n", api.PortsText(att.Ports))
 				}
+				a.warn(att.Warnings)
 				if att.Problem != "" {
 					fmt.Fprintf(a.stderr, "warning: %s; the log of the daemon says more\n", att.Problem)
 				}
@@ -104,7 +106,7 @@ func policyFlags(fs *pflag.FlagSet, p *api.Policy) {
 	fs.StringSliceVar(&p.AllowFrom, "allow-from", nil, "only `rule`,... may connect to it: CIDR[:PORT[-PORT]][/tcp|udp|icmp]; may be repeated")
 	fs.StringSliceVar(&p.AllowTo, "allow-to", nil, "it may connect only to `rule`,... of the overlay, as in --allow-from; may be repeated")
 	fs.StringSliceVar(&p.Egress, "egress", nil, "what of the outside it may reach: `allow|deny|CIDR,...` (default allow)")
-	fs.IntSliceVar(&p.HostAccess, "host-access", nil, "`ports` of the gateway's address that lead to this host's loopback, comma-separated")
+	fs.Var((*portList)(&p.HostAccess), "host-access", "`ports` of the gateway's address that lead to this host's loopback, comma-separated")
 }
 
 func parsePID(s string) (int, error) {
@@ -114,3 +116,31 @@ func parsePID(s string) (int, error) {
 	}
 	return int(pid), nil
 }
+
+// portList is ports, separated by commas, each once; further flags add to it.
+type portList []int
+
+func (l *portList) String() string {
+	words := make([]string, len(*l))
+	for i, p := range *l {
+		words[i] = strconv.Itoa(p)
+	}
+	return strings.Join(words, ",")
+}
+
+func (l *portList) Set(s string) error {
+	for word := range strings.SplitSeq(s, ",") {
+		port, err := strconv.Atoi(strings.TrimSpace(word))
+		switch {
+		case err != nil && word != "" && strings.Trim(word, "0123456789-") == "":
+			return fmt.Errorf("%q is a range: list its ports one by one", word)
+		case err != nil:
+			return fmt.Errorf("%q is not a port: write one or more, such as 5432,8080", word)
+		case !slices.Contains(*l, port):
+			*l = append(*l, port)
+		}
+	}
+	return nil
+}
+
+func (l *portList) Type() string { return "ports" }

@@ -12,7 +12,6 @@ import (
 // kinds is what the value of a flag has to be, by its name in the help; that of a bool has none.
 var kinds = map[string]string{
 	"port":    "a number",
-	"ports":   "ports, such as 5432,8080",
 	"level":   "a number",
 	"minutes": "a number of minutes",
 	"time":    "a time with its unit, such as 30s or 24h",

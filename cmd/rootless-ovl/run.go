@@ -115,8 +115,9 @@ func (a *app) runUntil(early *signalContext, req api.AttachRequest, spec nsutil.
 	req.PID = sb.PID()
 	att, err := c.Attach(early, req)
 	if err != nil {
-		return err
+		return runError(err, req)
 	}
+	a.warn(att.Warnings)
 	detach := sync.OnceFunc(func() { a.detachAfterRun(early.parent, c, sb.PID()) })
 	defer detach()
 	if a.output.value == outputJSON {
@@ -125,6 +126,22 @@ func (a *app) runUntil(early *signalContext, req api.AttachRequest, spec nsutil.
 		}
 	}
 	return a.play(early, sb, detach)
+}
+
+// runError names an attach that failed by what the user knows of it: nobody has seen the sandbox's pid.
+func runError(err error, req api.AttachRequest) error {
+	var e *api.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	what := "run"
+	if req.Name != "" {
+		what += " " + req.Name
+	}
+	if rest, ok := strings.CutPrefix(e.Message, fmt.Sprintf("attach pid %d:", req.PID)); ok {
+		return &api.Error{Message: what + ":" + rest, Code: e.Code}
+	}
+	return err
 }
 
 // play lets the command of a sandbox go and returns with its exit status. ended is called when it has ended, while its pid is surely its own.

@@ -207,3 +207,16 @@ func TestReadResolvConf_IsTheHosts(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+func TestRunError_NamesTheRun(t *testing.T) {
+	failed := api.Errorf(api.CodeInUse, "attach pid 77: name taken")
+	for name, want := range map[string]string{"a": "run a: name taken", "": "run: name taken"} {
+		err := runError(failed, api.AttachRequest{PID: 77, Name: name})
+		if err.Error() != want || !errors.Is(err, api.ErrInUse) {
+			t.Errorf("%q: %v, want %q", name, err, want)
+		}
+	}
+	if err := runError(failed, api.AttachRequest{PID: 7}); err.Error() != failed.Error() {
+		t.Errorf("of another pid: %v", err)
+	}
+}

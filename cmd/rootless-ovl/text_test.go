@@ -133,7 +133,7 @@ func TestAttach_AsksForWhatTheFlagsSay(t *testing.T) {
 	b.must("attach", "./ns/y")
 	b.must("attach", "--gateway", "816")
 	b.must("attach", "817", "--isolate", "--allow-from", "10.213.7.0/24:80-81/tcp,[fd00::/64]:80", "--allow-from", "10.213.9.9", "--allow-to", "10.213.9.0/24",
-		"--egress", "192.0.2.0/24,2001:db8::/32", "--host-access", "5432,8080")
+		"--egress", "192.0.2.0/24,2001:db8::/32", "--host-access", "5432,8080,5432", "--host-access", "8080")
 	wd, err := os.Getwd()
 	if err != nil {
 		t.Fatal(err)
@@ -232,6 +232,8 @@ func TestErrors_AreOneLineWithARemedyAndAnExitStatus(t *testing.T) {
 		{[]string{"attach", "5", "--egress", "none"}, 2, []string{"--egress", "none", "deny"}},
 		{[]string{"attach", "5", "--host-access", "53"}, 2, []string{"--host-access", "resolver"}},
 		{[]string{"attach", "5", "--host-access", "http"}, 2, []string{"--host-access", "http", "5432"}},
+		{[]string{"attach", "5", "--host-access", "80,"}, 2, []string{"--host-access", `""`, "5432"}},
+		{[]string{"attach", "5", "--host-access", "8000-8010"}, 2, []string{"--host-access", "8000-8010", "one by one"}},
 		{[]string{"run", "--allow-from", "x", "--", "true"}, 2, []string{"--allow-from"}},
 		{[]string{"attach", "0"}, 2, []string{`"0" is not a pid`}},
 		{[]string{"attach", "+123"}, 2, []string{`"+123" is not a pid`}},
