@@ -2,7 +2,8 @@
 // host has sent and the container has not acknowledged. gVisor's own tuning knows one connection only.
 //
 // A connection begins with an equal part of half the budget, for few of them the size that fills a fast path. It doubles a buffer
-// that is in its way as long as the budget lasts, and gives back what is more than its part when it has been idle.
+// that is in its way while there is enough for others to begin with, and gives back what is more than its part when it has been idle. What
+// a container may have altogether is bounded, so that one that reads nothing does not slow down the others.
 
 package stack
 
@@ -34,18 +35,38 @@ func (b *budget) part(wanted int64) int64 {
 	return max(tcpMinBuffer, min(wanted, b.limit/4/max(1, b.flows.Load())))
 }
 
-// lend grants size bytes, or says that they are not there.
-func (b *budget) lend(size int64) bool {
-	if b.lent.Add(size) > b.limit {
-		b.lent.Add(-size)
+// account is what one container has been lent.
+type account struct{ lent atomic.Int64 }
+
+// begin grants a new connection of a container size bytes, or says that they are not there.
+func (b *budget) begin(a *account, size int64) bool { return b.lend(a, size, b.limit, b.limit/2) }
+
+// grow grants size bytes more to a connection. Half of the budget is left to those that begin.
+func (b *budget) grow(a *account, size int64) bool { return b.lend(a, size, b.limit/2, b.limit/4) }
+
+// lend grants size bytes if no more than total are lent then, and each to that container.
+func (b *budget) lend(a *account, size, total, each int64) bool {
+	if a.lent.Add(size) > each {
+		a.lent.Add(-size)
+		return false
+	}
+	if b.lent.Add(size) > total {
+		b.book(a, -size)
 		return false
 	}
 	return true
 }
 
+// book counts size bytes, fewer than none if they are given back.
+func (b *budget) book(a *account, size int64) {
+	a.lent.Add(size)
+	b.lent.Add(size)
+}
+
 // buffers are those of one connection.
 type buffers struct {
 	b    *budget
+	of   *account
 	ep   tcpip.Endpoint
 	opts *tcpip.SocketOptions
 
@@ -54,16 +75,16 @@ type buffers struct {
 	sealed        bool // nothing more comes into the send buffer
 }
 
-// open takes a new connection's part.
-func (s *buffers) open(b *budget, ep tcpip.Endpoint) {
-	s.b, s.ep, s.opts = b, ep, ep.SocketOptions()
+// open takes the part of a new connection of a container.
+func (s *buffers) open(b *budget, of *account, ep tcpip.Endpoint) {
+	s.b, s.of, s.ep, s.opts = b, of, ep, ep.SocketOptions()
 	b.flows.Add(1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	grant := func(size int64) int64 {
-		if size = b.part(size); size == tcpMinBuffer || !b.lend(size) {
+		if size = b.part(size); size == tcpMinBuffer || !b.begin(of, size) {
 			size = tcpMinBuffer
-			b.lent.Add(size)
+			b.book(of, size)
 		}
 		return size
 	}
@@ -76,7 +97,7 @@ func (s *buffers) open(b *budget, ep tcpip.Endpoint) {
 func (s *buffers) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.b.lent.Add(-s.receive - s.send)
+	s.b.book(s.of, -s.receive-s.send)
 	s.receive, s.send = 0, 0
 	s.b.flows.Add(-1)
 }
@@ -86,7 +107,7 @@ func (s *buffers) close() {
 func (s *buffers) growReceive(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if size := s.receive; int64(n) >= size/4 && 2*size <= tcpMaxBuffer && s.b.lend(size) {
+	if size := s.receive; int64(n) >= size/4 && 2*size <= tcpMaxBuffer && s.b.grow(s.of, size) {
 		s.receive = 2 * size
 		s.opts.SetReceiveBufferSize(s.receive, false)
 	}
@@ -100,7 +121,7 @@ func (s *buffers) growSend() bool {
 		return true
 	}
 	size := s.send
-	if size == 0 || 2*size > tcpMaxBuffer || !s.b.lend(size) {
+	if size == 0 || 2*size > tcpMaxBuffer || !s.b.grow(s.of, size) {
 		return false
 	}
 	s.send = 2 * size
@@ -122,7 +143,7 @@ func (s *buffers) shrink() {
 	defer s.mu.Unlock()
 	waiting, terr := s.ep.GetSockOptInt(tcpip.ReceiveQueueSizeOption)
 	if size := s.b.part(tcpReceiveBuffer); size < s.receive && terr == nil && waiting == 0 {
-		s.b.lent.Add(size - s.receive)
+		s.b.book(s.of, size-s.receive)
 		s.receive = size
 		s.opts.SetReceiveBufferSize(size, false)
 	}
@@ -133,7 +154,7 @@ func (s *buffers) shrink() {
 			s.opts.SetSendBufferSize(s.send, false)
 			return
 		}
-		s.b.lent.Add(size - s.send)
+		s.b.book(s.of, size-s.send)
 		s.send = size
 	}
 }

@@ -68,7 +68,7 @@ type carrier struct {
 
 // carry begins to carry between ep, whose events are those of queue, and the socket fd, and owns both from now on. done is called when it is
 // over, both are closed, and the container has what there was for it (settle.go). dialled is who was told of the events of fd so far; nil: fd is new to the poller.
-func (ns *netstack) carry(ep tcpip.Endpoint, queue *waiter.Queue, fd int, dialled *tcpFlow, done func()) *carrier {
+func (ns *netstack) carry(ep tcpip.Endpoint, queue *waiter.Queue, of *account, fd int, dialled *tcpFlow, done func()) *carrier {
 	c := &carrier{ns: ns, ep: ep, queue: queue, fd: fd, done: done}
 	c.out.fd, c.in.fd = fd, fd
 	c.toHost.c, c.toContainer.c = c, c
@@ -76,7 +76,7 @@ func (ns *netstack) carry(ep tcpip.Endpoint, queue *waiter.Queue, fd int, dialle
 	// What is sent as urgent is carried in its place among the rest: outside of it, it would stop the stream (tcp(7)). Cannot fail on a socket of TCP.
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
 	c.event.Init(c, waiter.ReadableEvents|waiter.WritableEvents|waiter.EventHUp|waiter.EventErr)
-	c.buffers.open(&ns.budget, ep)
+	c.buffers.open(&ns.budget, of, ep)
 	queue.EventRegister(&c.event)
 	if dialled != nil {
 		ns.poller.pass(fd, c)
@@ -210,9 +210,12 @@ func (c *carrier) carryToHost() bool {
 				return false
 			}
 			continue
-		default:
+		case errors.Is(c.out.err, unix.EPIPE), errors.Is(c.out.err, unix.ECONNRESET), errors.Is(c.out.err, unix.ETIMEDOUT):
 			c.hostRefuses.Store(true)
 			c.call(&c.toContainer)
+			return true
+		default: // the host may be there yet, but bytes are missing: no memory, for one
+			c.end()
 			return true
 		}
 		c.hostFull.Store(false)

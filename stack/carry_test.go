@@ -6,12 +6,14 @@ import (
 	"bytes"
 	"io"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/waiter"
 )
 
 func TestTCP_IdleFlowsHaveNoGoroutine(t *testing.T) {
@@ -167,6 +169,106 @@ func TestTCP_NothingIsLostWhenBuffersShrink(t *testing.T) {
 	if !bytes.Equal(got, data) {
 		t.Error("the bytes differ")
 	}
+}
+
+func TestBuffers_OneContainerLeavesOthersTheirPart(t *testing.T) {
+	const limit, greedy = 32 << 20, 40
+	w := newWire(t, func(c *Config) { c.Limits.TCPBuffers = limit })
+	alice, bob := w.container(aliceAddr), w.container(bobAddr)
+	endless := listenTCP(t, func(s *net.TCPConn) {
+		for b := make([]byte, 1<<20); ; {
+			if _, err := s.Write(b); err != nil {
+				return
+			}
+		}
+	})
+	b := &w.g.live.Load().budget
+	for range greedy { // that never read
+		defer alice.mustDialTCP(endless).Close()
+	}
+	// Each has taken what it can get: its send buffer is full, and does not grow.
+	eventually(t, "all wait", func() bool {
+		for _, f := range w.g.live.Load().flows.all(kindTCP) {
+			f := f.(*tcpFlow)
+			f.mu.Lock()
+			c := f.carrier
+			f.mu.Unlock()
+			if c == nil || c.toContainer.state.Load() != resting || f.ep.Readiness(waiter.WritableEvents) != 0 {
+				return false
+			}
+		}
+		return b.flows.Load() == greedy
+	})
+	if n, most := b.lent.Load(), int64(limit/2+greedy*2*tcpMinBuffer); n > most {
+		t.Errorf("one container has %d bytes, want at most %d", n, most)
+	}
+	quiet := listenTCP(t, func(s *net.TCPConn) { _, _ = io.Copy(io.Discard, s) })
+	defer bob.mustDialTCP(quiet).Close()
+	eventually(t, "the other is established", func() bool { return b.flows.Load() == greedy+1 })
+	f := w.g.live.Load().flows.find(flowOf(t, w, bobAddr)).flow.(*tcpFlow)
+	eventually(t, "it is carried", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return f.carrier != nil
+	})
+	s := &f.carrier.buffers
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if want := b.part(tcpReceiveBuffer); want <= tcpMinBuffer || s.receive != want || s.send != min(want, tcpSendBuffer) {
+		t.Errorf("another's connection has %d and %d bytes, want %d", s.receive, s.send, want)
+	}
+}
+
+// flowOf is the key of a container's only flow.
+func flowOf(t *testing.T, w *wire, container netip.Addr) flowKey {
+	t.Helper()
+	table := w.g.live.Load().flows
+	table.mu.RLock()
+	defer table.mu.RUnlock()
+	for k := range table.flows {
+		if k.src.Addr() == container {
+			return k
+		}
+	}
+	t.Fatalf("%v has no flow", container)
+	return flowKey{}
+}
+
+func TestBudget_GrowthLeavesHalfToThoseThatBegin(t *testing.T) {
+	b := &budget{limit: 64}
+	var alice, bob, carol account
+	for _, c := range []struct {
+		grant func(*account, int64) bool
+		to    *account
+		size  int64
+		want  bool
+	}{
+		{b.grow, &alice, 17, false}, {b.grow, &alice, 16, true}, // a quarter each
+		{b.begin, &alice, 17, false}, {b.begin, &alice, 16, true}, // a half each
+		{b.grow, &bob, 1, false}, // half of it is lent
+		{b.begin, &bob, 32, true}, {b.begin, &carol, 1, false},
+	} {
+		if got := c.grant(c.to, c.size); got != c.want {
+			t.Errorf("%d bytes: %v, want %v; %d are lent", c.size, got, c.want, b.lent.Load())
+		}
+	}
+	if n := b.lent.Load(); n != 64 || alice.lent.Load() != 32 || bob.lent.Load() != 32 || carol.lent.Load() != 0 {
+		t.Errorf("%d lent: %d, %d, %d", n, alice.lent.Load(), bob.lent.Load(), carol.lent.Load())
+	}
+}
+
+func TestDialTCP_IsInTheBudget(t *testing.T) {
+	w := newWire(t, nil)
+	c := mustDial(t, w, netip.AddrPort{}, w.container(aliceAddr).serveTCP(80, func(c *gonet.TCPConn) {
+		_, _ = io.Copy(io.Discard, c)
+		c.Close()
+	}))
+	b := &w.g.live.Load().budget
+	if n, flows := b.lent.Load(), b.flows.Load(); n != tcpReceiveBuffer+tcpSendBuffer || flows != 1 {
+		t.Errorf("%d bytes lent to %d flows", n, flows)
+	}
+	c.Close()
+	eventually(t, "everything is given back", func() bool { return b.lent.Load() == 0 && b.flows.Load() == 0 })
 }
 
 func TestBudget_PartsShrinkWithTheirNumber(t *testing.T) {

@@ -34,9 +34,10 @@ type flow interface {
 }
 
 type entry struct {
-	key  flowKey
-	kind kind
-	flow flow
+	key    flowKey
+	kind   kind
+	flow   flow
+	holder *holder // of the container
 
 	// Of half-open ones: when it was added, and its neighbours among those of the container.
 	since        time.Time
@@ -47,6 +48,7 @@ type entry struct {
 type holder struct {
 	n              [kinds]int
 	oldest, newest *entry // of the half-open ones
+	lent           account
 }
 
 // open puts a half-open connection at the end of the list.
@@ -129,6 +131,13 @@ func (t *flowTable) evictLocked(h *holder) bool {
 	return true
 }
 
+// evicted tells whether a flow is one that had to make room. It is not refused: its container asks again, and may find room then.
+func (t *flowTable) evicted(e *entry) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return e.kind == kindEvicted
+}
+
 // becomeLocked makes an entry one of another kind.
 func (t *flowTable) becomeLocked(h *holder, e *entry, kd kind) {
 	t.total[e.kind]--
@@ -193,7 +202,7 @@ func (t *flowTable) addLocked(k flowKey, kd kind, f flow) (e *entry, fresh bool,
 			return nil, false, dropContainerShare
 		}
 	}
-	e = &entry{key: k, kind: kd, flow: f}
+	e = &entry{key: k, kind: kd, flow: f, holder: mine}
 	t.flows[k] = e
 	t.total[kd]++
 	mine.n[kd]++
@@ -210,9 +219,8 @@ func (t *flowTable) establish(e *entry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if e.kind == kindHalfOpen {
-		mine := t.each[e.key.src.Addr()]
-		mine.leave(e)
-		t.becomeLocked(mine, e, kindTCP)
+		e.holder.leave(e)
+		t.becomeLocked(e.holder, e, kindTCP)
 	}
 }
 
@@ -222,15 +230,14 @@ func (t *flowTable) remove(e *entry) {
 	if t.flows[e.key] == e {
 		delete(t.flows, e.key)
 	}
-	src := e.key.src.Addr()
-	mine := t.each[src]
+	mine := e.holder
 	if e.kind == kindHalfOpen {
 		mine.leave(e)
 	}
 	t.total[e.kind]--
 	mine.n[e.kind]--
 	if mine.n == [kinds]int{} {
-		delete(t.each, src)
+		delete(t.each, e.key.src.Addr())
 	}
 	t.mu.Unlock()
 	t.wg.Done()

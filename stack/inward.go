@@ -43,17 +43,25 @@ func (g *Gateway) DialTCP(ctx context.Context, from, to netip.AddrPort) (Conn, e
 	if err != nil {
 		return nil, err
 	}
+	c := &inwardConn{TCPConn: gonet.NewTCPConn(&in.flow.queue, in.flow.ep), in: in}
+	c.buffers.open(&in.flow.ns.budget, &in.flow.entry.holder.lent, in.flow.ep)
+	c.leave = sync.OnceFunc(func() {
+		c.buffers.close()
+		in.leave()
+	})
 	// An ended flow does not wait for its user.
-	context.AfterFunc(in.flow.ctx, in.leave)
-	return &inwardConn{TCPConn: gonet.NewTCPConn(&in.flow.queue, in.flow.ep), in: in}, nil
+	context.AfterFunc(in.flow.ctx, c.leave)
+	return c, nil
 }
 
 // inwardConn is a Conn whose flow leaves the table when it is closed and the container has what there was for it, or when it is ended from
 // within.
 type inwardConn struct {
 	*gonet.TCPConn
-	in     *inwardTCP
-	closed sync.Once
+	in      *inwardTCP
+	buffers buffers
+	leave   func() // in.leave, and gives the buffers back
+	closed  sync.Once
 }
 
 // Read reads. A reset that a write was told of is none the less no end.
@@ -68,13 +76,13 @@ func (c *inwardConn) Read(b []byte) (int, error) {
 // Abort ends the connection with a reset to the container.
 func (c *inwardConn) Abort() {
 	c.in.flow.end()
-	c.in.leave()
+	c.leave()
 }
 
 // Close lets what was written be sent, and ends the connection, without waiting for either.
 func (c *inwardConn) Close() error {
 	err := c.TCPConn.Close()
-	c.closed.Do(func() { c.in.flow.ns.settle(c.in.flow.ep, &c.in.flow.queue, c.in.leave) })
+	c.closed.Do(func() { c.in.flow.ns.settle(c.in.flow.ep, &c.in.flow.queue, c.leave) })
 	return err
 }
 

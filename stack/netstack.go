@@ -76,7 +76,9 @@ func newNetstack(g *Gateway) (*netstack, error) {
 		ns.poller, err = newPoller()
 	}
 	if err == nil {
-		ns.reader, err = newDatagramReader(ns)
+		if ns.reader, err = newDatagramReader(ns); err != nil {
+			_ = ns.poller.file.Close()
+		}
 	}
 	if err != nil {
 		ns.s.Destroy()

@@ -160,7 +160,7 @@ func (o *opening) do() {
 	f.mu.Lock()
 	f.shaking, f.ep = false, ep
 	f.mu.Unlock()
-	r.Complete(ended)
+	r.Complete(ended && !ns.flows.evicted(f.entry))
 	if ended || terr != nil { // the container has given up, or never answered
 		if fd >= 0 {
 			ns.poller.reset(fd)
@@ -183,7 +183,7 @@ func (o *opening) do() {
 func (f *tcpFlow) carry(fd int, dialled *tcpFlow, done func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.carrier = f.ns.carry(f.ep, &f.queue, fd, dialled, done)
+	f.carrier = f.ns.carry(f.ep, &f.queue, &f.entry.holder.lent, fd, dialled, done)
 	if f.ended {
 		f.carrier.end()
 	}
@@ -282,7 +282,7 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 func (f *tcpFlow) refuse(r *tcp.ForwarderRequest, err error) {
 	switch kind, ok := kindOf(err); {
 	case errors.Is(err, errEnded):
-		r.Complete(true)
+		r.Complete(!f.ns.flows.evicted(f.entry))
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET):
 		f.ns.count.tcpRefused.Add(1)
 		r.Complete(true)

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -107,13 +108,14 @@ func TestTCP_RefusedIsResetBeforeTheHandshake(t *testing.T) {
 	eventually(t, "the flow is gone", func() bool { s := w.g.Stats(); return s.TCPFlows == 0 && s.TCPRefused == 1 })
 }
 
-// A listener whose queue is full lets SYNs fall on the floor, as a host behind a firewall does.
-func TestTCP_SilenceIsHostUnreachable(t *testing.T) {
+// deafListener is a listener whose queue is full: it lets SYNs fall on the floor, as a host behind a firewall does. open gives it a longer one.
+func deafListener(t *testing.T) (at netip.AddrPort, open func()) {
+	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(fd)
+	t.Cleanup(func() { _ = unix.Close(fd) })
 	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: loopback.As4()}); err != nil {
 		t.Fatal(err)
 	}
@@ -124,14 +126,23 @@ func TestTCP_SilenceIsHostUnreachable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := netip.AddrPortFrom(loopback, uint16(sa.(*unix.SockaddrInet4).Port))
+	at = netip.AddrPortFrom(loopback, uint16(sa.(*unix.SockaddrInet4).Port))
 	for range 8 {
 		c, err := net.DialTimeout("tcp4", at.String(), 200*time.Millisecond)
 		if err != nil {
-			break // full
+			break
 		}
-		defer c.Close()
+		t.Cleanup(func() { c.Close() })
 	}
+	return at, func() {
+		if err := unix.Listen(fd, 64); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestTCP_SilenceIsHostUnreachable(t *testing.T) {
+	at, _ := deafListener(t)
 	w := newWire(t, func(c *Config) { c.Timeouts.Dial = 50 * time.Millisecond })
 	c := w.container(aliceAddr)
 	if _, err := c.dialTCP(at); err == nil {
@@ -473,5 +484,65 @@ func TestTCP_UrgentBytesOfTheHostAreCarriedInTheirPlace(t *testing.T) {
 	}
 	if got, err := io.ReadAll(conn); err != nil || string(got) != "defghi?" {
 		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+// What cannot be sent to the host for want of something else than the host must not be passed over.
+func TestTCP_AnErrorOfTheSocketResetsBothSides(t *testing.T) {
+	w := newWire(t, nil)
+	c := w.container(aliceAddr)
+	heard := make(chan error, 1)
+	server := listenTCP(t, func(s *net.TCPConn) {
+		_, err := io.Copy(io.Discard, s)
+		heard <- err
+	})
+	conn := c.mustDialTCP(server)
+	defer conn.Close()
+	var f *tcpFlow
+	eventually(t, "it is carried", func() bool {
+		flows := w.g.live.Load().flows.all(kindTCP)
+		if len(flows) == 0 {
+			return false
+		}
+		f = flows[0].(*tcpFlow)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return f.carrier != nil
+	})
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	f.carrier.out.fd = int(null.Fd()) // to which nothing can be sent
+	_, _ = conn.Write([]byte("x"))
+	if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
+		t.Errorf("the container sees %v, want a reset", err)
+	}
+	if err := <-heard; err == nil {
+		t.Error("the server saw an orderly end, want a reset")
+	}
+	eventually(t, "the flow is gone", func() bool { return w.g.Stats().TCPFlows == 0 })
+}
+
+// A connection that is being dialled and has to make room is no refusal.
+func TestTCP_AnEvictedConnectionIsDialledAgain(t *testing.T) {
+	at, open := deafListener(t)
+	w := newWire(t, func(c *Config) { c.Limits.TCPHalfOpenEach, c.Timeouts.Stale = 1, 1 })
+	c := w.container(aliceAddr)
+	dialled := make(chan error, 1)
+	go func() {
+		conn, err := c.dialTCP(at)
+		if err == nil {
+			conn.Close()
+		}
+		dialled <- err
+	}()
+	eventually(t, "it is dialled", func() bool { return w.g.Stats().TCPHalfOpen == 1 })
+	w.send(makeTCP(netip.AddrPortFrom(aliceAddr, 999), at, header.TCPFlagSyn, 1))
+	eventually(t, "it has made room", func() bool { return w.drops(dropEvicted) > 0 })
+	open()
+	if err := <-dialled; err != nil {
+		t.Errorf("dial: %v", err)
 	}
 }
