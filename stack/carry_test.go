@@ -146,7 +146,8 @@ func TestTCP_NothingIsLostWhenBuffersShrink(t *testing.T) {
 	server := listenTCP(t, func(s *net.TCPConn) { _, _ = s.Write(data) })
 	conn := c.mustDialTCP(server)
 	defer conn.Close()
-	eventually(t, "it is established", func() bool { return len(w.g.live.Load().flows.all(kindTCP)) == 1 })
+	b := &w.g.live.Load().budget
+	eventually(t, "the buffer has grown", func() bool { return b.lent.Load() == tcpReceiveBuffer+tcpMaxBuffer })
 	f := w.g.live.Load().flows.all(kindTCP)[0].(*tcpFlow)
 	over := make(chan struct{})
 	var wg sync.WaitGroup
@@ -157,7 +158,8 @@ func TestTCP_NothingIsLostWhenBuffersShrink(t *testing.T) {
 			select {
 			case <-over:
 				return
-			case <-time.After(50 * time.Microsecond):
+			default:
+				f.carrier.moved.Store(false) // as if it had been idle
 				f.tend()
 			}
 		}

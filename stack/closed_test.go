@@ -273,8 +273,8 @@ func TestDeny_ClosesWhatIsBeingDialled(t *testing.T) {
 	if err := <-dialled; err == nil {
 		t.Error("the server was reached")
 	}
-	if n := w.drops(dropDenied); n != 1 {
-		t.Errorf("%d drops, want 1", n)
+	if w.drops(dropDenied) == 0 { // more if the container's SYN came again
+		t.Error("no drop was counted")
 	}
 }
 

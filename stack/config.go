@@ -58,8 +58,12 @@ type Limits struct {
 	UDPFlowsEach    int // 12288
 	EchoFlowsEach   int // 256
 
+	// What TCP and UDP flows may be together, all and those of one container, if Descriptors are too few for the limits of both; else 0.
+	shared, sharedEach int
+
 	// TCPBuffers is the memory in bytes that connections may take for what one side has sent and the other does not take yet: 256 MiB.
-	// Each has an equal part of one half, and what others leave of the rest; 8 KiB it has in any case.
+	// Each begins with an equal part of one half, and grows while less than a half is lent. A container is lent no more than a half, and its
+	// connections grow no further than to a quarter; 8 KiB a connection has in any case.
 	TCPBuffers int
 
 	// ExitQueue is the length of the exit queue in packets: 4096.

@@ -29,7 +29,8 @@ func openFiles() int {
 }
 
 // fitDescriptors cuts l to what Descriptors leave for flows, the shares of containers with them, and says whether it had to.
-// Queries get an eighth of it and echo flows a sixteenth, then TCP and UDP divide the rest.
+// Queries get an eighth of it and echo flows a sixteenth. TCP and UDP share the rest, of which each may take all but an eighth, and a
+// container three quarters.
 func (l *Limits) fitDescriptors() (cut bool) {
 	budget := l.Descriptors - min(max(reservedDescriptors, l.Descriptors/4), l.Descriptors/2)
 	if l.TCPFlows+l.UDPFlows+l.EchoFlows+l.DNSQueries <= budget {
@@ -37,31 +38,24 @@ func (l *Limits) fitDescriptors() (cut bool) {
 	}
 	l.DNSQueries = max(1, min(l.DNSQueries, budget/8))
 	echo := max(1, min(l.EchoFlows, budget/16))
-	rest := budget - l.DNSQueries - echo
-	// Half for each of the two, or what the other does not want.
-	tcp := max(1, min(l.TCPFlows, max(rest/2, rest-l.UDPFlows)))
-	udp := max(1, min(l.UDPFlows, max(rest/2, rest-l.TCPFlows)))
-	// Of what is cut a container may take no more than half, of echo flows a quarter, as with the defaults.
-	if tcp < l.TCPFlows {
-		l.TCPFlowsEach = max(1, min(l.TCPFlowsEach, tcp/2))
-		// Half-open connections are among them, and leave room for those that are open.
-		l.TCPHalfOpen = max(1, min(l.TCPHalfOpen, tcp/2))
-		l.TCPHalfOpenEach = max(1, min(l.TCPHalfOpenEach, tcp/4))
+	if echo < l.EchoFlows { // of which a container has a quarter, as with the defaults
+		l.EchoFlows, l.EchoFlowsEach = echo, max(1, min(l.EchoFlowsEach, echo/4))
 	}
-	if udp < l.UDPFlows {
-		l.UDPFlowsEach = max(1, min(l.UDPFlowsEach, udp/2))
-	}
-	if echo < l.EchoFlows {
-		l.EchoFlowsEach = max(1, min(l.EchoFlowsEach, echo/4))
-	}
-	l.TCPFlows, l.UDPFlows, l.EchoFlows = tcp, udp, echo
+	l.shared = max(2, budget-l.DNSQueries-echo)
+	l.sharedEach = max(1, l.shared*3/4)
+	most := max(1, l.shared-l.shared/8)
+	l.TCPFlows, l.TCPFlowsEach = min(l.TCPFlows, most), min(l.TCPFlowsEach, l.sharedEach)
+	l.UDPFlows, l.UDPFlowsEach = min(l.UDPFlows, most), min(l.UDPFlowsEach, l.sharedEach)
+	// Half-open connections are among them, and leave room for those that are open.
+	l.TCPHalfOpen = max(1, min(l.TCPHalfOpen, l.shared/4))
+	l.TCPHalfOpenEach = max(1, min(l.TCPHalfOpenEach, l.shared/8))
 	return true
 }
 
 // logCut says that fewer flows than the defaults fit.
 func (l *Limits) logCut(log *slog.Logger) {
 	log.Warn("the limit on open files lets the gateway carry fewer flows of containers than its defaults",
-		"open_files", l.Descriptors, "tcp_flows", l.TCPFlows, "udp_flows", l.UDPFlows, "echo_flows", l.EchoFlows,
-		"each_container_tcp", l.TCPFlowsEach, "each_container_udp", l.UDPFlowsEach,
+		"open_files", l.Descriptors, "tcp_flows", l.TCPFlows, "udp_flows", l.UDPFlows, "both", l.shared, "echo_flows", l.EchoFlows,
+		"each_container_tcp", l.TCPFlowsEach, "each_container_udp", l.UDPFlowsEach, "each_container_both", l.sharedEach,
 		"wanted_open_files", enoughDescriptors, "remedy", "raise the hard limit: LimitNOFILE=65536 in the systemd unit, or `ulimit -Hn 65536` as root before it starts")
 }

@@ -14,7 +14,7 @@ import (
 )
 
 func TestLimits_FitDescriptors(t *testing.T) {
-	all := func(l Limits) int { return l.TCPFlows + l.UDPFlows + l.EchoFlows + l.DNSQueries }
+	all := func(l Limits) int { return l.shared + l.EchoFlows + l.DNSQueries }
 	var full Limits
 	full.Descriptors = 1 << 20
 	full.setDefaults()
@@ -40,15 +40,53 @@ func TestLimits_FitDescriptors(t *testing.T) {
 				t.Errorf("%d descriptors: a limit below 1, which is none: %+v", n, l)
 			}
 		}
-		if n >= 256 && (l.TCPFlowsEach > l.TCPFlows/2 || l.UDPFlowsEach > l.UDPFlows/2 || l.EchoFlowsEach > l.EchoFlows/2 || l.TCPHalfOpenEach > l.TCPFlowsEach) {
-			t.Errorf("%d descriptors: a container's share is more than half: %+v", n, l)
+		if n >= 256 && (l.TCPFlows >= l.shared || l.UDPFlows >= l.shared || l.sharedEach > l.shared*3/4 || l.TCPFlowsEach > l.sharedEach ||
+			l.UDPFlowsEach > l.sharedEach || l.EchoFlowsEach > l.EchoFlows/2 || l.TCPHalfOpen > l.shared/4 || l.TCPHalfOpenEach > l.shared/8) {
+			t.Errorf("%d descriptors: a share leaves too little for others: %+v", n, l)
 		}
 	}
+	l := full
+	l.Descriptors = 20000
+	l.fitDescriptors()
+	if l.TCPFlowsEach < 10_000 || l.UDPFlowsEach < 10_000 {
+		t.Errorf("20,000 descriptors: a container has no 10,000 flows of a kind: %+v", l)
+	}
 	// What somebody has set low stays as it is.
-	l := Limits{TCPFlows: 5, TCPHalfOpen: 4, Descriptors: 1024}
+	l = Limits{TCPFlows: 5, TCPHalfOpen: 4, Descriptors: 1024}
 	l.setDefaults()
 	if cut := l.fitDescriptors(); !cut || l.TCPFlows != 5 || l.TCPHalfOpen != 4 || l.UDPFlows <= 208 {
 		t.Errorf("low limits were cut, or what they leave was not used: %+v", l)
+	}
+}
+
+// With few descriptors either kind of flow may take most of them, but a container leaves some for others.
+func TestFlows_TCPAndUDPShareDescriptors(t *testing.T) {
+	w := newWire(t, func(c *Config) { c.Limits.Descriptors = 256 })
+	l := &w.g.cfg.Limits
+	server := listenTCP(t, func(s *net.TCPConn) { _, _ = s.Read(make([]byte, 1)) })
+	silent := listenUDP(t, func([]byte) []byte { return nil })
+	alice, bob := w.container(aliceAddr), w.container(bobAddr)
+	const tcp = 20
+	for range tcp {
+		defer alice.mustDialTCP(server).Close()
+	}
+	send := func(from netip.Addr) {
+		for i := range uint16(l.Descriptors) {
+			w.send(makeUDP(netip.AddrPortFrom(from, 1000+i), silent, []byte("x")))
+		}
+	}
+	send(aliceAddr)
+	if n := w.g.Stats().UDPFlows; int(n) != l.sharedEach-tcp || int(n)+tcp <= l.shared/2 {
+		t.Errorf("%d UDP flows of a container that has %d connections: %+v", n, tcp, *l)
+	}
+	w.send(makeTCP(netip.AddrPortFrom(aliceAddr, 999), server, header.TCPFlagSyn, 1))
+	if n := w.g.Stats().TCPFlows; n != tcp {
+		t.Errorf("%d connections, want %d", n, tcp)
+	}
+	defer bob.mustDialTCP(server).Close()
+	send(bobAddr)
+	if s := w.g.Stats(); int(s.TCPFlows+s.UDPFlows) != l.shared || w.drops(dropUDPFlows) == 0 {
+		t.Errorf("%d connections and %d UDP flows, want %d in all", s.TCPFlows, s.UDPFlows, l.shared)
 	}
 }
 
@@ -89,8 +127,13 @@ func TestGateway_AFloodLeavesDescriptors(t *testing.T) {
 		t.Errorf("%d flows of %d and drops %v; the share is %d", opened, flood, w.g.Stats().Drops, share)
 	}
 	// Half-open connections are those of a container that never answers.
+	carol := netip.MustParseAddr("10.5.1.4")
 	for i := range uint16(flood) {
 		w.send(makeTCP(netip.AddrPortFrom(aliceAddr, 1000+i), server, header.TCPFlagSyn, 1))
+		w.send(makeTCP(netip.AddrPortFrom(carol, 1000+i), server, header.TCPFlagSyn, 1))
+	}
+	if n := w.g.Stats().TCPFlows; n == 0 || int(n) > 2*w.g.cfg.Limits.TCPHalfOpenEach {
+		t.Errorf("%d connections of a container that has no flows yet, beside one with all that it may have", n)
 	}
 	if n := w.drops(dropNoSocket); n != 0 {
 		t.Errorf("%d flows found no descriptor", n)

@@ -173,12 +173,15 @@ func (t *flowTable) addLocked(k flowKey, kd kind, f flow) (e *entry, fresh bool,
 		mine = new(holder)
 	}
 	l := t.limits
+	tcp, mineTCP := t.total[kindHalfOpen]+t.total[kindEvicted]+t.total[kindTCP], mine.n[kindHalfOpen]+mine.n[kindTCP]
+	full := l.shared > 0 && tcp+t.total[kindUDP] >= l.shared
+	mineFull := l.shared > 0 && mineTCP+mine.n[kindUDP] >= l.sharedEach
 	switch kd {
 	case kindHalfOpen:
 		switch {
-		case t.total[kindHalfOpen]+t.total[kindEvicted]+t.total[kindTCP] >= l.TCPFlows:
+		case tcp >= l.TCPFlows || full:
 			return nil, false, dropTCPFlows
-		case mine.n[kindHalfOpen]+mine.n[kindTCP] >= l.TCPFlowsEach:
+		case mineTCP >= l.TCPFlowsEach || mineFull:
 			return nil, false, dropContainerShare
 		case mine.n[kindHalfOpen] >= l.TCPHalfOpenEach:
 			if !t.evictLocked(mine) {
@@ -189,9 +192,9 @@ func (t *flowTable) addLocked(k flowKey, kd kind, f flow) (e *entry, fresh bool,
 		}
 	case kindUDP:
 		switch {
-		case t.total[kindUDP] >= l.UDPFlows:
+		case t.total[kindUDP] >= l.UDPFlows || full:
 			return nil, false, dropUDPFlows
-		case mine.n[kindUDP] >= l.UDPFlowsEach:
+		case mine.n[kindUDP] >= l.UDPFlowsEach || mineFull:
 			return nil, false, dropContainerShare
 		}
 	case kindEcho:
