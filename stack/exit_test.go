@@ -99,6 +99,8 @@ func FuzzReceive(f *testing.F) {
 	f.Add(makeUDP(src, dst, []byte("datagram")), uint8(0), uint16(4))
 	f.Add(makeTCP(src, dst, 2, 1), uint8(1), uint16(1000))
 	f.Add(makeEcho(aliceAddr, gatewayAddr, 1, 1, "x"), uint8(0), uint16(0))
+	f.Add(tooBig(true, 600).over4(makeTCP(netip.AddrPortFrom(gatewayAddr, 80), src, 16, 1), to4(aliceAddr), to4(gatewayAddr)), uint8(0), uint16(0))
+	f.Add(tooBig(false, 1280).over6(makeEcho6(gatewayAddr6, aliceAddr6, 1, 1, "x"), aliceAddr6.As16(), gatewayAddr6.As16()), uint8(0), uint16(0))
 	f.Add(makeUDP(src, netip.AddrPortFrom(gatewayAddr, 53), []byte("no query at all")), uint8(3), uint16(3))
 	f.Add(append([]byte{0x60, 0, 0, 0, 0, 8, 17, 64}, make([]byte, 40)...), uint8(0), uint16(0))
 	f.Add(append([]byte{0x60, 0, 0, 0, 0, 16, 44, 64}, make([]byte, 48)...), uint8(0), uint16(0))

@@ -477,7 +477,7 @@ func FuzzQuery(f *testing.F) {
 		}
 		q.answeredBy(answer, q.id())
 		m := new(dns.Msg)
-		if err := m.Unpack(q.toServer(7)); err != nil || m.Id != 7 {
+		if err := m.Unpack(q.toServer(q.id())); err != nil {
 			t.Fatalf("to the server: %v, %v", m, err)
 		}
 		if opt := m.IsEdns0(); q.sizeAt > 0 && (opt == nil || opt.UDPSize() != ednsSize) {
