@@ -285,6 +285,10 @@ func TestOutside_ReachesNothingButTheOverlay(t *testing.T) {
 		if _, _, err := fetch(proxied(h, "socks5h", at), "http://"+to+"/"); err == nil {
 			t.Errorf("SOCKS: %s is reached", to)
 		}
+		if host, _, _ := net.SplitHostPort(to); net.ParseIP(host) != nil {
+			refused(t, h.CLI("forward", "0", to), "are dialled")
+			continue
+		}
 		forwardTo := forward(t, h, "0", to)[0]
 		if _, _, err := fetch(h.HTTPClient(), "http://"+forwardTo.String()+"/"); err == nil {
 			t.Errorf("forward: %s is reached", to)

@@ -70,12 +70,47 @@ The port is that of 127.0.0.1 and ::1 unless an address is given; port 0 is any 
 			defer c.Close()
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
-			if _, err := c.Status(ctx); err != nil { // better now than at the first connection
+			status, err := c.Status(ctx) // better now than at the first connection
+			if err != nil {
 				return err
+			}
+			for _, f := range pairs {
+				if err := checkTarget(f.to, status); err != nil {
+					return err
+				}
 			}
 			return a.forward(ctx, c, pairs)
 		},
 	}
+}
+
+// checkTarget refuses an address that the node will never dial. A name may come to be one's later.
+func checkTarget(to string, s api.Status) error {
+	host, _, err := api.SplitTarget(to)
+	if err != nil {
+		return err
+	}
+	a, err := netip.ParseAddr(host)
+	if err != nil || s.Network == "" {
+		return nil
+	}
+	a = a.Unmap()
+	for _, own := range []string{s.Gateway, s.Gateway6} {
+		if own == a.String() {
+			return api.Errorf(api.CodeDenied, "%v is the gateway's own address: only containers are dialled", a)
+		}
+	}
+	var networks []string
+	for _, text := range []string{s.Network, s.Network6} {
+		network, err := netip.ParsePrefix(text)
+		if err == nil && network.Contains(a) {
+			return nil
+		}
+		if err == nil {
+			networks = append(networks, text)
+		}
+	}
+	return api.Errorf(api.CodeDenied, "%v is not in the overlay (%s): only addresses in it are dialled", a, strings.Join(networks, ", "))
 }
 
 // localAddr reads "[ADDR:]PORT"; without an address, or with the name localhost, it has none.

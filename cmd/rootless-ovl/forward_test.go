@@ -137,6 +137,13 @@ func TestForward_RefusesWhatItCannotDo(t *testing.T) {
 		code := b.run(append([]string{"forward"}, strings.Fields(tt.args)...)...)
 		b.checkError(code, exitUsage, tt.says)
 	}
+	for to, says := range map[string]string{
+		"127.0.0.1:80": "127.0.0.1 is not in the overlay (10.213.0.0/16)", "192.0.2.1:80": "not in the overlay", "[::1]:80": "not in the overlay",
+		"10.213.7.1:80": "the gateway's own address", "[::ffff:10.213.7.1]:80": "the gateway's own address",
+	} {
+		code := b.run("forward", "0", "web:80", "0", to)
+		b.checkError(code, exitFailed, says)
+	}
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
