@@ -299,12 +299,13 @@ func TestAnswer_DropsWhatIsNoQuery(t *testing.T) {
 		"an answer":     question(t, func(q *dns.Msg) { q.Response = true }),
 		"two questions": question(t, func(q *dns.Msg) { q.Question = append(q.Question, q.Question[0]) }),
 		"cut":           question(t, nil)[:20],
+		"a pointer":     {'x', 1, 'y', 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xc0, 1, 0, 1, 0, 1}, // its name is in the identifier
 	} {
 		if got := r.Answer(t.Context(), Query{}, b); got != nil {
 			t.Errorf("%s: answered % x", name, got)
 		}
 	}
-	if s := r.Stats(); s.Malformed != 6 || s.Queries != 0 {
+	if s := r.Stats(); s.Malformed != 7 || s.Queries != 0 {
 		t.Errorf("stats: %+v", s)
 	}
 }

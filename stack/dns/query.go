@@ -48,7 +48,7 @@ func parseQuery(b []byte) (query, error) {
 		return query{}, errMalformed
 	}
 	_, end, err := dns.UnpackDomainName(b, headerSize)
-	if err != nil || end+questionEnd > len(b) {
+	if err != nil || end+questionEnd > len(b) || compressed(b[headerSize:]) {
 		return query{}, errMalformed
 	}
 	q := query{wire: b, end: end + questionEnd, opcode: m.Opcode, question: m.Question[0], datagram: plainUDP}
@@ -64,6 +64,15 @@ func parseQuery(b []byte) (query, error) {
 		}
 	}
 	return q, nil
+}
+
+// compressed tells whether a name that has been read before has a pointer in it. That of a question could lead into the header alone, and would be
+// another name with another identifier.
+func compressed(name []byte) bool {
+	for name[0] != 0 && name[0]&0xc0 == 0 {
+		name = name[1+name[0]:]
+	}
+	return name[0] != 0
 }
 
 // key is what queries have in common that one answer does for; none for a query that has to be asked by itself. The identifier, the case of
