@@ -25,8 +25,10 @@ const (
 	maxEvents    = 64
 
 	// epoll data of what is not a port; ports count from 0, lanes of the underlay down from underlayID, maxLanes for each family.
+	// Below them is the guest (Attend).
 	wakeID     = -1
 	underlayID = -2
+	guestID    = underlayID - int32(families)*maxLanes
 )
 
 var errStopped = errors.New("the router has stopped")
@@ -49,6 +51,7 @@ type loop struct {
 
 	// atomic
 	slots atomic.Pointer[[]*Port] // by epoll data; a removed port leaves nil
+	guest atomic.Pointer[func()]  // see Attend; nil: there is none
 
 	// guarded by mu
 	mu     sync.Mutex
@@ -65,6 +68,7 @@ func newLoop(r *Router, i int, w waiter) (*loop, error) {
 		}
 	}
 	l := &loop{worker: newWorker(r, i), rxq: newRxQueue(lanes, r.vxlan), rx: packet.NewRx(batchPackets, batchBytes), epfd: -1, wakefd: -1, waiter: w}
+	l.worker.turns = true
 	l.slots.Store(&[]*Port{})
 	var err error
 	if l.epfd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
@@ -178,6 +182,7 @@ func (l *loop) remove(p *Port) {
 
 // run polls until stop is set and the loop is woken.
 func (l *loop) run(stop *atomic.Bool) error {
+	defer l.worker.endTurn()
 	events := make([]unix.EpollEvent, maxEvents)
 	for !stop.Load() {
 		n, err := l.wait(events)
@@ -186,7 +191,7 @@ func (l *loop) run(stop *atomic.Bool) error {
 		}
 		var lanes uint64
 		for _, ev := range events[:n] {
-			if ev.Fd <= underlayID {
+			if ev.Fd <= underlayID && ev.Fd > guestID {
 				lanes |= 1 << (underlayID - ev.Fd)
 			}
 		}
@@ -199,12 +204,53 @@ func (l *loop) run(stop *atomic.Bool) error {
 			lanes >>= maxLanes
 		}
 		for _, ev := range events[:n] {
-			if ev.Fd >= 0 {
+			switch {
+			case ev.Fd >= 0:
 				l.readPort(int(ev.Fd))
+			case ev.Fd == guestID:
+				l.attend()
 			}
 		}
 	}
 	return nil
+}
+
+// attend has the guest polled.
+func (l *loop) attend() {
+	l.worker.begin()
+	defer l.worker.end()
+	if poll := l.guest.Load(); poll != nil {
+		(*poll)()
+		l.worker.roused = true
+	}
+}
+
+// Attend has poll called by a loop, which is awake often, whenever the descriptor fd is readable and the router runs: for the gateway, whose
+// sockets' events come in the midst of packets, so that no other thread needs to wake for them. There is one such guest at a time. When leave
+// has returned poll is not called any more. It fails when the router has stopped.
+func (r *Router) Attend(fd int, poll func()) (leave func(), err error) {
+	l := r.loops[0]
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, errStopped
+	}
+	l.guest.Store(&poll)
+	if err := l.watch(fd, guestID); err != nil {
+		l.guest.Store(nil)
+		return nil, err
+	}
+	return func() {
+		l.mu.Lock()
+		if !l.closed {
+			l.unwatch(fd)
+		}
+		l.guest.Store(nil)
+		l.mu.Unlock()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.quiesceLocked()
+	}, nil
 }
 
 // readPort forwards one batch of a container's packets.

@@ -335,3 +335,63 @@ type fileDevice struct {
 }
 
 func (d fileDevice) FD() int { return d.fd }
+
+func TestAttend_PollsUntilItIsLeft(t *testing.T) {
+	r := newRouter(t, 2)
+	stopped := newRouter(t, 1)
+	stopped.Close()
+	if _, err := stopped.Attend(0, func() {}); !errors.Is(err, errStopped) {
+		t.Errorf("a stopped router: %v", err)
+	}
+	start(t, r)
+	for range 2 { // the second guest comes after the first has left
+		pipe := [2]int{}
+		if err := unix.Pipe2(pipe[:], unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(pipe[0])
+		defer unix.Close(pipe[1])
+		polled := make(chan struct{}, 1)
+		left := false
+		leave, err := r.Attend(pipe[0], func() {
+			if left {
+				t.Error("polled after it was left")
+			}
+			select {
+			case polled <- struct{}{}:
+			default:
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := unix.Write(pipe[1], []byte{1}); err != nil {
+			t.Fatal(err)
+		}
+		<-polled // the byte is never read, so it goes on
+		leave()
+		left = true
+	}
+}
+
+// turner is a gateway that notes in which order it is called.
+type turner struct{ calls chan string }
+
+func (g turner) Begin() packet.Turn                     { g.calls <- "begin"; return g }
+func (g turner) Send(*packet.Scratch, []*packet.Packet) { g.calls <- "send" }
+func (g turner) End()                                   { g.calls <- "end" }
+
+func TestLoop_SendsWithinATurn(t *testing.T) {
+	g := newRig(t)
+	gw := turner{make(chan string, 8)}
+	if err := g.SetTable(TableConfig{Routes: []Route{{netip.MustParsePrefix(gateway + "/32"), ToGateway(gw)}}}); err != nil {
+		t.Fatal(err)
+	}
+	start(t, g.Router)
+	g.a.Inject(pkt(udp(containerA, gateway, 1)))
+	for _, want := range []string{"begin", "send", "end"} {
+		if got := <-gw.calls; got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+}

@@ -237,6 +237,10 @@ type worker struct {
 	router  *Router
 	loop    int // index of the loop whose sockets it uses
 	scratch *packet.Scratch
+	turns   bool // it is a loop's, whose wait ends turns of the gateway
+
+	// of the goroutine
+	turn packet.Turn // nil: none has begun
 
 	// atomic; epoch is odd while a batch is in progress
 	epoch atomic.Uint64
@@ -302,6 +306,14 @@ func (w *worker) end() {
 	w.table = nil
 	w.own.reset()
 	w.epoch.Add(1)
+}
+
+// endTurn ends the gateway's turn, if one has begun. It is called between batches.
+func (w *worker) endTurn() {
+	if t := w.turn; t != nil {
+		w.turn = nil
+		t.End()
+	}
 }
 
 func (w *worker) drop(why Drop) { w.drops[why].Add(1) }
@@ -470,6 +482,9 @@ func (w *worker) flush() {
 				q.sendTo(b.hop.peer, p)
 			}
 		default:
+			if t, ok := b.hop.sender.(packet.Turner); ok && w.turns && w.turn == nil {
+				w.turn = t.Begin()
+			}
 			b.hop.sender.Send(w.scratch, b.pkts)
 			w.roused = true
 		}

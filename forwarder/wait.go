@@ -12,7 +12,7 @@
 // two futex calls and a woken thread. So the calls that do not block (here, in underlay.go, receive.go and internal/tap) are
 // RawSyscalls, and a wait that is likely to be short holds the P. The garbage collector is not held up: it stops a thread with
 // a signal, and epoll_wait returns EINTR. Other goroutines are not, either: a loop that has given the gateway something lets its
-// goroutines run first, and where there are not more Ps than loops none is held.
+// goroutines run first, does what they leave to it (packet.Turner), and where there are not more Ps than loops none is held.
 
 package forwarder
 
@@ -77,6 +77,7 @@ func (l *loop) wait(events []unix.EpollEvent) (int, error) {
 	if l.worker.roused {
 		l.worker.roused = false
 		runtime.Gosched()
+		l.worker.endTurn()
 	}
 	w := &l.waiter
 	if w.waits%recheck == 0 { // a CPU quota or an affinity may change; the runtime follows

@@ -287,7 +287,7 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	}
 
 	denied, _ := n.storeAddrs(ctx, store, !fromLast) // it is asked again: closeDoors
-	gw, err := n.newGateway(own, injector, n.denials(denied))
+	gw, err := n.newGateway(own, router, injector, n.denials(denied))
 	if err != nil {
 		return err
 	}
@@ -422,7 +422,7 @@ func (n *Node) overlayMTUOf(cfg lease.NetworkConfig, ext external) int {
 }
 
 // newGateway makes the stack behind the gateway address.
-func (n *Node) newGateway(own subnets, injector *forwarder.Injector, denied []netip.AddrPort) (*stack.Gateway, error) {
+func (n *Node) newGateway(own subnets, router *forwarder.Router, injector *forwarder.Injector, denied []netip.AddrPort) (*stack.Gateway, error) {
 	out, err := n.cfg.outbound()
 	if err != nil {
 		return nil, err
@@ -433,6 +433,7 @@ func (n *Node) newGateway(own subnets, injector *forwarder.Injector, denied []ne
 		IPv6SubnetLen: max(own.v6.Bits(), 0),
 		MTU:           n.overlayMTU(),
 		Exit:          func(pkts []*packet.Packet) { injector.Forward(pkts) },
+		Attend:        router.Attend,
 		Log:           n.log,
 		HostLoopback:  n.cfg.HostLoopback,
 		LinkLocal:     n.cfg.LinkLocal,

@@ -1,7 +1,7 @@
 // This file carries bytes between a container's connection and a socket of the host, with half-close and resets passed on both ways.
 //
 // Nothing waits here. Each of the two directions is called when gVisor or the poller says that there may be something to do, goes on in a
-// goroutine of the crew until there is nothing more, and rests: an idle connection has no goroutine and no buffer. Bytes are not
+// goroutine of the crew, or at the end of a turn (turn.go), until there is nothing more, and rests: an idle connection has no goroutine and no buffer. Bytes are not
 // copied on the way: they go from gVisor's memory to the socket, and are read from the socket into gVisor's memory.
 
 package stack
@@ -22,6 +22,9 @@ import (
 // mostAtOnce bounds in bytes what one write to a container takes from the host's socket.
 const mostAtOnce = 1 << 20
 
+// littleAtOnce is below how many bytes the last time a direction is taken to have little to do the next time.
+const littleAtOnce = 16 << 10
+
 // The states of a direction.
 const (
 	resting  uint32 = iota
@@ -34,6 +37,7 @@ const (
 type direction struct {
 	c     *carrier
 	state atomic.Uint32
+	last  int // bytes that it carried when it ran last; of whoever has it running
 }
 
 // carrier joins an endpoint of gVisor and a connected, non-blocking socket of the host. It owns both.
@@ -54,6 +58,7 @@ type carrier struct {
 	in  hostReader // of toContainer
 
 	hostEvents  atomic.Uint32 // those of the poller that say that the host's side ends
+	awaitsRoom  bool          // of toHost: the poller tells of room
 	hostFull    atomic.Bool   // toHost waits for room in the socket
 	hostEOF     atomic.Bool   // the host has sent its last byte
 	hostRefuses atomic.Bool   // the host takes no more bytes; what it still had for the container is carried, then comes a reset
@@ -81,7 +86,7 @@ func (ns *netstack) carry(ep tcpip.Endpoint, queue *waiter.Queue, of *account, f
 	if dialled != nil {
 		ns.poller.pass(fd, c)
 		c.ready(dialled.events.Load())
-	} else if ns.poller.add(fd, c) != nil {
+	} else if ns.poller.add(fd, c, false) != nil {
 		c.end()
 		return c
 	}
@@ -122,7 +127,11 @@ func (c *carrier) call(d *direction) {
 		switch d.state.Load() {
 		case resting:
 			if d.state.CompareAndSwap(resting, running) {
-				c.ns.crew.give(d)
+				if d.last < littleAtOnce {
+					c.ns.crew.soon(d)
+				} else {
+					c.ns.crew.give(d)
+				}
 				return
 			}
 		case running:
@@ -142,6 +151,7 @@ func (d *direction) do() {
 	if d == &c.toHost {
 		carry = c.carryToHost
 	}
+	d.last = 0
 	for {
 		if carry() {
 			d.state.Store(over)
@@ -205,6 +215,13 @@ func (c *carrier) carryToHost() bool {
 		switch {
 		case c.out.err == nil:
 		case errors.Is(c.out.err, unix.EAGAIN):
+			if !c.awaitsRoom {
+				c.awaitsRoom = true
+				if c.ns.poller.awaitRoom(c.fd) != nil {
+					c.end()
+					return true
+				}
+			}
 			// Room that came before anybody knew that it is waited for is found by a second try.
 			if c.hostFull.Swap(true) {
 				return false
@@ -222,6 +239,7 @@ func (c *carrier) carryToHost() bool {
 		switch terr.(type) {
 		case nil:
 			c.moved.Store(true)
+			c.toHost.last += res.Count
 			c.buffers.growReceive(res.Count)
 		case *tcpip.ErrWouldBlock:
 			return false
@@ -230,8 +248,10 @@ func (c *carrier) carryToHost() bool {
 				c.end()
 				return true
 			}
-			// Fails only when the host has closed meanwhile.
-			_ = unix.Shutdown(c.fd, unix.SHUT_WR)
+			if c.left.Load() > 1 { // else close says it
+				// Fails only when the host has closed meanwhile.
+				_ = unix.Shutdown(c.fd, unix.SHUT_WR)
+			}
 			return true
 		default: // the container reset the connection, or is gone
 			c.end()
@@ -257,12 +277,9 @@ func (c *carrier) carryToContainer() bool {
 			if c.hostEvents.Load() == 0 {
 				return false
 			}
-			ended, over := c.hostEnded()
-			if over {
-				return true
-			}
-			if !ended {
-				return false
+			more, over := c.hostEnded()
+			if over || !more {
+				return over
 			}
 			continue
 		}
@@ -274,13 +291,20 @@ func (c *carrier) carryToContainer() bool {
 		switch terr.(type) {
 		case nil:
 			c.moved.Store(true)
+			c.toContainer.last += int(done)
 			switch {
 			case done < asked: // the endpoint is full, and tells when it is not
 				if !c.buffers.growSend() {
 					return false
 				}
-			case c.hostEvents.Load() == 0 && n <= mostAtOnce: // what comes now is told by the poller
+			case n > mostAtOnce:
+			case c.hostEvents.Load() == 0: // what comes now is told by the poller
 				return false
+			default: // that was the last, most likely
+				more, over := c.hostEnded()
+				if over || !more {
+					return over
+				}
 			}
 		case *tcpip.ErrWouldBlock:
 			if !c.buffers.growSend() {

@@ -21,9 +21,12 @@ type Config struct {
 	SubnetLen, IPv6SubnetLen int
 	// MTU of the container's link in bytes: what a packet that is not a superpacket may have.
 	MTU int
-	// Exit takes packets for containers. It is called from the goroutine of Run alone; the packets and their memory
-	// are lent until it returns. It must not block.
+	// Exit takes packets for containers. It is called by one goroutine at a time: that of Run, or one that ends a turn (Begin, Attend); the
+	// packets and their memory are lent until it returns. It must not block.
 	Exit func([]*packet.Packet)
+	// Attend has poll called, by one goroutine at a time, whenever the descriptor fd is readable: by one that is awake often. When leave has
+	// returned it is not called any more. Nil: the stack has a goroutine for it.
+	Attend func(fd int, poll func()) (leave func(), err error)
 	// Log gets the few events worth a line; nil is slog.Default().
 	Log *slog.Logger
 

@@ -251,7 +251,15 @@ func (w *wire) container(addr netip.Addr) *container {
 		NetworkProtocols:   []gstack.NetworkProtocolFactory{ipv4.NewProtocolWithOptions(ipv4.Options{AllowExternalLoopbackTraffic: true}), ipv6.NewProtocol},
 		TransportProtocols: []gstack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
 	})
-	c.link = &link{exit: newExitQueue(8192, new(counters))}
+	scratch := packet.NewScratch()
+	c.link = &link{exit: newExitQueue(8192, new(counters), func(pkts []*packet.Packet) {
+		turn := w.g.Begin() // as the router's loops do
+		w.g.Send(scratch, pkts)
+		runtime.Gosched()
+		if turn != nil {
+			turn.End()
+		}
+	})}
 	c.link.SetMTU(testMTU)
 	if err := c.s.CreateNIC(nicID, c.link); err != nil {
 		w.t.Fatal(err)
@@ -269,8 +277,7 @@ func (w *wire) container(addr netip.Addr) *container {
 	c.s.SetRouteTable([]tcpip.Route{{Destination: header.IPv4EmptySubnet, NIC: nicID}, {Destination: header.IPv6EmptySubnet, NIC: nicID}})
 	go func() {
 		defer close(c.ended)
-		scratch := packet.NewScratch()
-		c.link.exit.drain(func(pkts []*packet.Packet) { w.g.Send(scratch, pkts) }, new(counters))
+		c.link.exit.drain()
 	}()
 	return c
 }

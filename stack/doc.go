@@ -28,8 +28,8 @@
 // Buffers: packets given to Send are copied before it returns; packets given to Exit are lent for the length of the call.
 //
 // Goroutines: New starts none. Run is the one that drains the exit queue and calls Exit; under it live gVisor's TCP
-// processors (one a CPU), the poller of the TCP flows' host sockets and the crew that works for those flows (carry.go): an idle TCP flow has
-// none. One more reads all UDP and echo flows. All of them have ended when Run returns. Send never blocks, and may be called from several
+// processors (one a CPU), the poller of the TCP flows' host sockets, unless Config.Attend polls them, and the crew that works for those flows
+// (carry.go): an idle TCP flow has none. What is little is done by a goroutine that is awake anyhow (turn.go). One more reads all UDP and echo flows. All of them have ended when Run returns. Send never blocks, and may be called from several
 // goroutines, also from inside Exit.
 //
 // Limits: Config.Limits bounds flows, half-open connections and both per container; what does not fit is dropped and counted. A

@@ -19,8 +19,13 @@ func queued(b []byte) *gstack.PacketBuffer {
 
 func TestExitQueue_KeepsOrderAndBytes(t *testing.T) {
 	count := new(counters)
-	q := newExitQueue(256, count)
-	var want [][]byte
+	var want, got [][]byte
+	q := newExitQueue(256, count, func(pkts []*packet.Packet) {
+		for _, p := range pkts {
+			clear(p.Buf[:p.Off]) // headroom is the receiver's
+			got = append(got, bytes.Clone(p.Bytes()))
+		}
+	})
 	for i := range 200 {
 		b := bytes.Repeat([]byte{byte(i)}, 1+i*300%65000)
 		want = append(want, b)
@@ -29,13 +34,7 @@ func TestExitQueue_KeepsOrderAndBytes(t *testing.T) {
 		p.DecRef()
 	}
 	q.close()
-	var got [][]byte
-	q.drain(func(pkts []*packet.Packet) {
-		for _, p := range pkts {
-			clear(p.Buf[:p.Off]) // headroom is the receiver's
-			got = append(got, bytes.Clone(p.Bytes()))
-		}
-	}, count)
+	q.drain()
 	if len(got) != len(want) {
 		t.Fatalf("%d packets, want %d", len(got), len(want))
 	}
@@ -51,7 +50,7 @@ func TestExitQueue_KeepsOrderAndBytes(t *testing.T) {
 
 func TestExitQueue_FullDropsAndCounts(t *testing.T) {
 	count := new(counters)
-	q := newExitQueue(4, count)
+	q := newExitQueue(4, count, func([]*packet.Packet) {})
 	p := queued([]byte{1})
 	defer p.DecRef()
 	for range 6 {
@@ -61,13 +60,13 @@ func TestExitQueue_FullDropsAndCounts(t *testing.T) {
 		t.Errorf("%d drops, %d queued; want 2 and 4", n, q.length())
 	}
 	q.close()
-	q.drain(func([]*packet.Packet) {}, count)
+	q.drain()
 }
 
 func TestExitQueue_ProducersWaitForRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		count := new(counters)
-		q := newExitQueue(4, count)
+		q := newExitQueue(4, count, func([]*packet.Packet) {})
 		p := queued([]byte{1})
 		defer p.DecRef()
 		for range 3 {
@@ -83,13 +82,65 @@ func TestExitQueue_ProducersWaitForRoom(t *testing.T) {
 		if passed {
 			t.Error("waitRoom did not wait")
 		}
-		q.take(make([]*gstack.PacketBuffer, 1))
+		q.mu.Lock()
+		q.takeLocked(make([]*gstack.PacketBuffer, 1))
+		q.mu.Unlock()
 		synctest.Wait()
 		if !passed {
 			t.Error("waitRoom still waits")
 		}
 		q.close()
-		q.drain(func([]*packet.Packet) {}, count)
+		q.drain()
+	})
+}
+
+func TestExitQueue_FewPacketsWaitForTheEndOfATurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var got []byte
+		q := newExitQueue(64, new(counters), func(pkts []*packet.Packet) {
+			for _, p := range pkts {
+				got = append(got, p.Bytes()[0])
+			}
+		})
+		next := byte(0)
+		push := func(n int) {
+			for range n {
+				p := queued([]byte{next})
+				q.push(p)
+				p.DecRef()
+				next++
+			}
+		}
+		go q.drain()
+		q.beginTurn()
+		q.beginTurn()
+		push(exitFew - 1)
+		synctest.Wait()
+		if len(got) != 0 {
+			t.Errorf("%d packets left before the turn ended", len(got))
+		}
+		q.endTurn()
+		if len(got) != exitFew-1 {
+			t.Errorf("%d packets left at the end of the turn, want %d", len(got), exitFew-1)
+		}
+		push(exitFew)
+		synctest.Wait()
+		if len(got) != 2*exitFew-1 {
+			t.Errorf("%d packets left when there were more than few, want %d", len(got), 2*exitFew-1)
+		}
+		push(1)
+		q.endTurn()
+		push(1)
+		synctest.Wait()
+		if len(got) != 2*exitFew+1 {
+			t.Errorf("%d packets left without a turn, want %d", len(got), 2*exitFew+1)
+		}
+		for i, b := range got {
+			if int(b) != i {
+				t.Fatalf("the order is %v", got)
+			}
+		}
+		q.close()
 	})
 }
 
@@ -117,7 +168,7 @@ func FuzzReceive(f *testing.F) {
 		f.Fatal(err)
 	}
 	g.live.Store(ns)
-	go ns.exit.drain(g.cfg.Exit, &g.count)
+	go ns.exit.drain()
 	f.Cleanup(ns.shutDown)
 	f.Fuzz(func(t *testing.T, b []byte, gso uint8, seg uint16) {
 		in, ok := parseIP(b)
@@ -142,7 +193,7 @@ func BenchmarkSend_UDP(b *testing.B) {
 		b.Fatal(err)
 	}
 	g.live.Store(ns)
-	go ns.exit.drain(g.cfg.Exit, &g.count)
+	go ns.exit.drain()
 	defer ns.shutDown()
 	// Port unreachable by gVisor: the whole way in, and a small packet out.
 	d := makeUDP(netip.AddrPortFrom(aliceAddr, 1), netip.AddrPortFrom(gatewayAddr, 9), make([]byte, 1400))
@@ -159,8 +210,8 @@ func BenchmarkSend_UDP(b *testing.B) {
 
 func BenchmarkExit_Superpackets(b *testing.B) {
 	count := new(counters)
-	q := newExitQueue(256, count)
-	go q.drain(func([]*packet.Packet) {}, count)
+	q := newExitQueue(256, count, func([]*packet.Packet) {})
+	go q.drain()
 	defer q.close()
 	data := make([]byte, 64000)
 	b.ReportAllocs()

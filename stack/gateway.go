@@ -63,7 +63,7 @@ func New(c Config) (*Gateway, error) {
 var ErrRunning = errors.New("stack: the gateway is running already")
 
 // Run makes the stack and carries traffic until ctx is done; then every flow is reset, and nil is returned when the last
-// goroutine has ended. It calls Config.Exit from its own goroutine.
+// goroutine has ended. It gives packets to Config.Exit, but for those that are given at the end of a turn.
 func (g *Gateway) Run(ctx context.Context) error {
 	g.mu.Lock()
 	if g.running {
@@ -73,6 +73,9 @@ func (g *Gateway) Run(ctx context.Context) error {
 	ns, err := newNetstack(g)
 	if err != nil {
 		g.mu.Unlock()
+		if ctx.Err() != nil { // whoever attends to the flows may have ended already
+			return nil
+		}
 		return err
 	}
 	g.running = true
@@ -88,7 +91,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 		ns.shutDown()
 	})
 	defer stop()
-	ns.exit.drain(g.cfg.Exit, &g.count)
+	ns.exit.drain()
 	<-ended
 	g.mu.Lock()
 	g.running = false

@@ -56,7 +56,7 @@ type netstack struct {
 func newNetstack(g *Gateway) (*netstack, error) {
 	ns := &netstack{gw: g, count: &g.count}
 	ns.ctx, ns.cancel = context.WithCancel(context.Background())
-	ns.exit = newExitQueue(g.cfg.Limits.ExitQueue, ns.count)
+	ns.exit = newExitQueue(g.cfg.Limits.ExitQueue, ns.count, g.cfg.Exit)
 	ns.flows = newFlowTable(&g.cfg.Limits, g.cfg.Timeouts.Stale, ns.count)
 	ns.budget.limit = int64(g.cfg.Limits.TCPBuffers)
 	ns.tended = make(chan struct{})
@@ -73,7 +73,7 @@ func newNetstack(g *Gateway) (*netstack, error) {
 	})
 	err := ns.configure()
 	if err == nil {
-		ns.poller, err = newPoller()
+		ns.poller, err = newPoller(ns)
 	}
 	if err == nil {
 		if ns.reader, err = newDatagramReader(ns); err != nil {
@@ -85,7 +85,6 @@ func newNetstack(g *Gateway) (*netstack, error) {
 		ns.cancel()
 		return nil, err
 	}
-	go ns.poller.run()
 	go ns.tend()
 	return ns, nil
 }

@@ -176,7 +176,9 @@ func (o *opening) do() {
 		ns.settle(f.ep, &f.queue, leave)
 		return
 	}
+	ns.beginTurn()
 	f.carry(fd, f, leave)
+	ns.endTurn()
 }
 
 // carry begins to carry between the container and the socket fd, as netstack.carry does. A flow that has been ended is over soon.
@@ -196,17 +198,25 @@ func (f *tcpFlow) dial() (fd int, err error) {
 	}
 	sa := sockaddr(f.to)
 	err = unix.Connect(fd, sa)
-	if perr := f.ns.poller.add(fd, f); perr != nil {
-		_ = unix.Close(fd)
-		return -1, perr
+	if errors.Is(err, unix.EINPROGRESS) { // a host that is near has answered by now
+		err = unix.Connect(fd, sa)
 	}
-	if errors.Is(err, unix.EINPROGRESS) {
-		err = f.waitConnected(fd, sa)
-	}
-	if err != nil {
+	connecting := errors.Is(err, unix.EALREADY) || errors.Is(err, unix.EINTR)
+	if err != nil && !connecting {
 		err = reported(fd, os.NewSyscallError("connect", err))
-		f.ns.poller.close(fd)
+		_ = unix.Close(fd)
 		return -1, err
+	}
+	if err := f.ns.poller.add(fd, f, connecting); err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	if connecting {
+		if err := f.waitConnected(fd, sa); err != nil {
+			err = reported(fd, os.NewSyscallError("connect", err))
+			f.ns.poller.close(fd)
+			return -1, err
+		}
 	}
 	return fd, nil
 }

@@ -80,3 +80,13 @@ func NewScratch() *Scratch {
 type Sender interface {
 	Send(s *Scratch, pkts []*Packet)
 }
+
+// Turner is a Sender for which other goroutines go on with what it was sent. Whoever calls Send within a turn lends it its own goroutine for
+// what comes of it, so that none needs to be woken: after Send it lets other goroutines run once, and calls End. Nil: there are no turns now.
+type Turner interface {
+	Sender
+	Begin() Turn
+}
+
+// Turn is one that has begun. End is called once; it may call Send of other Senders.
+type Turn interface{ End() }
