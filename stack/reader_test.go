@@ -68,11 +68,12 @@ func TestDatagramReader_ForgetsSocketsThatAForkHas(t *testing.T) {
 }
 
 func TestPoller_ForgetsSocketsThatAForkHas(t *testing.T) {
-	p, err := newPoller()
+	idle := func(int, func()) (func(), error) { return func() {}, nil }
+	p, err := newPoller(&netstack{gw: &Gateway{cfg: Config{Attend: idle}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer p.file.Close() // it does not run
+	defer p.stop()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -83,7 +84,7 @@ func TestPoller_ForgetsSocketsThatAForkHas(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(fork)
-	if err := p.add(pair[0], nil); err != nil {
+	if err := p.add(pair[0], nil, true); err != nil {
 		t.Fatal(err)
 	}
 	p.close(pair[0])
