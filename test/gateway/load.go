@@ -120,13 +120,14 @@ func (s *site) echoElsewhere(t *trial, addr netip.AddrPort) {
 	})
 }
 
-// flows is how many flows of one kind the limit on open files allows: a node keeps some for each kind, and for itself.
+// flows is how many flows of one kind the limit on open files allows: the daemon, this process with the containers' ends, and the servers
+// have as many each, and the daemon leaves a part of its own to what is not of that kind (docs/gateway.md).
 func flows(t *trial) int {
 	var limit unix.Rlimit
 	t.must("limit of open files", unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
-	n := min(manyFlows, int(min(limit.Max, 1<<20))/4)
+	n := min(manyFlows, int(min(limit.Max, 1<<20))/2)
 	if n < manyFlows {
-		note("only %d flows: the limit on open files is %d, and %d wanted (ulimit -Hn)", n, limit.Max, 4*manyFlows)
+		note("only %d flows: the limit on open files is %d, and %d wanted (ulimit -Hn)", n, limit.Max, 2*manyFlows)
 	}
 	return n
 }

@@ -351,4 +351,5 @@ func taken[T any](t *trial, s *site, from <-chan T, what string) (v T) {
 }
 
 // echo sends back what comes, until it ends, and then ends.
-func echo(c *net.TCPConn) { _, _ = io.Copy(c, c) }
+// echo does not splice, which would hold a pipe, two files more, for each connection that is idle.
+func echo(c *net.TCPConn) { _, _ = io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c}) }
