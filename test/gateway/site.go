@@ -350,6 +350,6 @@ func taken[T any](t *trial, s *site, from <-chan T, what string) (v T) {
 	return v
 }
 
-// echo sends back what comes, until it ends, and then ends.
-// echo does not splice, which would hold a pipe, two files more, for each connection that is idle.
+// echo sends back what comes, until it ends, and then ends. It does not splice, which would hold a pipe, two files more, for each connection
+// that is idle.
 func echo(c *net.TCPConn) { _, _ = io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c}) }
