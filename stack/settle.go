@@ -49,7 +49,7 @@ func settled(ep tcpip.Endpoint) bool {
 }
 
 // NotifyEvent is called by gVisor, in the middle of its own work.
-func (s *settling) NotifyEvent(waiter.EventMask) { s.ns.crew.give(s) }
+func (s *settling) NotifyEvent(waiter.EventMask) { s.ns.crew.soon(s) }
 
 func (s *settling) do() {
 	if !settled(s.ep) || s.over.Swap(true) {
