@@ -248,15 +248,14 @@ func bigAnswer(m *dns.Msg, w dns.ResponseWriter, q *dns.Msg) {
 		txt.Txt = append(txt.Txt, strings.Repeat("x", 200))
 	}
 	m.Answer = []dns.RR{txt}
-	if w.LocalAddr().Network() != "udp" {
-		return
-	}
 	size := dns.MinMsgSize
 	if o := q.IsEdns0(); o != nil {
 		size = int(o.UDPSize())
 		m.SetEdns0(4096, false)
 	}
-	m.Truncate(size)
+	if w.LocalAddr().Network() == "udp" {
+		m.Truncate(size)
+	}
 }
 
 func dnsForwarded(t *trial, s *site) {
