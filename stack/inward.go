@@ -143,22 +143,26 @@ type inwardTCP struct {
 const dialPortTries = 16
 
 func (g *Gateway) dialInward(ctx context.Context, from, to netip.AddrPort) (*inwardTCP, error) {
+	return openFrom(g, from, to, func(ns *netstack, from netip.AddrPort) (*inwardTCP, error) { return ns.dialInward(ctx, from, to) })
+}
+
+// openFrom opens what leads to to, from from with what inwardSource fills in; where any port will do, until one is found that is not in use.
+func openFrom[T any](g *Gateway, from, to netip.AddrPort, open func(ns *netstack, from netip.AddrPort) (T, error)) (opened T, err error) {
 	ns := g.live.Load()
 	if ns == nil {
-		return nil, errNotRunning
+		return opened, errNotRunning
 	}
-	from, err := g.inwardSource(from, to)
-	if err != nil {
-		return nil, err
+	if from, err = g.inwardSource(from, to); err != nil {
+		return opened, err
 	}
 	anyPort := from.Port() == 0
 	for try := 1; ; try++ {
 		if anyPort {
 			from = netip.AddrPortFrom(from.Addr(), ephemeralPort())
 		}
-		in, err := ns.dialInward(ctx, from, to)
+		opened, err = open(ns, from)
 		if err == nil || !anyPort || !errors.Is(err, syscall.EADDRINUSE) || try == dialPortTries {
-			return in, err
+			return opened, err
 		}
 	}
 }
@@ -371,24 +375,7 @@ type InwardUDP struct {
 // inward one is an error (EADDRINUSE). The flow ends with Close, with Release of the container, with the gateway, and when the container
 // says that nobody listens there (ECONNREFUSED).
 func (g *Gateway) OpenUDP(from, to netip.AddrPort, reply func(b []byte)) (*InwardUDP, error) {
-	ns := g.live.Load()
-	if ns == nil {
-		return nil, errNotRunning
-	}
-	from, err := g.inwardSource(from, to)
-	if err != nil {
-		return nil, err
-	}
-	anyPort := from.Port() == 0
-	for try := 1; ; try++ {
-		if anyPort {
-			from = netip.AddrPortFrom(from.Addr(), ephemeralPort())
-		}
-		u, err := ns.openInward(from, to, reply)
-		if err == nil || !anyPort || !errors.Is(err, syscall.EADDRINUSE) || try == dialPortTries {
-			return u, err
-		}
-	}
+	return openFrom(g, from, to, func(ns *netstack, from netip.AddrPort) (*InwardUDP, error) { return ns.openInward(from, to, reply) })
 }
 
 func (ns *netstack) openInward(from, to netip.AddrPort, reply func([]byte)) (*InwardUDP, error) {
