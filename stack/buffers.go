@@ -117,7 +117,7 @@ func (s *buffers) growReceive(n int) {
 func (s *buffers) growSend() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ep.Readiness(waiter.WritableEvents) != 0 { // room came, or shrink was at it
+	if writable(s.ep) { // room came, or shrink was at it
 		return true
 	}
 	size := s.send
@@ -150,11 +150,17 @@ func (s *buffers) shrink() {
 	if size := s.b.part(tcpSendBuffer); size < s.send && !s.sealed {
 		// How much lies in it gVisor does not tell, but whether the smaller one would be full.
 		s.opts.SetSendBufferSize(size, false)
-		if s.ep.Readiness(waiter.WritableEvents) == 0 {
+		if !writable(s.ep) {
 			s.opts.SetSendBufferSize(s.send, false)
 			return
 		}
 		s.b.book(s.of, size-s.send)
 		s.send = size
 	}
+}
+
+// writable tells whether ep takes bytes, or an error that says why it never will. gVisor tells of a peer that has ended its own direction
+// whatever it is asked for.
+func writable(ep tcpip.Endpoint) bool {
+	return ep.Readiness(waiter.WritableEvents)&waiter.WritableEvents != 0
 }

@@ -91,7 +91,7 @@ func (ns *netstack) carry(ep tcpip.Endpoint, queue *waiter.Queue, of *account, f
 		return c
 	}
 	// What came before anybody was told.
-	if ep.Readiness(waiter.ReadableEvents) != 0 {
+	if ep.Readiness(waiter.ReadableEvents) != 0 { // EventRdHUp among them: an end that has come already
 		c.call(&c.toHost)
 	}
 	return c

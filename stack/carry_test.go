@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
-	"gvisor.dev/gvisor/pkg/waiter"
 )
 
 func TestTCP_IdleFlowsHaveNoGoroutine(t *testing.T) {
@@ -173,6 +172,31 @@ func TestTCP_NothingIsLostWhenBuffersShrink(t *testing.T) {
 	}
 }
 
+// A container that has said its last word and does not read either, as a server does that is told to stop, makes no work.
+func TestTCP_AHalfClosedContainerThatDoesNotReadIsWaitedFor(t *testing.T) {
+	w := newWire(t, nil)
+	c := w.container(aliceAddr)
+	data := randomBytes(24 << 20)
+	server := listenTCP(t, func(s *net.TCPConn) {
+		if _, err := io.Copy(io.Discard, s); err == nil {
+			_, _ = s.Write(data)
+		}
+	})
+	conn := c.mustDialTCP(server)
+	defer conn.Close()
+	if err := conn.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	b := &w.g.live.Load().budget
+	eventually(t, "the buffer has grown", func() bool { return b.lent.Load() == tcpReceiveBuffer+tcpMaxBuffer })
+	f := w.g.live.Load().flows.all(kindTCP)[0].(*tcpFlow)
+	eventually(t, "it waits", func() bool { return f.carrier.toContainer.state.Load() == resting && !writable(f.ep) })
+	got, err := io.ReadAll(conn)
+	if err != nil || !bytes.Equal(got, data) {
+		t.Errorf("%d bytes of %d, or others: %v", len(got), len(data), err)
+	}
+}
+
 func TestBuffers_OneContainerLeavesOthersTheirPart(t *testing.T) {
 	const limit, greedy = 32 << 20, 40
 	w := newWire(t, func(c *Config) { c.Limits.TCPBuffers = limit })
@@ -195,7 +219,7 @@ func TestBuffers_OneContainerLeavesOthersTheirPart(t *testing.T) {
 			f.mu.Lock()
 			c := f.carrier
 			f.mu.Unlock()
-			if c == nil || c.toContainer.state.Load() != resting || f.ep.Readiness(waiter.WritableEvents) != 0 {
+			if c == nil || c.toContainer.state.Load() != resting || writable(f.ep) {
 				return false
 			}
 		}
