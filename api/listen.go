@@ -10,9 +10,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
 )
 
 // ErrAnotherDaemon tells that a live daemon has the runtime directory.
@@ -37,6 +40,9 @@ type Listener struct {
 // Listen makes the runtime directory (0700) where it is absent, refuses one that others own or may enter, and listens on
 // SocketPath(runtimeDir) with mode 0600. A socket left by a dead daemon is replaced; a live one is ErrAnotherDaemon. Whether it is
 // alive is decided by a lock on a file beside the socket, which dies with its process, so two starting daemons cannot both win.
+//
+// Where systemd holds the socket open for this process (sd_listen_fds(3)), that one is taken, and left in its place by Close: clients
+// that connect between two daemons wait for the next.
 func Listen(runtimeDir string) (*Listener, error) {
 	dir, err := filepath.Abs(runtimeDir)
 	if err != nil {
@@ -53,7 +59,10 @@ func Listen(runtimeDir string) (*Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	ln, err := listenAt(path)
+	ln, err := handedOver(path)
+	if err == nil && ln == nil {
+		ln, err = listenAt(path)
+	}
 	if err != nil {
 		_ = lock.Close() // the error that matters is err
 		return nil, err
@@ -79,11 +88,11 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
-// Close stops listening, removes the socket and lets the next daemon have the directory. Calling it again does nothing.
+// Close stops listening, removes the socket unless it is systemd's, and lets the next daemon have the directory. Calling it again does nothing.
 func (l *Listener) Close() error {
 	var err error
 	l.once.Do(func() {
-		err = l.UnixListener.Close()           // removes the socket, while we still hold the lock
+		err = l.UnixListener.Close()           // removes a socket of our own, while we still hold the lock
 		err = errors.Join(err, l.lock.Close()) // the file stays: removing it would let two daemons lock two files
 	})
 	return err
@@ -131,6 +140,35 @@ func takeLock(name, socket string) (*os.File, error) {
 		return nil, fmt.Errorf("lock %s: %w", name, err)
 	}
 	return f, nil
+}
+
+// handedOver is the socket at path that systemd has opened for this process, nil where it has opened none. The variables that tell of
+// it are taken out of the environment.
+func handedOver(path string) (*net.UnixListener, error) {
+	var ln *net.UnixListener
+	var others []string
+	for _, f := range activation.Files(true) {
+		given, err := net.FileListener(f) // has a descriptor of its own
+		_ = f.Close()
+		if err != nil {
+			others = append(others, f.Name())
+			continue
+		}
+		if u, ok := given.(*net.UnixListener); ok && u.Addr().String() == path && ln == nil {
+			ln = u
+			continue
+		}
+		others = append(others, given.Addr().String())
+		_ = given.Close() // nobody asked for it
+	}
+	if len(others) == 0 {
+		return ln, nil
+	}
+	if ln != nil {
+		_ = ln.Close() // the error that matters is the other
+	}
+	return nil, Errorf(CodeInvalid, "systemd hands over %s, but the daemon's socket is %s: set ListenStream=%[2]s in the socket's unit and nothing else, or --runtime-dir in the service's",
+		strings.Join(others, ", "), path)
 }
 
 // listenAt listens on path, with the lock held: what lies there is stale unless somebody removed a living daemon's lock.

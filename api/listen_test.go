@@ -135,6 +135,96 @@ func TestListen_ReplacesADeadDaemonsSocketOnly(t *testing.T) {
 	}
 }
 
+// TestListen_TakesTheSocketThatSystemdHolds is systemd: it holds the socket, and starts a copy of this program with it, twice.
+func TestListen_TakesTheSocketThatSystemdHolds(t *testing.T) {
+	if dir := os.Getenv("OVL_TEST_ACTIVATED"); dir != "" {
+		beActivated(dir)
+		return
+	}
+	dir := shortDir(t) + "/run"
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	path := SocketPath(dir)
+	held, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	other, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	descriptor := func(ln interface{ File() (*os.File, error) }) *os.File {
+		f, err := ln.File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = f.Close() })
+		return f
+	}
+	start := func(dir string, files ...*os.File) string {
+		cmd := exec.Command("/bin/sh", "-c", fmt.Sprintf(`LISTEN_PID=$$ LISTEN_FDS=%d exec "$0" "$@"`, len(files)),
+			"/proc/self/exe", "-test.run=^TestListen_TakesTheSocketThatSystemdHolds$")
+		self, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.Args[3] = self
+		cmd.Env = []string{"OVL_TEST_ACTIVATED=" + dir}
+		cmd.ExtraFiles = files
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return string(out)
+	}
+	for range 2 { // the second finds what the first has left
+		early, err := net.Dial("unix", path) // before there is a daemon
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := start(dir, descriptor(held))
+		if !strings.Contains(out, "served one at "+path+"\n") || !strings.Contains(out, "environment: \"\"\n") {
+			t.Errorf("with the socket of systemd: %s", out)
+		}
+		b := make([]byte, 10)
+		if n, _ := early.Read(b); string(b[:n]) != "hello" {
+			t.Errorf("who connected early got %q", b[:n])
+		}
+		_ = early.Close()
+		if _, err := os.Lstat(path); err != nil {
+			t.Errorf("Close took systemd's socket away: %v", err)
+		}
+	}
+	for _, files := range [][]*os.File{{descriptor(held), descriptor(other.(*net.TCPListener))}, {descriptor(other.(*net.TCPListener))}} {
+		if out := start(dir, files...); !strings.Contains(out, "ListenStream="+path) || !strings.Contains(out, other.Addr().String()) {
+			t.Errorf("with another socket: %s", out)
+		}
+	}
+	if out := start(shortDir(t), descriptor(held)); !strings.Contains(out, "ListenStream=") || !strings.Contains(out, path) {
+		t.Errorf("with the socket of another runtime directory: %s", out)
+	}
+}
+
+func beActivated(dir string) {
+	ln, err := Listen(dir)
+	if err != nil {
+		fmt.Println("error:", err)
+		return
+	}
+	conn, err := ln.Accept()
+	if err != nil {
+		fmt.Println("accept:", err)
+		return
+	}
+	_, _ = conn.Write([]byte("hello"))
+	_ = conn.Close()
+	fmt.Printf("served one at %s\nenvironment: %q\n", ln.Path(), os.Getenv("LISTEN_FDS"))
+	_ = ln.Close()
+}
+
 // leaveSocket leaves what a killed daemon leaves.
 func leaveSocket(t *testing.T, path string) {
 	t.Helper()

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/rootless-ovl/rootless-ovl/api"
+	"github.com/rootless-ovl/rootless-ovl/engine/install"
 	"github.com/rootless-ovl/rootless-ovl/internal/doctor"
 	"github.com/rootless-ovl/rootless-ovl/lease"
 	"github.com/rootless-ovl/rootless-ovl/node"
@@ -74,7 +75,11 @@ func (a *app) doctorOptions(ctx context.Context, f doctorFlags) (doctor.Options,
 	if o.TLS, err = f.tls(); err != nil {
 		return o, err
 	}
-	status, peers := a.askDaemon(ctx)
+	status, peers, err := a.askDaemon(ctx)
+	o.Daemon = &doctor.Daemon{Err: err, Version: status.Version, Ours: thisBuild().Version}
+	if o.Installed, err = a.installSetup(ctx); err != nil {
+		o.Installed = install.Setup{} // directories are missing, which has a check of its own
+	}
 	if len(o.Endpoints) == 0 {
 		for _, e := range status.Store.Endpoints {
 			// Only the daemon knows its certificates: without them this would be a false alarm.
@@ -97,23 +102,23 @@ func (a *app) doctorOptions(ctx context.Context, f doctorFlags) (doctor.Options,
 }
 
 // askDaemon gives nothing where no daemon answers: doctor is for that case too.
-func (a *app) askDaemon(ctx context.Context) (api.Status, []api.Peer) {
+func (a *app) askDaemon(ctx context.Context) (api.Status, []api.Peer, error) {
 	c, err := a.client()
 	if err != nil {
-		return api.Status{}, nil
+		return api.Status{}, nil, err
 	}
 	defer c.Close()
 	ctx, cancel := context.WithTimeout(ctx, daemonPatience)
 	defer cancel()
 	status, err := c.Status(ctx)
 	if err != nil {
-		return api.Status{}, nil
+		return api.Status{}, nil, err
 	}
 	peers, err := c.Peers(ctx)
 	if err != nil {
-		return status, nil
+		return status, nil, nil // status is what matters
 	}
-	return status, peers
+	return status, peers, nil
 }
 
 // tls is nil where no file is given.

@@ -193,6 +193,9 @@ func newBench(t *testing.T) *bench {
 	t.Setenv(envRuntimeDir, b.dir)
 	t.Setenv(envStateDir, "")
 	t.Setenv(envEtcdPassword, "")
+	for _, name := range []string{"XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_LIB_HOME", "CONTAINERS_CONF"} {
+		t.Setenv(name, "")
+	}
 	unexpected := func(what string) { t.Errorf("%s was called", what) }
 	b.world = world{
 		stdin: strings.NewReader(""), stdout: &b.out, stderr: &b.err,
@@ -214,6 +217,11 @@ func newBench(t *testing.T) *bench {
 			unexpected("joinSandbox")
 			return nil, errors.ErrUnsupported
 		},
+		programPath:   func() string { return "/usr/bin/rootless-ovl" },
+		podmanVersion: func(context.Context) string { return "" },
+		onPath:        func(string) bool { return false },
+		systemdRuns:   func() bool { return false },
+		dockerLink:    func(context.Context, string, string, *slog.Logger) {},
 	}
 	return b
 }

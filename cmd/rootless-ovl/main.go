@@ -5,12 +5,14 @@ package main
 import (
 	"context"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
 	"time"
 
 	"github.com/rootless-ovl/rootless-ovl/api"
+	"github.com/rootless-ovl/rootless-ovl/engine/dockerlink"
 	"github.com/rootless-ovl/rootless-ovl/internal/doctor"
 	"github.com/rootless-ovl/rootless-ovl/lease"
 	"github.com/rootless-ovl/rootless-ovl/node"
@@ -29,6 +31,13 @@ type world struct {
 	startSandbox func(nsutil.Spec) (sandbox, error)
 	joinSandbox  func(api.Attachment, nsutil.Spec) (sandbox, error) // in its namespaces
 	diagnose     func(context.Context, doctor.Options) []doctor.Check
+
+	programPath   func() string
+	podmanVersion func(context.Context) string
+	onPath        func(program string) bool
+	systemdRuns   func() bool
+	// dockerLink keeps the docker plugin's socket where dockerd finds it, until the context ends.
+	dockerLink func(ctx context.Context, runtimeDir, socket string, log *slog.Logger)
 }
 
 func main() {
@@ -48,6 +57,11 @@ func realWorld() world {
 		startSandbox:   func(s nsutil.Spec) (sandbox, error) { return nsutil.Start(s) },
 		joinSandbox:    joinSandbox,
 		diagnose:       doctor.Run,
+		programPath:    ownPath,
+		podmanVersion:  askPodman,
+		onPath:         onSearchPath,
+		systemdRuns:    underSystemd,
+		dockerLink:     dockerlink.Keep,
 	}
 }
 

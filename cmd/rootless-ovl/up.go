@@ -10,9 +10,12 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -108,7 +111,15 @@ of flanneld that cannot mean anything here is named in a warning.`,
 			}
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
-			return n.Run(ctx)
+			linking, unlink := context.WithCancel(ctx)
+			var besides sync.WaitGroup
+			besides.Go(func() {
+				a.dockerLink(linking, os.Getenv("XDG_RUNTIME_DIR"), filepath.Join(c.RuntimeDir, "docker.sock"), c.Log)
+			})
+			err = n.Run(ctx)
+			unlink()
+			besides.Wait()
+			return err
 		},
 	}
 	f.etcd.register(cmd, "`URL`s of the etcd cluster to join, repeated or separated by commas (default: run an embedded etcd)")

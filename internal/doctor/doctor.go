@@ -9,6 +9,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/rootless-ovl/rootless-ovl/engine/install"
 )
 
 // Status is the result of a check.
@@ -38,7 +40,16 @@ type Options struct {
 	TLS       *tls.Config      // for https endpoints; nil: the system's roots
 	Peers     []netip.AddrPort // underlay addresses of other nodes: does their port answer, how large may datagrams be?
 	Program   string           // path of the program, for the AppArmor profile; "": the running one
+	Installed install.Setup    // where install writes on this machine; the zero value: do not look
+	Daemon    *Daemon          // what became of asking it; nil: it was not asked
 	Timeout   time.Duration    // of each thing that waits for the network; 0: 3 s
+}
+
+// Daemon is what the running daemon has said, if there is one.
+type Daemon struct {
+	Err     error  // why it could not be asked
+	Version string // its own
+	Ours    string // of the program that asks
 }
 
 // Run makes every check. The checks come in a fixed order; endpoints and peers have one check each.
@@ -68,6 +79,7 @@ func run(ctx context.Context, o Options, h host) []Check {
 		h.idMapper("newuidmap"), h.idMapper("newgidmap"), h.subIDs("uid"), h.subIDs("gid"),
 		h.noNewPrivileges(), h.hidepid(), h.pingGroupRange(), h.socketBuffer("rmem_max"), h.socketBuffer("wmem_max"),
 		h.openFiles(), h.runtimeDir(), h.linger(), h.overlap(o.Network),
+		h.daemon(o), h.daemonVersion(o.Daemon), h.units(o.Installed), h.installedFiles(o.Installed), h.podmanHook(o.Installed), h.dockerPlugin(o.Installed),
 	}
 	etcd := make([][]Check, max(len(o.Endpoints), 1))
 	peers := make([][]Check, max(len(o.Peers), 1))

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/rootless-ovl/rootless-ovl/engine/dockerlink"
 	"github.com/rootless-ovl/rootless-ovl/internal/hostnet"
 )
 
@@ -36,7 +37,10 @@ type host struct {
 	// knock sends empty datagrams to a peer's port and returns the error that came back, if any.
 	knock func(ctx context.Context, peer netip.AddrPort, wait time.Duration) error
 	// mtu is that of the interface that leads to a peer, in bytes of IP packet, whatever is known of the path.
-	mtu func(peer netip.AddrPort) (int, error)
+	mtu  func(peer netip.AddrPort) (int, error)
+	view fs.FS // of all files
+	// dockerLink tells whether a dockerd of this user runs, and whether it finds the plugin's socket in its own /run.
+	dockerLink func(runtimeDir, socket string) (runs, linked bool)
 	// echo sends one ping of the given size of IP packet, not to be fragmented, and tells whether it was answered.
 	echo func(ctx context.Context, peer netip.Addr, size int, wait time.Duration) (bool, error)
 }
@@ -75,6 +79,9 @@ func realHost() host {
 		knock:    knock,
 		mtu:      interfaceMTU,
 		echo:     echo,
+		view:     os.DirFS("/"),
+
+		dockerLink: dockerlink.Linked,
 	}
 }
 

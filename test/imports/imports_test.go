@@ -44,6 +44,7 @@ var rooms = map[string]map[string]string{
 	"internal/doctor": {
 		"internal/hostnet": "a doctor looks at the host's network",
 		"nsutil":           "a doctor tries what an attach does",
+		"engine":           "a doctor looks at what was installed for engines",
 	},
 	"internal/nettest": {"internal/packet": "fakes produce and check packets"},
 	"internal/relay":   {},

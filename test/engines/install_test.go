@@ -1,0 +1,158 @@
+// install and uninstall as a user has them, beside engines and a configuration that were there before.
+
+package engines
+
+import (
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rootless-ovl/rootless-ovl/test/lab"
+)
+
+// snapshot is everything below a directory, with modes, contents and the times of files.
+func snapshot(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		fi, err := d.Info()
+		if err != nil {
+			return err
+		}
+		what := fi.Mode().String()
+		switch fi.Mode().Type() {
+		case 0:
+			text, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			what += " " + fi.ModTime().String() + " " + string(text)
+		case fs.ModeSymlink:
+			to, err := os.Readlink(path)
+			if err != nil {
+				return err
+			}
+			what += " -> " + to
+		}
+		all[path] = what
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func TestInstall_LeavesAHomeAsItWasAndPodmansOwnHooksRun(t *testing.T) {
+	l := lab.New(t, 1)
+	h := l.Host(1)
+	p := podman(t, h)
+	home := h.Home()
+	// What this user has already: a hook of their own, which leaves a mark, and a configuration of docker.
+	mark := filepath.Join(home, "mark")
+	writeAsUser(t, h, filepath.Join(home, "hooks", "mine.json"),
+		`{"version": "1.0.0", "hook": {"path": "/bin/sh", "args": ["sh", "-c", "echo ran >>`+mark+`"]}, "when": {"always": true}, "stages": ["createRuntime"]}`)
+	writeAsUser(t, h, filepath.Join(home, ".config", "containers", "containers.conf.d", "10-mine.conf"), "[engine]\nhooks_dir = [\""+filepath.Join(home, "hooks")+"\"]\n")
+	writeAsUser(t, h, filepath.Join(home, ".config", "docker", "daemon.json"), `{"storage-driver": "vfs"}`)
+	ok(t, h, p, "import", image(t, l.Dir), "localhost/busybox")
+	config := filepath.Join(home, ".config")
+	before, beforeLocal := snapshot(t, config), h.Run("find", filepath.Join(home, ".local"), "-not", "-path", "*/containers/*").Stdout
+
+	ok(t, h, h.Binary(), "install", "podman", "docker", "cni", "systemd", "shell")
+	if got := ok(t, h, h.Binary(), "install", "podman", "docker", "cni", "systemd", "shell"); !strings.HasPrefix(got, "nothing to do") {
+		t.Errorf("installing again: %s", got)
+	}
+	after := snapshot(t, config)
+	for path, what := range before {
+		if after[path] != what {
+			t.Errorf("install changed %s from %q to %q", path, what, after[path])
+		}
+	}
+	// Podman takes both directories: the user's hook runs, and ours is told of a container that has its annotation, with no daemon to attach it.
+	ok(t, h, p, "run", "--rm", "--network", "none", "localhost/busybox", "true")
+	if b, err := os.ReadFile(mark); err != nil || string(b) != "ran\n" {
+		t.Errorf("the user's hook: %q, %v", b, err)
+	}
+	if r := h.Run(p, "run", "--rm", "--network", "none", "--annotation", "run.rootless-ovl.attach=web", "localhost/busybox", "true"); r.Code == 0 {
+		t.Error("without a daemon, a container with the annotation was started")
+	} else if !strings.Contains(r.Stderr, "rootless-ovl up") {
+		t.Errorf("without a daemon podman says: %s", r.Stderr)
+	}
+	doctor := h.CLI("doctor")
+	for _, want := range []string{"podman knows the hook", "for annotated containers", "installed; dockerd does not run", "files for podman, docker, cni, systemd"} {
+		if !strings.Contains(doctor.Stdout, want) {
+			t.Errorf("doctor does not say %q:\n%s", want, doctor.Stdout)
+		}
+	}
+
+	ok(t, h, h.Binary(), "uninstall")
+	for path, what := range snapshot(t, config) {
+		if before[path] != what {
+			t.Errorf("after uninstall %s is %q, it was %q", path, what, before[path])
+		}
+	}
+	if left := h.Run("find", filepath.Join(home, ".local"), "-not", "-path", "*/containers/*").Stdout; left != beforeLocal {
+		t.Errorf("below .local there is\n%snot\n%s", left, beforeLocal)
+	}
+	ok(t, h, p, "run", "--rm", "--network", "none", "--annotation", "run.rootless-ovl.attach=web", "localhost/busybox", "true")
+}
+
+func TestInstall_DockerdFindsThePluginAfterEachStart(t *testing.T) {
+	l := lab.New(t, 1)
+	h := l.Host(1)
+	d := startDocker(t, h, "exec dockerd-rootless.sh")
+	d.ready()
+	// The daemon comes second, and sees the dockerd that runs.
+	h.Up("--listen-etcd", netip.AddrPortFrom(h.Addr, 2379).String())
+	d.findsPlugin()
+	d.stop()
+	d = startDocker(t, h, "exec dockerd-rootless.sh")
+	d.findsPlugin()
+}
+
+// findsPlugin waits until dockerd can reach the node's plugin by the link in its /run.
+func (d *docker) findsPlugin() {
+	d.t.Helper()
+	link := "run/docker/plugins/rootless-ovl.sock"
+	d.started("the plugin's link", func() bool {
+		pid, err := d.childPID()
+		if err != nil {
+			return false
+		}
+		r := d.host.Run("nsenter", "--preserve-credentials", "-U", "-m", "-t", strconv.Itoa(pid), "test", "-S", "/"+link)
+		return r.Code == 0
+	})
+}
+
+// TestInstall_TheDaemonAttachesWithoutNewPrivileges has the daemon under what of the unit's hardening can be had without systemd.
+func TestInstall_TheDaemonAttachesWithoutNewPrivileges(t *testing.T) {
+	l := lab.New(t, 1)
+	h := l.Host(1)
+	p := podman(t, h)
+	ok(t, h, p, "import", image(t, l.Dir), "localhost/busybox")
+	cmd := h.Command("setpriv", "--no-new-privs", h.Binary(), "up")
+	if err := h.Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Signal(unix.SIGTERM)
+		_ = cmd.Wait()
+	}()
+	lab.Eventually(t, "a daemon", func() bool { return strings.Contains(h.CLI("status").Stdout, "ready") })
+	ok(t, h, p, "run", "-d", "--name", "web", "--network", "none", "localhost/busybox", "httpd", "-f", "-p", "80")
+	defer h.Run(p, "rm", "-f", "-t", "0", "web")
+	addr := ok(t, h, h.Binary(), "attach", ok(t, h, p, "inspect", "-f", "{{.State.Pid}}", "web"), "--publish", "8080:80")
+	if got := ok(t, h, p, "exec", "web", "ip", "addr"); !strings.Contains(got, strings.SplitN(addr, "/", 2)[0]) {
+		t.Errorf("%s is not in\n%s", addr, got)
+	}
+	ok(t, h, h.Binary(), "run", "--", "true")
+}
