@@ -26,6 +26,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/rootless-ovl/rootless-ovl/engine/install"
 	"github.com/rootless-ovl/rootless-ovl/internal/hostnet"
 )
 
@@ -112,6 +113,9 @@ func newFake() *fake {
 		knock:    func(context.Context, netip.AddrPort, time.Duration) error { return nil },
 		mtu:      func(netip.AddrPort) (int, error) { return 1500, nil },
 		echo:     func(context.Context, netip.Addr, int, time.Duration) (bool, error) { return true, nil },
+		view:     installedView(install.Podman, install.Docker, install.Systemd),
+
+		dockerLink: func(string, string) (bool, bool) { return false, false },
 	}
 	return f
 }
@@ -129,7 +133,10 @@ func find(t *testing.T, checks []Check, id string) Check {
 var testPeer = netip.MustParseAddrPort("192.0.2.7:8285")
 
 func testOptions() Options {
-	return Options{Network: netip.MustParsePrefix("10.5.0.0/16"), Peers: []netip.AddrPort{testPeer}, Program: "/opt/bin/rootless-ovl", Timeout: time.Second}
+	return Options{
+		Network: netip.MustParsePrefix("10.5.0.0/16"), Peers: []netip.AddrPort{testPeer}, Program: "/opt/bin/rootless-ovl", Timeout: time.Second,
+		Installed: testSetup, Daemon: &Daemon{Version: "v1.0", Ours: "v1.0"},
+	}
 }
 
 func TestRun_AllIsWell(t *testing.T) {
