@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/rootless-ovl/rootless-ovl/engine/install"
 	"github.com/rootless-ovl/rootless-ovl/internal/doctor"
 	"github.com/rootless-ovl/rootless-ovl/node"
 )
@@ -97,6 +98,13 @@ func TestDoctor_LooksAtWhatFlagsOrTheDaemonName(t *testing.T) {
 			}
 			got := b.withChecks()
 			b.must(append([]string{"doctor"}, tt.args...)...)
+			if (got.Daemon.Err == nil) != tt.serve || got.Daemon.Ours != thisBuild().Version || tt.serve && got.Daemon.Version != "v1.2.3" {
+				t.Errorf("the daemon is %+v", got.Daemon)
+			}
+			if got.Installed.RuntimeDir != b.dir || got.Installed.ConfigHome != home(t, ".config") || got.Installed.Program != "/usr/bin/rootless-ovl" {
+				t.Errorf("what is installed is looked for at %+v", got.Installed)
+			}
+			got.Daemon, got.Installed = nil, install.Setup{}
 			if diff := cmp.Diff(tt.want, *got, cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{})); diff != "" {
 				t.Errorf("options (-want +got):\n%s", diff)
 			}
