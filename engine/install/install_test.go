@@ -208,7 +208,7 @@ func TestUninstall_FollowsAnInstallThatWasInterrupted(t *testing.T) {
 		before := tree(t, s.home())
 		for _, program := range []string{s.Program, s.Program + "2"} {
 			s.Program = program
-			p, err := s.Install(whole, []Part{Podman, Docker, CNI, Systemd, Shell})
+			p, err := s.Install(whole, []Part{Podman, Docker, CNI, Systemd})
 			if err != nil {
 				t.Fatalf("after %d steps: %v", stop, err)
 			}
@@ -524,6 +524,9 @@ func TestUnits_AreWhatSystemdReads(t *testing.T) {
 		t.Fatal(err)
 	}
 	installed(t, s, Systemd)
+	if err := os.Mkdir(filepath.Join(s.home(), "run"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	cmd := exec.Command(analyze, "verify", "--user", "--man=no", "--recursive-errors=no", s.UnitPath("service"), s.UnitPath("socket"))
 	cmd.Env = append(os.Environ(), "HOME="+s.home(), "XDG_RUNTIME_DIR="+filepath.Join(s.home(), "run"), "XDG_CONFIG_HOME="+s.ConfigHome)
 	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
