@@ -76,6 +76,33 @@ func (c *Client) Attachments(ctx context.Context) ([]Attachment, error) {
 	return list, err
 }
 
+// AttachmentsOf lists what has that owner: one attachment, or none.
+func (c *Client) AttachmentsOf(ctx context.Context, owner string) ([]Attachment, error) {
+	if err := CheckOwner(owner); err != nil {
+		return nil, err
+	}
+	var list []Attachment
+	err := c.do(ctx, http.MethodGet, PathAttachments+"?owner="+url.QueryEscape(owner), nil, &list)
+	return list, err
+}
+
+// Rename gives the attachment with that name, or pid in decimal, other names.
+func (c *Client) Rename(ctx context.Context, nameOrPID string, r NamesRequest) (Attachment, error) {
+	var a Attachment
+	if err := CheckRef(nameOrPID); err != nil {
+		return a, err
+	}
+	if err := r.Validate(); err != nil {
+		return a, err
+	}
+	body, err := json.Marshal(r)
+	if err != nil {
+		return a, fmt.Errorf("names request: %w", err)
+	}
+	err = c.do(ctx, http.MethodPut, PathAttachments+"/"+url.PathEscape(nameOrPID)+"/names", body, &a)
+	return a, err
+}
+
 // Peers lists the other nodes.
 func (c *Client) Peers(ctx context.Context) ([]Peer, error) {
 	var list []Peer

@@ -230,6 +230,23 @@ func withPeer(ctx context.Context, conn net.Conn) context.Context {
 	return context.WithValue(ctx, peerKey{}, conn)
 }
 
+// CallerPID is the process that sent the request whose context it is, by its pid in our own PID namespace, as it was when it connected. Its
+// error has CodeInvalid where that cannot be seen.
+func CallerPID(ctx context.Context) (int, error) {
+	conn, ok := ctx.Value(peerKey{}).(*net.UnixConn)
+	if !ok {
+		return 0, Errorf(CodeInvalid, "no process is known to have asked: a descriptor can be given through the daemon's socket only")
+	}
+	cred, err := peerCred(conn)
+	if err != nil {
+		return 0, fmt.Errorf("who asks cannot be seen: %w", err)
+	}
+	if cred.Pid == 0 {
+		return 0, Errorf(CodeInvalid, "you are in a PID namespace that the daemon cannot see into, nor your descriptors: attach from the host")
+	}
+	return int(cred.Pid), nil
+}
+
 // checkPIDs refuses a request that names a pid (named), when the process that sent it counts pids in another PID namespace
 // than we do: the number would be of some other process here.
 func checkPIDs(ctx context.Context, named bool) error {

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -24,11 +25,14 @@ const MaxBody = 64 << 10
 // the code of the Error or sentinel they wrap, otherwise as CodeInternal; the text should name the thing and the remedy.
 type Backend interface {
 	Status(ctx context.Context) (Status, error)
-	// Attach gets a request that has passed Validate. When ctx ends before it is done it leaves nothing behind.
+	// Attach gets a request that has passed Validate; whose the descriptor in it is, CallerPID tells. When ctx ends before it is done it leaves
+	// nothing behind.
 	Attach(ctx context.Context, r AttachRequest) (Attachment, error)
 	// Detach takes a name, or a pid in decimal.
 	Detach(ctx context.Context, nameOrPID string) error
 	Attachments(ctx context.Context) ([]Attachment, error)
+	// Rename gets a name, or a pid in decimal, and a valid request.
+	Rename(ctx context.Context, nameOrPID string, r NamesRequest) (Attachment, error)
 	// Publish and Unpublish get a name, or a pid in decimal, and a valid request. Both do all of it or nothing.
 	Publish(ctx context.Context, nameOrPID string, r PublishRequest) ([]Port, error)
 	Unpublish(ctx context.Context, nameOrPID string, r UnpublishRequest) ([]Port, error)
@@ -52,6 +56,9 @@ func Handler(b Backend) http.Handler {
 	methods(mux, PathAttachments, map[string]action{
 		http.MethodGet: func(r *http.Request) (any, error) {
 			list, err := b.Attachments(r.Context())
+			if query := r.URL.Query(); err == nil && query.Has("owner") {
+				list, err = ownedBy(list, query.Get("owner"))
+			}
 			return orEmpty(list), err
 		},
 		http.MethodPost: func(r *http.Request) (any, error) {
@@ -72,6 +79,22 @@ func Handler(b Backend) http.Handler {
 				return nil, err
 			}
 			return nil, b.Detach(r.Context(), ref)
+		},
+	})
+	methods(mux, PathAttachments+"/{ref}/names", map[string]action{
+		http.MethodPut: func(r *http.Request) (any, error) {
+			ref, err := refOf(r)
+			if err != nil {
+				return nil, err
+			}
+			var req NamesRequest
+			if err := decodeStrict(r.Body, &req, "a names request"); err != nil {
+				return nil, err
+			}
+			if err := req.Validate(); err != nil {
+				return nil, err
+			}
+			return b.Rename(r.Context(), ref, req)
 		},
 	})
 	methods(mux, PathAttachments+"/{ref}/ports", portActions(b))
@@ -177,6 +200,14 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_, _ = w.Write(append(body, '\n')) // a client that has gone cannot be told
+}
+
+// ownedBy are those of list that have the owner: one, or none.
+func ownedBy(list []Attachment, owner string) ([]Attachment, error) {
+	if err := CheckOwner(owner); err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(slices.Clone(list), func(a Attachment) bool { return a.Owner != owner }), nil
 }
 
 func orEmpty[T any](list []T) []T {

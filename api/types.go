@@ -15,7 +15,9 @@ import (
 // The paths. A change that an existing client could not live with gets a new version.
 const (
 	PathStatus      = "/v1/status"
-	PathAttachments = "/v1/attachments" // GET: list; POST: attach; DELETE PathAttachments/{name or pid}: detach; POST and DELETE .../ports: publish, unpublish
+	// GET: list, with ?owner= those of one; POST: attach; DELETE PathAttachments/{name or pid}: detach; POST and DELETE .../ports: publish,
+	// unpublish; PUT .../names: rename
+	PathAttachments = "/v1/attachments"
 	PathPeers       = "/v1/peers"
 	PathConfig      = "/v1/config" // GET and PUT: the network config, as it stands in the store
 )
@@ -88,9 +90,10 @@ type StoreStatus struct {
 // Attachment is one network namespace on the overlay.
 type Attachment struct {
 	Name         string            `json:"name"`
-	PID          int               `json:"pid,omitempty"`   // the process whose namespace it is; 0 when attached by path
-	Netns        string            `json:"netns,omitempty"` // the namespace's path; empty when attached by PID
+	PID          int               `json:"pid,omitempty"`   // the process whose namespace it is; 0 when attached by path or descriptor
+	Netns        string            `json:"netns,omitempty"` // the namespace's path; empty when attached by PID or descriptor
 	Inode        uint64            `json:"inode,omitempty"` // of the network namespace: tells it from another under the same PID or path
+	Owner        string            `json:"owner,omitempty"` // what an engine calls it
 	IfName       string            `json:"ifname"`
 	Addr         string            `json:"addr"`            // CIDR: the address with the subnet's length
 	Addr6        string            `json:"addr6,omitempty"` // likewise in a dual-stack overlay
@@ -116,10 +119,15 @@ type DNS struct {
 	Search []string `json:"search"` // the network's domain
 }
 
-// AttachRequest asks for an attachment. Exactly one of PID and Netns is given; what else is left out is chosen by the node.
+// AttachRequest asks for an attachment. Exactly one of PID, Netns and NetnsFD is given; what else is left out is chosen by the node.
 type AttachRequest struct {
-	PID            int    `json:"pid,omitempty"`
-	Netns          string `json:"netns,omitempty"`  // absolute path, as the daemon sees it
+	PID   int    `json:"pid,omitempty"`
+	Netns string `json:"netns,omitempty"` // absolute path, as the daemon sees it
+	// NetnsFD is a descriptor, above 2, of the process that asks, which the daemon opens again: for callers whose paths mean nothing to the
+	// daemon. It stays the caller's, who may close it when the answer is there.
+	NetnsFD int `json:"netns_fd,omitempty"`
+	// Owner is what an engine calls the attachment, so that it finds it again: unique on the node, see CheckOwner.
+	Owner          string `json:"owner,omitempty"`
 	Name           string `json:"name,omitempty"`   // unique in the overlay; default: made from the PID or the path, and published nowhere
 	Addr           string `json:"addr,omitempty"`   // IPv4 address without length; default: a free one of the subnet
 	IfName         string `json:"ifname,omitempty"` // default: eth0, with Gateway rovl0
@@ -160,6 +168,11 @@ var procSelf = regexp.MustCompile(`^/proc/(self|thread-self)(/|$)`)
 // Validate checks what can be checked without the node. Its errors have CodeInvalid.
 func (r AttachRequest) Validate() error {
 	switch {
+	case r.NetnsFD != 0 && (r.PID != 0 || r.Netns != ""):
+		return Errorf(CodeInvalid, "a descriptor (netns_fd %d) is given, and a pid or a netns path too: name only one of them", r.NetnsFD)
+	case r.NetnsFD != 0 && r.NetnsFD <= 2:
+		return Errorf(CodeInvalid, "netns_fd %d cannot be a network namespace: give the number of a descriptor above 2", r.NetnsFD)
+	case r.NetnsFD != 0:
 	case r.PID == 0 && r.Netns == "":
 		return Errorf(CodeInvalid, "neither a pid nor a netns path is given: name one of them")
 	case r.PID != 0 && r.Netns != "":
@@ -173,17 +186,12 @@ func (r AttachRequest) Validate() error {
 	case strings.ContainsRune(r.Netns, 0):
 		return Errorf(CodeInvalid, "netns path %q holds a zero byte", r.Netns)
 	}
-	if r.Name != "" {
-		if err := CheckName(r.Name); err != nil {
+	if err := (NamesRequest{Name: r.Name, Aliases: r.Aliases}).Validate(); err != nil {
+		return err
+	}
+	if r.Owner != "" {
+		if err := CheckOwner(r.Owner); err != nil {
 			return err
-		}
-	}
-	if len(r.Aliases) > MaxAliases {
-		return Errorf(CodeInvalid, "%d aliases are more than the %d that one container may have", len(r.Aliases), MaxAliases)
-	}
-	for _, a := range r.Aliases {
-		if err := CheckName(a); err != nil {
-			return Errorf(CodeInvalid, "alias: %w", err)
 		}
 	}
 	if r.Gateway && r.Addr != "" {
@@ -219,8 +227,48 @@ func (r AttachRequest) Validate() error {
 	return r.validatePublish()
 }
 
+// NamesRequest asks for other names of an attachment: all that it has from then on.
+type NamesRequest struct {
+	Name    string   `json:"name,omitempty"` // empty: the one that it has
+	Aliases []string `json:"aliases,omitempty"`
+}
+
+// Validate checks what can be checked without the node. Its errors have CodeInvalid.
+func (r NamesRequest) Validate() error {
+	if r.Name != "" {
+		if err := CheckName(r.Name); err != nil {
+			return err
+		}
+	}
+	if len(r.Aliases) > MaxAliases {
+		return Errorf(CodeInvalid, "%d aliases are more than the %d that one container may have", len(r.Aliases), MaxAliases)
+	}
+	for _, a := range r.Aliases {
+		if err := CheckName(a); err != nil {
+			return Errorf(CodeInvalid, "alias: %w", err)
+		}
+	}
+	return nil
+}
+
 // MaxAliases is how many aliases one attachment may have.
 const MaxAliases = 64
+
+// maxOwner bounds what an engine may call an attachment, in bytes: CNI's ids of containers have 64 and more.
+const maxOwner = 255
+
+// CheckOwner tells whether owner can be what an engine calls an attachment: 1 to 255 printable ASCII characters. By convention it is the
+// engine's name and its own ids, with slashes between: "cni/NET/CONTAINERID/IFNAME". Errors have CodeInvalid.
+func CheckOwner(owner string) error {
+	bad := owner == "" || len(owner) > maxOwner
+	for _, c := range []byte(owner) {
+		bad = bad || c < ' ' || c >= 0x7f
+	}
+	if bad {
+		return Errorf(CodeInvalid, "%q cannot be an owner: use 1 to %d printable characters, such as docker/ENDPOINTID", clip(owner), maxOwner)
+	}
+	return nil
+}
 
 // maxName bounds a name of an attachment; it is a DNS label's 63 bytes.
 const maxName = 63

@@ -124,6 +124,7 @@ func (n *Node) describeLocked(a *attachment) api.Attachment {
 		PID:          s.PID,
 		Netns:        s.Netns,
 		Inode:        s.Inode,
+		Owner:        s.Owner,
 		IfName:       s.IfName,
 		Addr:         s.Addr.String(),
 		MAC:          s.MAC,

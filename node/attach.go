@@ -55,7 +55,8 @@ const (
 	leaving
 )
 
-// attachment is one network namespace on the overlay. saved is constant once it is live, and without its ports; the rest is guarded by Node.mu.
+// attachment is one network namespace on the overlay. saved is constant once it is live, but for Name, Named and Aliases, and without its ports;
+// these and the rest are guarded by Node.mu.
 type attachment struct {
 	saved savedAttachment
 
@@ -65,6 +66,7 @@ type attachment struct {
 	link    link
 	port    *forwarder.Port
 	exit    exitWatch
+	ns      namespace     // see keepNamespace; nil: none is kept
 	off     chan struct{} // closed when nothing of it is left
 
 	ports  []*published // changed with Node.portsMu held, too
@@ -99,7 +101,7 @@ func (n *Node) Attach(ctx context.Context, r api.AttachRequest) (api.Attachment,
 	if err != nil {
 		return api.Attachment{}, attachError(r, err)
 	}
-	ns, err := n.openNamespace(r)
+	ns, err := n.openAsked(ctx, r)
 	if err != nil {
 		return api.Attachment{}, attachError(r, err)
 	}
@@ -126,9 +128,9 @@ func (n *Node) Attach(ctx context.Context, r api.AttachRequest) (api.Attachment,
 		return api.Attachment{}, attachError(r, err)
 	}
 	n.startPorts(a)
-	n.log.Info("attached", "name", a.saved.Name, "addr", a.saved.Addr.Addr(), "where", a.saved.where(), "ifname", a.saved.IfName)
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.log.Info("attached", "name", a.saved.Name, "addr", a.saved.Addr.Addr(), "where", a.saved.where(), "ifname", a.saved.IfName)
 	if r.Gateway {
 		n.tellMisfitLocked(a)
 	}
@@ -145,21 +147,101 @@ func (n *Node) takesLocked() error {
 	return nil
 }
 
-// openNamespace opens the namespace that r names.
-func (n *Node) openNamespace(r api.AttachRequest) (namespace, error) {
-	if r.PID != 0 {
+// openAsked opens the namespace that r names. ctx tells whose the descriptor in it is.
+func (n *Node) openAsked(ctx context.Context, r api.AttachRequest) (namespace, error) {
+	switch {
+	case r.PID != 0:
 		return n.edges.openPID(r.PID)
+	case r.Netns != "":
+		return n.edges.openPath(r.Netns)
 	}
-	return n.edges.openPath(r.Netns)
+	pid, err := api.CallerPID(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ns, err := n.edges.openPath(fmt.Sprintf("/proc/%d/fd/%d", pid, r.NetnsFD))
+	if errors.Is(err, nsutil.ErrNoPath) {
+		err = api.Errorf(api.CodeNotFound, "process %d has no descriptor %d: keep it open until the answer is there", pid, r.NetnsFD)
+	}
+	return ns, err
+}
+
+// openSaved opens the namespace of an attachment, if it is still the one that it was.
+func (n *Node) openSaved(s *savedAttachment) (ns namespace, err error) {
+	switch {
+	case s.PID != 0:
+		ns, err = n.edges.openPID(s.PID)
+	case s.Netns != "":
+		ns, err = n.edges.openPath(s.Netns)
+	default:
+		var where string
+		if where, err = n.edges.findInode(s.Inode, ""); err == nil {
+			ns, err = n.edges.openPath(where)
+		}
+	}
+	if err == nil && ns.Inode() != s.Inode {
+		return nil, errors.Join(errors.New("its network namespace is another one now"), ns.Close())
+	}
+	return ns, err
+}
+
+// keepNamespace has a, which is known by its namespace's number alone, hold on to ns: nothing else leads there before a process is in it.
+func (n *Node) keepNamespace(a *attachment, ns namespace) error {
+	if a.saved.PID != 0 || a.saved.Netns != "" {
+		return nil
+	}
+	kept, err := ns.again()
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	a.ns = kept
+	return nil
+}
+
+// letGo undoes keepNamespace.
+func (n *Node) letGo(a *attachment) {
+	n.mu.Lock()
+	kept := a.ns
+	a.ns = nil
+	n.mu.Unlock()
+	if kept != nil {
+		if err := kept.Close(); err != nil {
+			n.log.Debug("network namespace not closed", "inode", a.saved.Inode, "err", err)
+		}
+	}
+}
+
+// openAttached is openSaved of an attachment.
+func (n *Node) openAttached(a *attachment) (namespace, error) {
+	n.mu.Lock()
+	if a.ns != nil {
+		defer n.mu.Unlock()
+		return a.ns.again()
+	}
+	n.mu.Unlock()
+	return n.openSaved(&a.saved)
+}
+
+// savedOf is what is kept of an attachment that lives, without its ports, as its names are now.
+func (n *Node) savedOf(a *attachment) savedAttachment {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return a.saved
 }
 
 // reserve gives the attachment its name and address and writes it down before anything is made, so that a TAP that
 // outlives this daemon is always known to the next one.
 func (n *Node) reserve(r api.AttachRequest, ns namespace) (*attachment, error) {
-	s := savedAttachment{Name: r.Name, PID: r.PID, Netns: r.Netns, Inode: ns.Inode(), IfName: r.IfName,
+	s := savedAttachment{Name: r.Name, PID: r.PID, Netns: r.Netns, Inode: ns.Inode(), Owner: r.Owner, IfName: r.IfName,
 		NoDefault: r.NoDefaultRoute || r.Gateway, Gateway: r.Gateway, Since: time.Now(), Policy: r.Policy,
 		Named: r.Name != "", Aliases: r.Aliases}
-	if s.Name == "" {
+	switch {
+	case s.Name != "":
+	case r.NetnsFD != 0:
+		s.Name = "netns-" + strconv.FormatUint(s.Inode, 10)
+	default:
 		s.Name = defaultName(r)
 	}
 	if err := checkNames(&s); err != nil {
@@ -182,6 +264,11 @@ func (n *Node) reserve(r api.AttachRequest, ns namespace) (*attachment, error) {
 		if other.saved.Inode == s.Inode || r.PID != 0 && other.saved.PID == r.PID {
 			return nil, api.Errorf(api.CodeInUse, "it is already attached as %q with address %v: `rootless-ovl detach %s` first",
 				other.saved.Name, other.saved.Addr.Addr(), other.saved.Name)
+		}
+	}
+	for _, other := range n.attachments {
+		if s.Owner != "" && other.saved.Owner == s.Owner {
+			return nil, api.Errorf(api.CodeInUse, "owner %q has the attachment %q with address %v already: `rootless-ovl detach %s` first", s.Owner, other.saved.Name, other.saved.Addr.Addr(), other.saved.Name)
 		}
 	}
 	for _, other := range n.attachments { // names are published in lower case
@@ -249,6 +336,7 @@ func (n *Node) chooseAddrLocked(r api.AttachRequest, name string) (netip.Addr, e
 func (n *Node) connect(ctx context.Context, a *attachment, ns namespace) (err error) {
 	defer func() {
 		if err != nil {
+			n.letGo(a)
 			n.dropName(a)
 			n.mu.Lock()
 			defer n.mu.Unlock()
@@ -256,6 +344,9 @@ func (n *Node) connect(ctx context.Context, a *attachment, ns namespace) (err er
 			err = errors.Join(err, n.saveAttachmentsLocked())
 		}
 	}()
+	if err := n.keepNamespace(a, ns); err != nil {
+		return err
+	}
 	exit, err := n.watchFor(&a.saved)
 	if err != nil {
 		return err
@@ -290,7 +381,7 @@ func (n *Node) connect(ctx context.Context, a *attachment, ns namespace) (err er
 	if err = ctx.Err(); err == nil {
 		n.letThrough(a, ns)
 		if err = n.enter(a, l, exit, tapConfig.MTU); err != nil {
-			n.takeBack(a.saved)
+			n.takeBack(a)
 		}
 	}
 	if err != nil {
@@ -346,7 +437,7 @@ func (n *Node) enter(a *attachment, l link, exit exitWatch, mtu int) error {
 			return
 		}
 		if _, err := n.leave(a, why); err != nil {
-			n.log.Debug("TAP of an ended container", "name", a.saved.Name, "err", err)
+			n.log.Debug("TAP of an ended container", "ifname", a.saved.IfName, "err", err)
 		}
 	})
 	return nil
@@ -373,7 +464,8 @@ func (n *Node) leave(a *attachment, why string) (bool, error) {
 	removed := a.link
 	a.link = nil
 	n.mu.Unlock()
-	n.takeBack(a.saved)
+	n.takeBack(a)
+	n.letGo(a)
 	err := errors.Join(removed.Delete(), a.exit.Close())
 	for _, p := range a.saved.sources() {
 		n.gateway.Release(p)
@@ -416,7 +508,7 @@ func (n *Node) Detach(ctx context.Context, nameOrPID string) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("detach %s: the address is free, but removing %s failed: %w", a.saved.Name, a.saved.IfName, err)
+		return fmt.Errorf("detach %s: the address is free, but removing %s failed: %w", nameOrPID, a.saved.IfName, err)
 	}
 	return nil
 }
@@ -500,8 +592,13 @@ func (n *Node) adopt() error {
 	} else if err != nil {
 		return err
 	}
+	boot := n.bootID()
+	if boot != "" && saved.Boot != "" && boot != saved.Boot && len(saved.Attachments) > 0 {
+		n.log.Info("the host was started again since the last run: its containers have ended, and their addresses are free", "attachments", len(saved.Attachments))
+		saved.Attachments = nil
+	}
 	n.mu.Lock()
-	n.pool.last, n.unadopted = saved.LastAddr, saved.Attachments
+	n.boot, n.pool.last, n.unadopted = boot, saved.LastAddr, saved.Attachments
 	n.mu.Unlock()
 	for i, s := range saved.Attachments {
 		err := n.adoptOne(s)
@@ -523,11 +620,24 @@ func (n *Node) adopt() error {
 	return n.saveAttachmentsLocked()
 }
 
+// bootID names the host's run, or is empty where that cannot be told.
+func (n *Node) bootID() string {
+	id, err := n.edges.bootID()
+	if err != nil {
+		n.log.Debug("whether the host was started again cannot be told", "err", err)
+		return ""
+	}
+	return id
+}
+
 // errBadEntry is an entry of the state file that the node has not written.
 var errBadEntry = errors.New("its entry in the state file is not valid")
 
 func (n *Node) adoptOne(s savedAttachment) (err error) {
-	r := api.AttachRequest{PID: s.PID, Netns: s.Netns, Name: s.Name, IfName: s.IfName, MAC: s.MAC, Policy: s.Policy}
+	r := api.AttachRequest{PID: s.PID, Netns: s.Netns, Name: s.Name, Owner: s.Owner, IfName: s.IfName, MAC: s.MAC, Policy: s.Policy}
+	if s.PID == 0 && s.Netns == "" && s.Inode != 0 {
+		r.NetnsFD = 3 // of whoever it was, any number
+	}
 	if err := r.Validate(); err != nil {
 		return fmt.Errorf("%w: %w", errBadEntry, err)
 	}
@@ -542,14 +652,11 @@ func (n *Node) adoptOne(s savedAttachment) (err error) {
 			return errors.New("its process has ended")
 		}
 	}
-	ns, err := n.openNamespace(r)
+	ns, err := n.openSaved(&s)
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
-	if ns.Inode() != s.Inode {
-		return errors.New("its network namespace is another one now")
-	}
 	a := n.newAttachment(s)
 	for _, p := range s.Ports {
 		a.ports = append(a.ports, &published{saved: p}) // restorePorts opens them
@@ -567,6 +674,7 @@ func (n *Node) adoptOne(s savedAttachment) (err error) {
 	}
 	defer func() {
 		if err != nil {
+			n.letGo(a)
 			n.mu.Lock()
 			n.forgetLocked(a)
 			n.mu.Unlock()
@@ -574,6 +682,9 @@ func (n *Node) adoptOne(s savedAttachment) (err error) {
 			n.forbid(ns, s)
 		}
 	}()
+	if err := n.keepNamespace(a, ns); err != nil {
+		return err
+	}
 	exit, err := n.watchFor(&a.saved)
 	if err != nil {
 		return err
@@ -609,7 +720,11 @@ func (n *Node) release() {
 			}
 		}
 		a.exit.Close()
-		if err := a.link.Close(); err != nil {
+		err := a.link.Close()
+		if a.ns != nil {
+			err = errors.Join(err, a.ns.Close())
+		}
+		if err != nil {
 			n.log.Warn("TAP not closed", "name", a.saved.Name, "err", err)
 		}
 	}
@@ -617,7 +732,7 @@ func (n *Node) release() {
 
 // saveAttachmentsLocked writes down what is attached, and what adopt has not come to yet as it was.
 func (n *Node) saveAttachmentsLocked() error {
-	saved := savedAttachments{V: 1, LastAddr: n.pool.last, Attachments: []savedAttachment{}}
+	saved := savedAttachments{V: 1, Boot: n.boot, LastAddr: n.pool.last, Attachments: []savedAttachment{}}
 	for _, a := range n.attachments {
 		s := a.saved
 		s.Ports = a.savedPortsLocked()
@@ -653,10 +768,13 @@ func (s *savedAttachment) sources() (sources []netip.Prefix) {
 
 // where is how a person would name the attached namespace.
 func (s *savedAttachment) where() string {
-	if s.Netns != "" {
+	switch {
+	case s.Netns != "":
 		return s.Netns
+	case s.PID != 0:
+		return "pid " + strconv.Itoa(s.PID)
 	}
-	return "pid " + strconv.Itoa(s.PID)
+	return "net:[" + strconv.FormatUint(s.Inode, 10) + "]" // as lsns(8) and /proc do
 }
 
 var procNetns = regexp.MustCompile(`^/proc/(\d+)/(?:task/\d+/)?ns/net$`)
@@ -700,8 +818,11 @@ func macText(m [6]byte) string {
 // attachError gives an error of an attach its code and says what was being attached.
 func attachError(r api.AttachRequest, err error) error {
 	what := fmt.Sprintf("attach pid %d", r.PID)
-	if r.Netns != "" {
+	switch {
+	case r.Netns != "":
 		what = "attach " + r.Netns
+	case r.NetnsFD != 0:
+		what = fmt.Sprintf("attach descriptor %d", r.NetnsFD)
 	}
 	var coded *api.Error
 	code := api.CodeInternal

@@ -46,6 +46,7 @@ type gateway interface {
 // namespace is a container's network namespace.
 type namespace interface {
 	Inode() uint64
+	again() (namespace, error) // the same, to be closed apart
 	create(c nsutil.TAPConfig, s savedAttachment) (link, error)
 	adopt(s savedAttachment) (link, error)
 	inTheWay(c nsutil.TAPConfig) ([]nsutil.Device, error)
@@ -70,6 +71,8 @@ type link interface {
 type edges struct {
 	openPID   func(pid int) (namespace, error)
 	openPath  func(path string) (namespace, error)
+	findInode func(inode uint64, last string) (path string, err error) // of a namespace that somebody is in, nsutil.ErrGone: of none
+	bootID    func() (string, error)                                   // another after every start of the host
 	startTime func(pid int) (uint64, error)
 	detached  func(pid int) string // path of the namespace that RootlessKit keeps apart from that process, or ""
 	watchPID  func(pid int) (exitWatch, error)
@@ -86,6 +89,8 @@ func kernelEdges() edges {
 	return edges{
 		openPID:   func(pid int) (namespace, error) { return asNamespace(nsutil.OpenPID(pid)) },
 		openPath:  func(path string) (namespace, error) { return asNamespace(nsutil.OpenPath(path)) },
+		findInode: nsutil.FindInode,
+		bootID:    nsutil.BootID,
 		startTime: nsutil.StartTime,
 		detached:  nsutil.DetachedNetns,
 		watchPID: func(pid int) (exitWatch, error) {
@@ -143,6 +148,8 @@ func asNamespace(ns *nsutil.Namespace, err error) (namespace, error) {
 	}
 	return kernelNamespace{ns}, nil
 }
+
+func (ns kernelNamespace) again() (namespace, error) { return asNamespace(ns.Dup()) }
 
 func (ns kernelNamespace) create(c nsutil.TAPConfig, s savedAttachment) (link, error) {
 	t, err := ns.CreateTAP(c)

@@ -1,8 +1,17 @@
-// This file notices that a container is gone: by its process where it was attached by pid, by its path otherwise.
+// This file notices that a container is gone: by its process where it was attached by pid, by its path where it has one, and where it was
+// attached by a descriptor by looking for anything that is left in its namespace.
+//
+// The namespace itself tells nothing: it lives as long as we hold a TAP in it. An engine that ends a container says so (CNI's DEL, say), but one
+// that was killed, or whose container was, may never do; then the address would be lost. So an attachment by descriptor ends when no process has
+// been in the namespace, and it has been mounted nowhere, for inodeGrace: podman and containerd mount the namespaces that they make, before they
+// call a CNI plugin and until after they have called it for the last time, so that a container that is created and not started yet, or one
+// between two runs, keeps its address as long as its engine keeps its namespace. nerdctl and rootless ctr do not mount: there the container's
+// process is in it before the plugin is called. Who does it otherwise - holds a descriptor only, until there is a process - has inodeFirst for it.
 
 package node
 
 import (
+	"errors"
 	"sync"
 	"time"
 
@@ -11,6 +20,16 @@ import (
 
 // pathPoll is how often the path of a namespace is looked at. A container that exits is to be noticed within a second.
 const pathPoll = 500 * time.Millisecond
+
+const (
+	// inodePoll is how often it is looked at what is in a namespace without a path: one system call as a rule.
+	inodePoll = 2 * time.Second
+	// inodeGrace is how long a namespace without a path is empty before its container has ended: a process that engines start again in the
+	// same namespace takes a moment.
+	inodeGrace = 10 * time.Second
+	// inodeFirst is the same of a namespace that nobody has been seen in yet.
+	inodeFirst = time.Minute
+)
 
 // exitWatch tells when something has ended. Close stops watching; Done may then stay open for ever.
 type exitWatch interface {
@@ -23,24 +42,51 @@ func (n *Node) watchFor(s *savedAttachment) (exitWatch, error) {
 	if s.PID != 0 {
 		return n.edges.watchPID(s.PID)
 	}
-	return watchPath(s.Netns, s.Inode), nil
+	if s.Netns != "" {
+		return watchPath(s.Netns, s.Inode), nil
+	}
+	return watchInode(s.Inode, n.edges.findInode), nil
 }
 
-// pathWatch is done when its path is no longer the namespace it was: unmounted, removed, or made anew.
-type pathWatch struct {
+// pollWatch looks again and again.
+type pollWatch struct {
 	done chan struct{}
 	stop chan struct{}
 	once sync.Once
 }
 
-// watchPath watches path, which now is a file with that inode number. It runs one goroutine until Close or the end.
-func watchPath(path string, inode uint64) *pathWatch {
-	w := &pathWatch{done: make(chan struct{}), stop: make(chan struct{})}
+// watchPath is done when path is no longer the namespace it was, with that inode number: unmounted, removed, or made anew.
+func watchPath(path string, inode uint64) *pollWatch {
+	return watchPoll(pathPoll, func() bool {
+		now, err := nsutil.InodeAt(path)
+		return err != nil || now != inode
+	})
+}
+
+// watchInode is done when find has found the namespace empty for a time.
+func watchInode(inode uint64, find func(inode uint64, last string) (string, error)) *pollWatch {
+	seen, grace, where := time.Now(), inodeFirst, ""
+	return watchPoll(inodePoll, func() bool {
+		at, err := find(inode, where)
+		switch {
+		case err == nil:
+			seen, grace = time.Now(), inodeGrace
+		case !errors.Is(err, nsutil.ErrGone): // it could not be looked for
+			seen = time.Now()
+		}
+		where = at
+		return time.Since(seen) >= grace
+	})
+}
+
+// watchPoll is done when ended, called at intervals by a goroutine of its own until Close, reports true.
+func watchPoll(interval time.Duration, ended func() bool) *pollWatch {
+	w := &pollWatch{done: make(chan struct{}), stop: make(chan struct{})}
 	go func() {
-		tick := time.NewTicker(pathPoll)
+		tick := time.NewTicker(interval)
 		defer tick.Stop()
 		for {
-			if now, err := nsutil.InodeAt(path); err != nil || now != inode {
+			if ended() {
 				close(w.done)
 				return
 			}
@@ -54,10 +100,10 @@ func watchPath(path string, inode uint64) *pathWatch {
 	return w
 }
 
-func (w *pathWatch) Done() <-chan struct{} { return w.done }
+func (w *pollWatch) Done() <-chan struct{} { return w.done }
 
 // Close never fails and may be called again.
-func (w *pathWatch) Close() error {
+func (w *pollWatch) Close() error {
 	w.once.Do(func() { close(w.stop) })
 	return nil
 }

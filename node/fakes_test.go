@@ -56,6 +56,8 @@ type container struct {
 	pid       int
 	inode     uint64
 	start     uint64
+	paths     []string // that lead to its namespace
+	held      []string // of these, those by which it is found: a process that is in it, a mount of it
 	exited    chan struct{}
 	links     map[string]*fakeLink // TAPs in the namespace by interface name
 	createErr error
@@ -122,7 +124,31 @@ func (w *world) edges() edges {
 			return fakeNamespace{c}, nil
 		},
 		detached: func(int) string { return "" },
-		openPath: func(path string) (namespace, error) { return nil, fmt.Errorf("%s: %w", path, nsutil.ErrNoPath) },
+		openPath: func(path string) (namespace, error) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			for _, c := range w.containers {
+				if slices.Contains(c.paths, path) || slices.Contains(c.held, path) {
+					return fakeNamespace{c}, nil
+				}
+			}
+			return nil, fmt.Errorf("%s: %w", path, nsutil.ErrNoPath)
+		},
+		findInode: func(inode uint64, _ string) (string, error) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			for _, c := range w.containers {
+				if c.inode == inode && len(c.held) > 0 {
+					return c.held[0], nil
+				}
+			}
+			return "", fmt.Errorf("%d: %w", inode, nsutil.ErrGone)
+		},
+		bootID: func() (string, error) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return w.boot, nil
+		},
 		startTime: func(pid int) (uint64, error) {
 			c, err := w.find(pid)
 			if err != nil {
@@ -182,7 +208,12 @@ func (w *world) edges() edges {
 type fakeNamespace struct{ c *container }
 
 func (f fakeNamespace) Inode() uint64 { return f.c.inode }
-func (f fakeNamespace) Close() error  { return nil }
+func (f fakeNamespace) Close() error  { f.c.world.count(&f.c.opened, -1); return nil }
+
+func (f fakeNamespace) again() (namespace, error) {
+	f.c.world.count(&f.c.opened, 1)
+	return f, nil
+}
 
 func (f fakeNamespace) create(c nsutil.TAPConfig, _ savedAttachment) (link, error) {
 	f.c.world.mu.Lock()

@@ -127,18 +127,16 @@ func gatewayOf(subnet netip.Prefix) netip.Prefix {
 }
 
 // takeBack undoes letThrough, where the namespace is still there.
-func (n *Node) takeBack(s savedAttachment) {
-	if !s.Gateway {
+func (n *Node) takeBack(a *attachment) {
+	if !a.saved.Gateway {
 		return
 	}
-	ns, err := n.openNamespace(api.AttachRequest{PID: s.PID, Netns: s.Netns})
+	ns, err := n.openAttached(a)
 	if err != nil {
 		return // it has ended
 	}
 	defer ns.Close()
-	if ns.Inode() == s.Inode {
-		n.forbid(ns, s)
-	}
+	n.forbid(ns, n.savedOf(a))
 }
 
 // forbid has the firewall of an attachment's namespace forget what letThrough has made.

@@ -94,6 +94,7 @@ type Node struct {
 	peers           []peer
 	attachments     map[string]*attachment // by name
 	unadopted       []savedAttachment      // of the last run, that adopt has not come to yet
+	boot            string                 // of the host: see savedAttachments
 	savedAt         time.Time              // when our lease was last known to be held
 	gone            tap.Stats              // of TAPs that are detached
 	goneDrops       map[string]uint64

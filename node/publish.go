@@ -423,14 +423,11 @@ func (n *Node) openInside(a *attachment, list []*published) {
 }
 
 func (n *Node) socketsIn(a *attachment) (kernelSockets, error) {
-	ns, err := n.openNamespace(api.AttachRequest{PID: a.saved.PID, Netns: a.saved.Netns})
+	ns, err := n.openAttached(a)
 	if err != nil {
 		return nil, err
 	}
-	if ns.Inode() != a.saved.Inode {
-		return nil, errors.Join(errors.New("its network namespace is another one now"), ns.Close())
-	}
-	s, err := ns.sockets(a.saved)
+	s, err := ns.sockets(n.savedOf(a))
 	if err != nil {
 		return nil, errors.Join(err, ns.Close())
 	}

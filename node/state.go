@@ -191,7 +191,8 @@ func writeState(path string, v any) error {
 // savedAttachments is attachments.json.
 type savedAttachments struct {
 	V           int               `json:"v"`
-	LastAddr    netip.Addr        `json:"last_addr"` // where giving out addresses goes on
+	Boot        string            `json:"boot,omitempty"` // of the host, by which it was written: another has none of the containers
+	LastAddr    netip.Addr        `json:"last_addr"`      // where giving out addresses goes on
 	Attachments []savedAttachment `json:"attachments"`
 }
 
@@ -201,7 +202,8 @@ type savedAttachment struct {
 	PID       int          `json:"pid,omitempty"`
 	StartTime uint64       `json:"start_time,omitempty"` // of PID, in clock ticks since boot: tells a reused pid apart
 	Netns     string       `json:"netns,omitempty"`      // path; set for --netns attachments
-	Inode     uint64       `json:"inode"`                // of the network namespace
+	Inode     uint64       `json:"inode"`                // of the network namespace; all that is known of it with neither PID nor Netns
+	Owner     string       `json:"owner,omitempty"`
 	IfName    string       `json:"ifname"`
 	Addr      netip.Prefix `json:"addr"`           // address with the subnet's length
 	Addr6     netip.Prefix `json:"addr6,omitzero"` // likewise in a dual-stack network

@@ -263,6 +263,35 @@ func (n *Namespace) findOwner() error {
 // time apart.
 func (n *Namespace) Inode() uint64 { return n.ino }
 
+// Dup is the same namespace with a life of its own.
+func (n *Namespace) Dup() (*Namespace, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closed {
+		return nil, fail(ErrGone, os.ErrClosed, "%s: the namespace was closed", n.name)
+	}
+	again := &Namespace{name: n.name, ino: n.ino}
+	var err error
+	if again.net, err = dup(n.net); err != nil {
+		return nil, err
+	}
+	if n.owner != nil {
+		if again.owner, err = dup(n.owner); err != nil {
+			again.net.Close()
+			return nil, err
+		}
+	}
+	return again, nil
+}
+
+func dup(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "dup", Path: f.Name(), Err: err}
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
 // Close lets the namespace go. Its TAPs stay.
 func (n *Namespace) Close() error {
 	n.mu.Lock()
