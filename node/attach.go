@@ -68,6 +68,7 @@ type attachment struct {
 	exit    exitWatch
 	ns      namespace     // see keepNamespace; nil: none is kept
 	off     chan struct{} // closed when nothing of it is left
+	next    string        // the name that Rename is about to give it
 
 	ports  []*published // changed with Node.portsMu held, too
 	inside portInside   // how they reach it
@@ -138,6 +139,9 @@ func (n *Node) Attach(ctx context.Context, r api.AttachRequest) (api.Attachment,
 	described.Warnings = append(warnings, familyWarning(a.saved)...)
 	return described, nil
 }
+
+// nameOf is what a is called now.
+func (n *Node) nameOf(a *attachment) string { return n.savedOf(a).Name }
 
 // takesLocked tells whether attachments are taken now.
 func (n *Node) takesLocked() error {
@@ -271,10 +275,8 @@ func (n *Node) reserve(r api.AttachRequest, ns namespace) (*attachment, error) {
 			return nil, api.Errorf(api.CodeInUse, "owner %q has the attachment %q with address %v already: `rootless-ovl detach %s` first", s.Owner, other.saved.Name, other.saved.Addr.Addr(), other.saved.Name)
 		}
 	}
-	for _, other := range n.attachments { // names are published in lower case
-		if strings.EqualFold(other.saved.Name, s.Name) {
-			return nil, api.Errorf(api.CodeInUse, "name %q is taken by %q, %s: choose another with --name", s.Name, other.saved.Name, other.saved.where())
-		}
+	if err := n.nameFreeLocked(nil, s.Name); err != nil {
+		return nil, err
 	}
 	if err := n.excludedLocked(r.Gateway); err != nil {
 		return nil, err

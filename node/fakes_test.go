@@ -39,6 +39,7 @@ type world struct {
 	own        []netip.Addr
 	carried    []netip.AddrPort // destinations of CarryTCP
 	addPortErr error
+	boot       string
 	host       external     // the external interface; the loopback's if there is none
 	also       []netip.Addr // addresses that the host has beside those of the external interface
 	hostErr    error
@@ -58,6 +59,7 @@ type container struct {
 	start     uint64
 	paths     []string // that lead to its namespace
 	held      []string // of these, those by which it is found: a process that is in it, a mount of it
+	opened    int      // how often its namespace is open
 	exited    chan struct{}
 	links     map[string]*fakeLink // TAPs in the namespace by interface name
 	createErr error
@@ -84,6 +86,12 @@ func (w *world) start(pid int) *container {
 	c := &container{world: w, pid: pid, inode: 4026530000 + uint64(pid), start: 1000 + uint64(pid), exited: make(chan struct{}), links: make(map[string]*fakeLink)}
 	w.containers[pid] = c
 	return c
+}
+
+func (w *world) count(n *int, by int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	*n += by
 }
 
 // exit ends the container; its namespace and TAPs go with it.
@@ -121,6 +129,7 @@ func (w *world) edges() edges {
 			if err != nil {
 				return nil, err
 			}
+			w.count(&c.opened, 1)
 			return fakeNamespace{c}, nil
 		},
 		detached: func(int) string { return "" },
@@ -129,6 +138,7 @@ func (w *world) edges() edges {
 			defer w.mu.Unlock()
 			for _, c := range w.containers {
 				if slices.Contains(c.paths, path) || slices.Contains(c.held, path) {
+					c.opened++
 					return fakeNamespace{c}, nil
 				}
 			}

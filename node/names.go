@@ -62,12 +62,25 @@ func (n *Node) nameOfLocked(s *savedAttachment) (name lease.Name, ok bool) {
 
 // claimName publishes the name of an attachment that is being made, or says who has it. While the store is away it only asks for it.
 func (n *Node) claimName(ctx context.Context, a *attachment) error {
+	if name, ok := n.publishedAs(&a.saved); ok {
+		return n.claim(ctx, name)
+	}
+	return nil
+}
+
+// publishedAs is nameOfLocked.
+func (n *Node) publishedAs(s *savedAttachment) (lease.Name, bool) {
 	n.mu.Lock()
-	name, ok := n.nameOfLocked(&a.saved)
+	defer n.mu.Unlock()
+	return n.nameOfLocked(s)
+}
+
+func (n *Node) claim(ctx context.Context, name lease.Name) error {
+	n.mu.Lock()
 	names, registry := n.names, n.registry
 	n.mu.Unlock()
-	if !ok || names == nil {
-		return nil
+	if names == nil {
+		return nil // followNames asks for it
 	}
 	ctx, cancel := context.WithTimeout(ctx, claimPatience)
 	defer cancel()
@@ -125,8 +138,13 @@ func (n *Node) keepNameLocked(a *attachment) {
 
 // dropName takes back what claimName has published.
 func (n *Node) dropName(a *attachment) {
+	s := n.savedOf(a)
+	n.dropNameOf(&s)
+}
+
+func (n *Node) dropNameOf(s *savedAttachment) {
 	n.mu.Lock()
-	name, ok := n.nameOfLocked(&a.saved)
+	name, ok := n.nameOfLocked(s)
 	names, registry := n.names, n.registry
 	n.mu.Unlock()
 	if !ok || names == nil {

@@ -166,7 +166,7 @@ func (n *Node) Publish(_ context.Context, nameOrPID string, r api.PublishRequest
 	}
 	added, err := n.openPorts(a, wanted)
 	if err != nil {
-		return nil, publishError(a, err)
+		return nil, publishError(n.nameOf(a), err)
 	}
 	n.openInside(a, added)
 	n.mu.Lock()
@@ -181,11 +181,11 @@ func (n *Node) Publish(_ context.Context, nameOrPID string, r api.PublishRequest
 	if err != nil {
 		n.closePorts(added)
 		n.closeInside(a)
-		return nil, publishError(a, err)
+		return nil, publishError(n.nameOf(a), err)
 	}
 	n.servePorts(a, added)
 	n.retryLater(a)
-	n.log.Info("published", "name", a.saved.Name, "ports", api.PortsText(list))
+	n.log.Info("published", "name", n.nameOf(a), "ports", api.PortsText(list))
 	return list, nil
 }
 
@@ -222,7 +222,7 @@ func (n *Node) Unpublish(_ context.Context, nameOrPID string, r api.UnpublishReq
 	n.closePorts(gone)
 	n.closeInside(a)
 	if len(gone) > 0 {
-		n.log.Info("unpublished", "name", a.saved.Name, "ports", api.PortsText(picked))
+		n.log.Info("unpublished", "name", n.nameOf(a), "ports", api.PortsText(picked))
 	}
 	return picked, nil
 }
@@ -413,10 +413,10 @@ func (n *Node) openInside(a *attachment, list []*published) {
 		a.inside.told = false
 	case errors.Is(err, errors.ErrUnsupported):
 		a.inside.never = true
-		n.log.Info("published connections go through the gateway, as the container's namespace takes no sockets of ours", "name", a.saved.Name, "err", err)
+		n.log.Info("published connections go through the gateway, as the container's namespace takes no sockets of ours", "name", n.nameOf(a), "err", err)
 	default:
 		if !a.inside.told {
-			n.log.Info("published connections go through the gateway for now, as sockets cannot be made in the container's namespace", "name", a.saved.Name, "err", err)
+			n.log.Info("published connections go through the gateway for now, as sockets cannot be made in the container's namespace", "name", n.nameOf(a), "err", err)
 		}
 		a.inside.told = true
 	}
@@ -447,7 +447,7 @@ func (n *Node) closeInside(a *attachment) {
 	a.inside.never = false // with the next port it is seen
 	if s := a.inside.sockets.Swap(nil); s != nil {
 		if err := (*s).Close(); err != nil {
-			n.log.Debug("sockets in a container's namespace", "name", a.saved.Name, "err", err)
+			n.log.Debug("sockets in a container's namespace", "name", n.nameOf(a), "err", err)
 		}
 	}
 }
@@ -600,17 +600,17 @@ func (n *Node) retryPort(a *attachment, p *published) {
 	p.pub, p.problem = pub, ""
 	n.mu.Unlock()
 	n.servePorts(a, []*published{p})
-	n.log.Info("published again", "name", a.saved.Name, "port", p.saved.api())
+	n.log.Info("published again", "name", n.nameOf(a), "port", p.saved.api())
 }
 
 // publishError gives an error about ports its code and says whose ports they are.
-func publishError(a *attachment, err error) error {
+func publishError(name string, err error) error {
 	err = codedPortError(err)
 	var coded *api.Error
 	if errors.As(err, &coded) {
-		return api.Errorf(coded.Code, "publish for %q: %w", a.saved.Name, err)
+		return api.Errorf(coded.Code, "publish for %q: %w", name, err)
 	}
-	return fmt.Errorf("publish for %q: %w", a.saved.Name, err)
+	return fmt.Errorf("publish for %q: %w", name, err)
 }
 
 func codedPortError(err error) error {

@@ -89,10 +89,16 @@ func (a *app) execUntil(early *signalContext, ref string, spec nsutil.Spec) erro
 // joinSandbox starts a sandbox in the namespaces of an attachment: its process's, or what has the network namespace at its path.
 func joinSandbox(att api.Attachment, spec nsutil.Spec) (sandbox, error) {
 	where := att.Netns
-	open := func() (*nsutil.Namespace, error) { return nsutil.OpenPath(att.Netns) }
-	if att.PID != 0 {
+	open := func() (*nsutil.Namespace, error) { return nsutil.OpenPath(where) }
+	switch {
+	case att.PID != 0:
 		where = fmt.Sprintf("process %d", att.PID)
 		open = func() (*nsutil.Namespace, error) { return nsutil.OpenPID(att.PID) }
+	case where == "": // it was attached by a descriptor
+		var err error
+		if where, err = nsutil.FindInode(att.Inode, ""); err != nil {
+			return nil, err
+		}
 	}
 	ns, err := open()
 	if err != nil {
