@@ -159,7 +159,7 @@ func (n *Node) openAsked(ctx context.Context, r api.AttachRequest) (namespace, e
 	case r.Netns != "":
 		return n.edges.openPath(r.Netns)
 	}
-	pid, err := api.CallerPID(ctx)
+	pid, err := n.edges.caller(ctx)
 	if err != nil {
 		return nil, err
 	}

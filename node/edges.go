@@ -71,6 +71,7 @@ type link interface {
 type edges struct {
 	openPID   func(pid int) (namespace, error)
 	openPath  func(path string) (namespace, error)
+	caller    func(ctx context.Context) (pid int, err error)           // whose request it is
 	findInode func(inode uint64, last string) (path string, err error) // of a namespace that somebody is in, nsutil.ErrGone: of none
 	bootID    func() (string, error)                                   // another after every start of the host
 	startTime func(pid int) (uint64, error)
@@ -89,6 +90,7 @@ func kernelEdges() edges {
 	return edges{
 		openPID:   func(pid int) (namespace, error) { return asNamespace(nsutil.OpenPID(pid)) },
 		openPath:  func(path string) (namespace, error) { return asNamespace(nsutil.OpenPath(path)) },
+		caller:    api.CallerPID,
 		findInode: nsutil.FindInode,
 		bootID:    nsutil.BootID,
 		startTime: nsutil.StartTime,

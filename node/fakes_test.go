@@ -76,6 +76,28 @@ type container struct {
 	servers    map[netip.AddrPort]netip.AddrPort // where what listens in the container is really
 }
 
+// theCaller is the pid of whoever calls the API.
+const theCaller = 999
+
+// startApart starts a container that the caller of the API has as a descriptor, and that nobody is in yet.
+func (w *world) startApart(pid, fd int) *container {
+	c := w.start(pid)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	c.paths = []string{fmt.Sprintf("/proc/%d/fd/%d", theCaller, fd)}
+	return c
+}
+
+// hold has the namespace be found by path, or not any more if it is empty.
+func (c *container) hold(path string) {
+	c.world.mu.Lock()
+	defer c.world.mu.Unlock()
+	c.held = nil
+	if path != "" {
+		c.held = []string{path}
+	}
+}
+
 func newWorld() *world {
 	return &world{containers: make(map[int]*container), ports: make(map[*forwarder.Port]forwarder.PortConfig), policies: make(map[netip.Addr]stack.Policy)}
 }
@@ -154,6 +176,7 @@ func (w *world) edges() edges {
 			}
 			return "", fmt.Errorf("%d: %w", inode, nsutil.ErrGone)
 		},
+		caller: func(context.Context) (int, error) { return theCaller, nil },
 		bootID: func() (string, error) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
