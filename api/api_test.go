@@ -25,7 +25,10 @@ func TestClient_GetsWhatTheBackendSays(t *testing.T) {
 			Store:    StoreStatus{Endpoints: []string{"http://127.0.0.1:2379"}, Connected: true, Since: since},
 			Counters: map[string]map[string]uint64{"drops": {"ttl_exceeded": 3}},
 		},
-		attachments: []Attachment{{Name: "web", PID: 42, IfName: "eth0", Addr: "10.213.7.2/24", Since: since}},
+		attachments: []Attachment{
+			{Name: "web", PID: 42, IfName: "eth0", Addr: "10.213.7.2/24", Since: since},
+			{Name: "job", Inode: 4026532345, IfName: "eth0", Addr: "10.213.7.3/24", Since: since, Owner: "cni/a net/0123&x=y/eth0"},
+		},
 		peers:       []Peer{{Subnet: "10.213.9.0/24", PublicIP: "192.0.2.9", Port: 8285, Stock: true}},
 		config:      json.RawMessage(`{"Network":"10.213.0.0/16"}`),
 	}
@@ -49,6 +52,17 @@ func TestClient_GetsWhatTheBackendSays(t *testing.T) {
 	}
 	if string(b.config) != `{"Network":"10.5.0.0/16"}` {
 		t.Errorf("the backend got the config %s", b.config)
+	}
+
+	if got, err := c.AttachmentsOf(ctx, "cni/a net/0123&x=y/eth0"); err != nil || !reflect.DeepEqual(got, b.attachments[1:]) {
+		t.Errorf("AttachmentsOf: %+v, %v", got, err)
+	}
+	if got, err := c.AttachmentsOf(ctx, "cni/other"); err != nil || len(got) != 0 {
+		t.Errorf("AttachmentsOf another: %+v, %v", got, err)
+	}
+	if got, err := c.Rename(ctx, "web", NamesRequest{Name: "shop", Aliases: []string{"www"}}); err != nil || got.Name != "shop" || !slices.Equal(got.Aliases, []string{"www"}) ||
+		!slices.Equal(b.renamed, []string{"web"}) {
+		t.Errorf("Rename: %+v, %v; the backend was asked for %q", got, err, b.renamed)
 	}
 
 	req := AttachRequest{PID: 42, Name: "web", Addr: "10.213.7.2", IfName: "eth0", MAC: "02:00:00:00:00:01", NoDefaultRoute: true}
@@ -147,6 +161,11 @@ func TestHandler_RefusesWhatItDoesNotUnderstand(t *testing.T) {
 		{"config an array", "PUT", PathConfig, "[]", 400, "not a JSON object"},
 		{"config empty", "PUT", PathConfig, "", 400, "not a JSON object"},
 		{"config too large", "PUT", PathConfig, `{"x":"` + strings.Repeat("x", MaxBody) + `"}`, 400, "larger than 65536"},
+		{"owner of two lines", "GET", PathAttachments + "?owner=a%0Ab", "", 400, "printable"},
+		{"owner of nothing", "GET", PathAttachments + "?owner=", "", 400, "1 to 255"},
+		{"names of a path", "PUT", PathAttachments + "/a%2Fb/names", `{"name":"web"}`, 400, "neither a name nor a pid"},
+		{"names not JSON", "PUT", PathAttachments + "/web/names", "name=x", 400, "not a names request"},
+		{"names that are none", "PUT", PathAttachments + "/web/names", `{"aliases":["a/b"]}`, 400, "alias"},
 		{"detach of an endless name", "DELETE", PathAttachments + "/" + strings.Repeat("x", 200), "", 400, "neither a name nor a pid"},
 		{"detach of a path", "DELETE", PathAttachments + "/a%2Fb", "", 400, "neither a name nor a pid"},
 		{"detach of a zero byte", "DELETE", PathAttachments + "/a%00b", "", 400, "neither a name nor a pid"},
@@ -166,7 +185,7 @@ func TestHandler_RefusesWhatItDoesNotUnderstand(t *testing.T) {
 			if len(e.Message) > 300 {
 				t.Errorf("an error of %d bytes is no line", len(e.Message))
 			}
-			if len(b.attached)+len(b.detached) != 0 || b.config != nil {
+			if len(b.attached)+len(b.detached)+len(b.renamed) != 0 || b.config != nil {
 				t.Error("the backend was called")
 			}
 		})
@@ -180,6 +199,8 @@ func TestAttachRequest_ValidateNamesTheFault(t *testing.T) {
 		{PID: 1, Name: "proj_web.1-a", Addr: "10.213.7.2", IfName: "eth0", MAC: "02:00:00:00:00:01"},
 		{PID: 1, Name: "1a"},
 		{PID: 1, IfName: "abcdefghijklmno"},
+		{NetnsFD: 3, Owner: "cni/a net/0123/eth0"},
+		{PID: 1, Owner: strings.Repeat("o", 255)},
 	}
 	for _, r := range ok {
 		if err := r.Validate(); err != nil {
@@ -191,6 +212,14 @@ func TestAttachRequest_ValidateNamesTheFault(t *testing.T) {
 		says string
 	}{
 		{AttachRequest{PID: -4}, "-4 is not a pid"},
+		{AttachRequest{NetnsFD: 3, PID: 1}, "name only one of them"},
+		{AttachRequest{NetnsFD: 3, Netns: "/x"}, "name only one of them"},
+		{AttachRequest{NetnsFD: 2}, "above 2"},
+		{AttachRequest{NetnsFD: -1}, "above 2"},
+		{AttachRequest{PID: 1, Owner: strings.Repeat("o", 256)}, "256 bytes"},
+		{AttachRequest{PID: 1, Owner: "a\nb"}, "printable"},
+		{AttachRequest{PID: 1, Owner: "caf\u00e9"}, "printable"},
+		{AttachRequest{PID: 1, Aliases: []string{"a/b"}}, "alias"},
 		{AttachRequest{Netns: "netns/x"}, "relative"},
 		{AttachRequest{Netns: "/a\x00b"}, "zero byte"},
 		{AttachRequest{Netns: "/proc/self/ns/net"}, "attach $$"},
@@ -229,11 +258,12 @@ func TestJSONNames_AreStable(t *testing.T) {
 	}{
 		{Status{}, "version state problem since pid node_id public_ip interface port subnet network gateway backend mtu public_ipv6 subnet6 network6 gateway6 outbound_addrs outbound_if proxy domain ephemeral runtime_dir state_dir subnet_file store attachments peers counters"},
 		{StoreStatus{}, "endpoints prefix embedded connected since error"},
-		{Attachment{}, "name pid netns inode ifname addr addr6 mac gateway gateway6 mtu default_route whole_subnet problem warnings since counters aliases dns ports isolate allow_from allow_to egress host_access"},
+		{Attachment{}, "name pid netns inode owner ifname addr addr6 mac gateway gateway6 mtu default_route whole_subnet problem warnings since counters aliases dns ports isolate allow_from allow_to egress host_access"},
 		{Port{}, "host_addr host_port port proto snat problem counters"},
 		{PublishRequest{}, "publish snat"},
 		{UnpublishRequest{}, "publish all"},
-		{AttachRequest{}, "pid netns name addr ifname mac no_default_route gateway aliases publish snat isolate allow_from allow_to egress host_access"},
+		{AttachRequest{}, "pid netns netns_fd owner name addr ifname mac no_default_route gateway aliases publish snat isolate allow_from allow_to egress host_access"},
+		{NamesRequest{}, "name aliases"},
 		{DNS{}, "server search"},
 		{Peer{}, "subnet public_ip port mtu path_mtu subnet6 public_ipv6 path_mtu6 node_id stock backend problem counters"},
 		{Error{}, "error code"},

@@ -31,7 +31,7 @@ func TestDocs_DescribeTheAPI(t *testing.T) {
 		h.ServeHTTP(w, r)
 		return w
 	}
-	for _, path := range []string{PathStatus, PathAttachments, PathAttachments + "/{name}", PathAttachments + "/{name}/ports", PathPeers, PathConfig} {
+	for _, path := range []string{PathStatus, PathAttachments, PathAttachments + "/{name}", PathAttachments + "/{name}/names", PathAttachments + "/{name}/ports", PathPeers, PathConfig} {
 		for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
 			_, described := sections[method+" "+path]
 			if has := ask(method, strings.ReplaceAll(path, "{name}", "web"), "", nil).Code != http.StatusMethodNotAllowed; has != described {
@@ -49,6 +49,7 @@ func TestDocs_DescribeTheAPI(t *testing.T) {
 		"GET /v1/status":                      {Status{}, StoreStatus{}},
 		"GET /v1/attachments":                 {Attachment{}, DNS{}},
 		"POST /v1/attachments":                {AttachRequest{}},
+		"PUT /v1/attachments/{name}/names":    {NamesRequest{}},
 		"POST /v1/attachments/{name}/ports":   {Port{}, PublishRequest{}},
 		"DELETE /v1/attachments/{name}/ports": {UnpublishRequest{}},
 		"GET /v1/peers":                       {Peer{}},

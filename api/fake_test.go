@@ -25,15 +25,18 @@ type fakeBackend struct {
 	config   json.RawMessage
 	attached []AttachRequest
 	detached []string
+	renamed  []string
+	caller   int // of the last attach
 
 	published, unpublished []string
 }
 
 func (f *fakeBackend) Status(context.Context) (Status, error) { return f.status, f.err }
 
-func (f *fakeBackend) Attach(_ context.Context, r AttachRequest) (Attachment, error) {
+func (f *fakeBackend) Attach(ctx context.Context, r AttachRequest) (Attachment, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.caller, _ = CallerPID(ctx)
 	f.attached = append(f.attached, r)
 	return Attachment{Name: r.Name, PID: r.PID, Netns: r.Netns, Addr: "10.213.7.2/24"}, f.err
 }
@@ -43,6 +46,13 @@ func (f *fakeBackend) Detach(_ context.Context, ref string) error {
 	defer f.mu.Unlock()
 	f.detached = append(f.detached, ref)
 	return f.err
+}
+
+func (f *fakeBackend) Rename(_ context.Context, ref string, r NamesRequest) (Attachment, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.renamed = append(f.renamed, ref)
+	return Attachment{Name: r.Name, Aliases: r.Aliases}, f.err
 }
 
 func (f *fakeBackend) Publish(_ context.Context, ref string, r PublishRequest) ([]Port, error) {

@@ -303,7 +303,8 @@ func TestServer_RefusesPIDsOfAnotherNamespace(t *testing.T) {
 		fmt.Printf("attach pid: %v\nattach path: %v\ndetach pid: %v\n", byPID, byPath, c.Detach(context.Background(), "1"))
 		_, status := c.Status(context.Background())
 		_, named := c.Attach(context.Background(), AttachRequest{Netns: "/run/netns/x"})
-		fmt.Printf("others: %v %v %v\n", status, named, c.Detach(context.Background(), "web"))
+		_, byFD := c.Attach(context.Background(), AttachRequest{NetnsFD: 5})
+		fmt.Printf("others: %v %v %v %v\n", status, named, byFD, c.Detach(context.Background(), "web"))
 		return
 	}
 	b := &fakeBackend{}
@@ -327,14 +328,28 @@ func TestServer_RefusesPIDsOfAnotherNamespace(t *testing.T) {
 			t.Errorf("%s was not refused:\n%s", what, out)
 		}
 	}
-	if !strings.Contains(string(out), "others: <nil> <nil> <nil>\n") {
+	if !strings.Contains(string(out), "others: <nil> <nil> <nil> <nil>\n") {
 		t.Errorf("what names no pid was refused:\n%s", out)
+	}
+	if b.caller != cmd.Process.Pid {
+		t.Errorf("its descriptor was taken for one of process %d, it is %d", b.caller, cmd.Process.Pid)
 	}
 	if _, err := c.Attach(context.Background(), AttachRequest{PID: 1}); err != nil {
 		t.Errorf("from our own PID namespace: %v", err)
 	}
 	if err := c.Detach(context.Background(), "1"); err != nil {
 		t.Errorf("from our own PID namespace: %v", err)
+	}
+}
+
+func TestCallerPID_IsWhoeverHasConnected(t *testing.T) {
+	b := &fakeBackend{}
+	c := serve(t, b)
+	if _, err := c.Attach(t.Context(), AttachRequest{NetnsFD: 3}); err != nil || b.caller != os.Getpid() {
+		t.Errorf("caller %d, %v; want %d", b.caller, err, os.Getpid())
+	}
+	if _, err := CallerPID(t.Context()); !errors.Is(err, ErrInvalid) {
+		t.Errorf("without a connection: %v", err)
 	}
 }
 

@@ -88,6 +88,11 @@ func (f *fakeDaemon) Attachments(context.Context) ([]api.Attachment, error) {
 	return f.attachments, f.err
 }
 
+func (f *fakeDaemon) Rename(_ context.Context, ref string, r api.NamesRequest) (api.Attachment, error) {
+	f.notes.add("rename %s %s %v", ref, r.Name, r.Aliases)
+	return api.Attachment{Name: cmp.Or(r.Name, ref), Aliases: r.Aliases}, f.err
+}
+
 func (f *fakeDaemon) Publish(_ context.Context, ref string, r api.PublishRequest) ([]api.Port, error) {
 	f.notes.add("publish %s %s snat %t", ref, strings.Join(r.Publish, " "), r.SNAT)
 	list, err := r.Ports()

@@ -395,3 +395,43 @@ func TestCompletion_OffersAttachmentsToDetach(t *testing.T) {
 		}
 	}
 }
+
+func TestPs_ShowsWhatEnginesCallThem(t *testing.T) {
+	b := newBench(t).serve()
+	id := strings.Repeat("0a1b", 16)
+	b.daemon.attachments[0].Owner = "oci/" + id
+	b.daemon.attachments = append(b.daemon.attachments, api.Attachment{Name: "netns-7", Inode: 4026532345, Owner: "cni/blue/" + id + "/eth0", Since: start})
+	lines := strings.Split(squeeze(b.must("ps")), "\n")
+	want := []string{"NAME ADDRESS INTERFACE MAC PID NETNS OWNER AGE", "/run/user/1000/netns/x oci/0a1b0a1b0a1b 5s", "815 - - 3h10m", "- net:[4026532345] cni/blue/0a1b0a1b0a1b/eth0 10m0s"}
+	if len(lines) != len(want) {
+		t.Fatalf("got %q", lines)
+	}
+	for i, w := range want {
+		if !strings.Contains(lines[i], w) {
+			t.Errorf("line %q, want %q in it", lines[i], w)
+		}
+	}
+}
+
+func TestRename_AsksForWhatItIsGiven(t *testing.T) {
+	b := newBench(t).serve()
+	for line, want := range map[string]string{
+		"rename 815 web":                 "web\n",
+		"rename web --alias a --alias b": "web a b\n",
+		"rename web shop --alias a":      "shop a\n",
+	} {
+		if got := b.must(strings.Fields(line)...); got != want {
+			t.Errorf("%s: %q, want %q", line, got, want)
+		}
+	}
+	for _, line := range []string{"rename", "rename a b c", "rename a/b x", "rename web 12", "rename web x --alias a/b"} {
+		if code := b.run(strings.Fields(line)...); code != 2 {
+			t.Errorf("%s: exit status %d: %s", line, code, &b.err)
+		}
+	}
+	for _, note := range []string{"rename 815 web []", "rename web  [a b]", "rename web shop [a]"} {
+		if !strings.Contains(b.daemon.notes.String(), note) {
+			t.Errorf("%q is not among %s", note, b.daemon.notes)
+		}
+	}
+}
