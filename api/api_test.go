@@ -29,8 +29,8 @@ func TestClient_GetsWhatTheBackendSays(t *testing.T) {
 			{Name: "web", PID: 42, IfName: "eth0", Addr: "10.213.7.2/24", Since: since},
 			{Name: "job", Inode: 4026532345, IfName: "eth0", Addr: "10.213.7.3/24", Since: since, Owner: "cni/a net/0123&x=y/eth0"},
 		},
-		peers:       []Peer{{Subnet: "10.213.9.0/24", PublicIP: "192.0.2.9", Port: 8285, Stock: true}},
-		config:      json.RawMessage(`{"Network":"10.213.0.0/16"}`),
+		peers:  []Peer{{Subnet: "10.213.9.0/24", PublicIP: "192.0.2.9", Port: 8285, Stock: true}},
+		config: json.RawMessage(`{"Network":"10.213.0.0/16"}`),
 	}
 	c := serve(t, b)
 	ctx := context.Background()

@@ -14,7 +14,7 @@ import (
 
 // The paths. A change that an existing client could not live with gets a new version.
 const (
-	PathStatus      = "/v1/status"
+	PathStatus = "/v1/status"
 	// GET: list, with ?owner= those of one; POST: attach; DELETE PathAttachments/{name or pid}: detach; POST and DELETE .../ports: publish,
 	// unpublish; PUT .../names: rename
 	PathAttachments = "/v1/attachments"

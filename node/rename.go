@@ -40,7 +40,7 @@ func (n *Node) Rename(ctx context.Context, nameOrPID string, r api.NamesRequest)
 	a.next = next.Name
 	n.mu.Unlock()
 
-	err = n.republish(ctx, &was, &next)
+	err = n.swapNames(ctx, &was, &next)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	a.next = ""
@@ -57,7 +57,7 @@ func (n *Node) Rename(ctx context.Context, nameOrPID string, r api.NamesRequest)
 	if err := n.saveAttachmentsLocked(); err != nil {
 		n.setNamesOfLocked(a, &was)
 		n.mu.Unlock()
-		back := n.republish(context.WithoutCancel(ctx), &next, &was)
+		back := n.swapNames(context.WithoutCancel(ctx), &next, &was)
 		n.mu.Lock()
 		if back != nil {
 			n.log.Warn("a name was lost", "name", was.Name, "err", back)
@@ -88,9 +88,9 @@ func (n *Node) setNamesOfLocked(a *attachment, s *savedAttachment) {
 	n.pool.taken[a.saved.Addr.Addr()] = s.Name
 }
 
-// republish has the store tell the names of to instead of those of from. Nobody finds neither of the two for longer than one answer of the store
+// swapNames has the store tell the names of to instead of those of from. Nobody finds neither of the two for longer than one answer of the store
 // takes: the new ones are published first, unless the old ones are in their way.
-func (n *Node) republish(ctx context.Context, from, to *savedAttachment) error {
+func (n *Node) swapNames(ctx context.Context, from, to *savedAttachment) error {
 	n.mu.Lock()
 	old, had := n.nameOfLocked(from)
 	name, wanted := n.nameOfLocked(to)
