@@ -4,7 +4,6 @@ package engines
 
 import (
 	"io/fs"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -60,7 +59,7 @@ func TestInstall_LeavesAHomeAsItWasAndPodmansOwnHooksRun(t *testing.T) {
 	// What this user has already: a hook of their own, which leaves a mark, and a configuration of docker.
 	mark := filepath.Join(home, "mark")
 	writeAsUser(t, h, filepath.Join(home, "hooks", "mine.json"),
-		`{"version": "1.0.0", "hook": {"path": "/bin/sh", "args": ["sh", "-c", "echo ran >>`+mark+`"]}, "when": {"always": true}, "stages": ["createRuntime"]}`)
+		`{"version": "1.0.0", "hook": {"path": "/bin/sh", "args": ["sh", "-c", "cat >/dev/null; echo ran >>`+mark+`"]}, "when": {"always": true}, "stages": ["createRuntime"]}`)
 	writeAsUser(t, h, filepath.Join(home, ".config", "containers", "containers.conf.d", "10-mine.conf"), "[engine]\nhooks_dir = [\""+filepath.Join(home, "hooks")+"\"]\n")
 	writeAsUser(t, h, filepath.Join(home, ".config", "docker", "daemon.json"), `{"storage-driver": "vfs"}`)
 	ok(t, h, p, "import", image(t, l.Dir), "localhost/busybox")
@@ -78,13 +77,13 @@ func TestInstall_LeavesAHomeAsItWasAndPodmansOwnHooksRun(t *testing.T) {
 		}
 	}
 	// Podman takes both directories: the user's hook runs, and ours is told of a container that has its annotation, with no daemon to attach it.
-	ok(t, h, p, "run", "--rm", "--network", "none", "localhost/busybox", "true")
+	ok(t, h, p, "run", "--rm", "--network", "none", "localhost/busybox", "ip", "link")
 	if b, err := os.ReadFile(mark); err != nil || string(b) != "ran\n" {
 		t.Errorf("the user's hook: %q, %v", b, err)
 	}
-	if r := h.Run(p, "run", "--rm", "--network", "none", "--annotation", "run.rootless-ovl.attach=web", "localhost/busybox", "true"); r.Code == 0 {
+	if r := h.Run(p, "run", "--rm", "--network", "none", "--annotation", "run.rootless-ovl.attach=web", "localhost/busybox", "ip", "link"); r.Code == 0 {
 		t.Error("without a daemon, a container with the annotation was started")
-	} else if !strings.Contains(r.Stderr, "rootless-ovl up") {
+	} else if !strings.Contains(r.Stderr, h.Binary()) {
 		t.Errorf("without a daemon podman says: %s", r.Stderr)
 	}
 	doctor := h.CLI("doctor")
@@ -103,7 +102,7 @@ func TestInstall_LeavesAHomeAsItWasAndPodmansOwnHooksRun(t *testing.T) {
 	if left := h.Run("find", filepath.Join(home, ".local"), "-not", "-path", "*/containers/*").Stdout; left != beforeLocal {
 		t.Errorf("below .local there is\n%snot\n%s", left, beforeLocal)
 	}
-	ok(t, h, p, "run", "--rm", "--network", "none", "--annotation", "run.rootless-ovl.attach=web", "localhost/busybox", "true")
+	ok(t, h, p, "run", "--rm", "--network", "none", "--annotation", "run.rootless-ovl.attach=web", "localhost/busybox", "ip", "link")
 }
 
 func TestInstall_DockerdFindsThePluginAfterEachStart(t *testing.T) {
@@ -112,24 +111,26 @@ func TestInstall_DockerdFindsThePluginAfterEachStart(t *testing.T) {
 	d := startDocker(t, h, "exec dockerd-rootless.sh")
 	d.ready()
 	// The daemon comes second, and sees the dockerd that runs.
-	h.Up("--listen-etcd", netip.AddrPortFrom(h.Addr, 2379).String())
-	d.findsPlugin()
+	socket := filepath.Join(h.Up().RuntimeDir, "docker.sock")
+	d.findsPlugin(socket)
 	d.stop()
 	d = startDocker(t, h, "exec dockerd-rootless.sh")
-	d.findsPlugin()
+	d.findsPlugin(socket)
+	if got := h.CLI("doctor").Stdout; !strings.Contains(got, "the running dockerd has it") {
+		t.Errorf("doctor says\n%s", got)
+	}
 }
 
-// findsPlugin waits until dockerd can reach the node's plugin by the link in its /run.
-func (d *docker) findsPlugin() {
+// findsPlugin waits until the link to the node's socket is where dockerd looks for plugins.
+func (d *docker) findsPlugin(socket string) {
 	d.t.Helper()
-	link := "run/docker/plugins/rootless-ovl.sock"
 	d.started("the plugin's link", func() bool {
 		pid, err := d.childPID()
 		if err != nil {
 			return false
 		}
-		r := d.host.Run("nsenter", "--preserve-credentials", "-U", "-m", "-t", strconv.Itoa(pid), "test", "-S", "/"+link)
-		return r.Code == 0
+		to, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/root/run/docker/plugins/rootless-ovl.sock")
+		return err == nil && to == socket
 	})
 }
 
