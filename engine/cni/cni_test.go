@@ -615,7 +615,9 @@ func FuzzAdd_NeverPanicsAndAlwaysAnswersInJSON(f *testing.F) {
 		}
 		parsed, err := readConfig(c.input)
 		if err != nil {
-			asError(err)
+			if asError(err).Msg == "" {
+				t.Error("an error without a text")
+			}
 			return
 		}
 		prev, err := c.prevResult()
