@@ -108,6 +108,9 @@ func (n *Node) Attach(ctx context.Context, r api.AttachRequest) (api.Attachment,
 	}
 	defer ns.Close()
 
+	if err := n.awaitLeaving(ctx, r); err != nil {
+		return api.Attachment{}, attachError(r, err)
+	}
 	a, err := n.reserve(r, ns)
 	if err != nil {
 		return api.Attachment{}, attachError(r, err)

@@ -40,8 +40,9 @@ type world struct {
 	carried    []netip.AddrPort // destinations of CarryTCP
 	addPortErr error
 	boot       string
-	host       external     // the external interface; the loopback's if there is none
-	also       []netip.Addr // addresses that the host has beside those of the external interface
+	removing   chan struct{} // what RemovePort waits for; nil: nothing
+	host       external      // the external interface; the loopback's if there is none
+	also       []netip.Addr  // addresses that the host has beside those of the external interface
 	hostErr    error
 	watchErr   error
 	outside6   bool          // the host has an IPv6 way out
@@ -441,6 +442,9 @@ func (w *world) AddPort(c forwarder.PortConfig) (*forwarder.Port, error) {
 }
 
 func (w *world) RemovePort(p *forwarder.Port) {
+	if w.removing != nil {
+		<-w.removing
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, r := range w.table.Routes {
