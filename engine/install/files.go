@@ -112,14 +112,15 @@ func (s Setup) script(plugin string) []byte {
 
 func shellWord(word string) string { return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'" }
 
-// conflist is of version 1.0.0, which libcni of podman 4 and of nerdctl knows.
+// conflist is of version 1.0.0, which libcni of podman 4 and of nerdctl knows. It is without the capability portMappings: both publish ports
+// themselves where they are rootless, and the second to do so would be refused.
 const conflist = `{
   "cniVersion": "1.0.0",
   "name": "rootless-ovl",
   "plugins": [
     {
       "type": "rootless-ovl",
-      "capabilities": {"portMappings": true, "ips": true, "mac": true, "dns": true, "aliases": true}
+      "capabilities": {"ips": true, "mac": true, "dns": true, "aliases": true}
     }
   ]
 }

@@ -303,21 +303,17 @@ func TestCNI_InTheNamespacesOfRootlessKit(t *testing.T) {
 	}
 }
 
-// cniPodman is podman with its CNI backend and a network "ovl" of our plugin.
+// cniNetworkName is what `install` calls the network.
+const cniNetworkName = "rootless-ovl"
+
+// cniPodman is podman with its CNI backend, and our plugin and network as `install` sets them up.
 func cniPodman(t *testing.T, h *lab.Host) string {
 	t.Helper()
 	p := podman(t, h)
 	program(t, "loopback", "containernetworking-plugins", "/usr/lib/cni")
-	writeAsUser(t, h, filepath.Join(h.Home(), ".config", "containers", "containers.conf"), fmt.Sprintf(`[engine]
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-runtime = "crun"
-[network]
-network_backend = "cni"
-cni_plugin_dirs = [%q, "/usr/lib/cni"]
-`, cniPlugin(t, h)))
-	writeAsUser(t, h, filepath.Join(h.Home(), ".config", "cni", "net.d", "60-ovl.conflist"),
-		`{"cniVersion": "1.0.0", "name": "ovl", "plugins": [{"type": "rootless-ovl", "capabilities": {"aliases": true, "ips": true, "mac": true, "dns": true}}]}`)
+	conf := filepath.Join(h.Home(), ".config", "containers", "containers.conf")
+	writeAsUser(t, h, conf, ok(t, h, "cat", conf)+"\n[network]\nnetwork_backend = \"cni\"\n")
+	ok(t, h, h.Binary(), "install", "cni")
 	t.Cleanup(func() {
 		h.Run(p, "rm", "-f", "-t", "0", "-a")
 		h.Run(p, "system", "migrate")
@@ -336,11 +332,11 @@ func TestCNI_PodmanOnTwoHosts(t *testing.T) {
 		h := l.Host(i + 1)
 		p = cniPodman(t, h)
 		ok(t, h, p, "import", tarball, "localhost/busybox")
-		ok(t, h, p, "run", "-d", "--name", fmt.Sprintf("web%d", i+1), "--network", "ovl", "--network-alias", "www", "-p", "8080:80", "localhost/busybox",
+		ok(t, h, p, "run", "-d", "--name", fmt.Sprintf("web%d", i+1), "--network", cniNetworkName, "--network-alias", "www", "-p", "8080:80", "localhost/busybox",
 			"httpd", "-f", "-p", "0.0.0.0:80", "-h", "/www")
 	}
 	h := l.Host(1)
-	addr := ok(t, h, p, "inspect", "-f", "{{.NetworkSettings.Networks.ovl.IPAddress}}", "web1")
+	addr := ok(t, h, p, "inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", "web1")
 	if subnet := netip.MustParsePrefix(first.Status().Subnet); !subnet.Contains(netip.MustParseAddr(addr)) {
 		t.Errorf("podman shows the address %s, which is outside %v", addr, subnet)
 	}
@@ -365,13 +361,13 @@ func TestCNI_PodmanOnTwoHosts(t *testing.T) {
 	_ = unix.Kill(pid, syscall.SIGKILL)
 	ok(t, h, p, "rm", "-f", "-t", "0", "web1")
 	lab.Eventually(t, "the address of a killed container to be free", func() bool { return len(ownersOf(h)) == 0 })
-	ok(t, h, p, "run", "-d", "--name", "web1", "--network", "ovl", "--ip", addr, "localhost/busybox", "httpd", "-f", "-p", "0.0.0.0:80", "-h", "/www")
-	if got := ok(t, h, p, "inspect", "-f", "{{.NetworkSettings.Networks.ovl.IPAddress}}", "web1"); got != addr {
+	ok(t, h, p, "run", "-d", "--name", "web1", "--network", cniNetworkName, "--ip", addr, "localhost/busybox", "httpd", "-f", "-p", "0.0.0.0:80", "-h", "/www")
+	if got := ok(t, h, p, "inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", "web1"); got != addr {
 		t.Errorf("asked for %s, got %s", addr, got)
 	}
 
 	first.Stop()
-	if r := h.Run(p, "run", "--rm", "--network", "ovl", "localhost/busybox", "wc"); r.Code == 0 || !strings.Contains(r.Stderr, "rootless-ovl up") {
+	if r := h.Run(p, "run", "--rm", "--network", cniNetworkName, "localhost/busybox", "wc"); r.Code == 0 || !strings.Contains(r.Stderr, "rootless-ovl up") {
 		t.Errorf("without a daemon: exit code %d, %s", r.Code, r.Stderr)
 	}
 	ok(t, h, p, "rm", "-f", "-t", "0", "web1")
