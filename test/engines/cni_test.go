@@ -366,6 +366,18 @@ func TestCNI_PodmanOnTwoHosts(t *testing.T) {
 		t.Errorf("asked for %s, got %s", addr, got)
 	}
 
+	// A daemon that is killed leaves running containers to the next one.
+	ok(t, h, p, "restart", "-t", "0", "web1")
+	addr = ok(t, h, p, "inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", "web1")
+	first.Kill()
+	first = h.Up("--listen-etcd", store.String())
+	if got := ok(t, l.Host(2), p, "exec", "web2", "timeout", "10", "wget", "-q", "-O", "-", "http://web1/cgi-bin/who"); got == "" {
+		t.Error("no answer by name after the daemon was killed")
+	}
+	if got := h.Run(h.Binary(), "exec", "web1", "--", "ip", "-4", "-o", "addr", "show", "eth0"); !strings.Contains(got.Stdout, " "+addr+"/") {
+		t.Errorf("after the daemon was killed %s has\n%s%s", addr, got.Stdout, got.Stderr)
+	}
+
 	first.Stop()
 	if r := h.Run(p, "run", "--rm", "--network", cniNetworkName, "localhost/busybox", "wc"); r.Code == 0 || !strings.Contains(r.Stderr, "rootless-ovl up") {
 		t.Errorf("without a daemon: exit code %d, %s", r.Code, r.Stderr)
