@@ -35,6 +35,14 @@ build: ## build the static binary bin/rootless-ovl
 cross: ## build for arm64 too
 	GOARCH=arm64 $(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)-arm64 ./cmd/rootless-ovl
 
+.PHONY: release
+release: ## the files of a release, which the GitHub action downloads: bin/release
+	rm -rf bin/release
+	for arch in amd64 arm64; do \
+		GOARCH=$$arch $(GO) build -ldflags '$(LDFLAGS)' -o bin/release/rootless-ovl-linux-$$arch ./cmd/rootless-ovl || exit 1; \
+	done
+	cd bin/release && sha256sum rootless-ovl-* > SHA256SUMS
+
 .PHONY: test
 test: check-deps build ## vet, unit tests and integration tests
 	$(GO) vet $(PACKAGES)

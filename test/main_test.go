@@ -13,7 +13,12 @@ import (
 	"github.com/rootless-ovl/rootless-ovl/test/lab"
 )
 
-func TestMain(m *testing.M) { os.Exit(lab.Main(m.Run)) }
+func TestMain(m *testing.M) {
+	if role := os.Getenv(roleVar); role != "" {
+		os.Exit(play(role, os.Args[1:]))
+	}
+	os.Exit(lab.Main(m.Run, ciFiles...))
+}
 
 // network is the overlay's network in most tests; its subnets are /24.
 var network = netip.MustParsePrefix("10.66.0.0/16")

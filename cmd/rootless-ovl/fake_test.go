@@ -227,6 +227,10 @@ func newBench(t *testing.T) *bench {
 		onPath:        func(string) bool { return false },
 		systemdRuns:   func() bool { return false },
 		dockerLink:    func(context.Context, string, string, *slog.Logger) {},
+		endDaemon: func(context.Context, int) error {
+			unexpected("endDaemon")
+			return errors.ErrUnsupported
+		},
 	}
 	return b
 }

@@ -38,6 +38,7 @@ type world struct {
 	systemdRuns   func() bool
 	// dockerLink keeps the docker plugin's socket where dockerd finds it, until the context ends.
 	dockerLink func(ctx context.Context, runtimeDir, socket string, log *slog.Logger)
+	endDaemon  func(ctx context.Context, pid int) error // until it has ended
 }
 
 func main() {
@@ -62,6 +63,7 @@ func realWorld() world {
 		onPath:         onSearchPath,
 		systemdRuns:    underSystemd,
 		dockerLink:     dockerlink.Keep,
+		endDaemon:      endDaemon,
 	}
 }
 

@@ -3,39 +3,100 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/rootless-ovl/rootless-ovl/api"
 )
 
+// readyPause is between two looks at a node that is not ready.
+const readyPause = 50 * time.Millisecond
+
 func (a *app) statusCommand() *cobra.Command {
-	return &cobra.Command{
+	var wait time.Duration
+	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show how this node is",
 		Long: `Show the node's lease, addresses, store and counters.
 
-For people counters that are 0 are left out; JSON has them all.`,
+For people counters that are 0 are left out; JSON has them all.
+
+With --wait it is shown when the node is ready: the daemon may still be starting, or not have been started yet. A node that is
+not ready in time is an error.`,
 		Example: `  rootless-ovl status
+  rootless-ovl status --wait 30s
   rootless-ovl status -o json | jq .counters.drops`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("wait") && wait <= 0 {
+				return usagef("--wait %v is no time to wait: write it as 30s", wait)
+			}
 			c, err := a.client()
 			if err != nil {
 				return err
 			}
-			s, err := c.Status(cmd.Context())
+			var s api.Status
+			if wait > 0 {
+				s, err = statusWhenReady(cmd.Context(), c, wait)
+			} else {
+				s, err = c.Status(cmd.Context())
+			}
 			if err != nil {
 				return err
 			}
 			return a.print(s, func(w io.Writer) { a.statusText(w, s) })
 		},
 	}
+	cmd.Flags().DurationVar(&wait, "wait", 0, "wait up to this `time` until the node is ready (default: show what is)")
+	return cmd
+}
+
+// statusWhenReady is the status of a node that is ready within limit. A daemon that is not there yet is waited for, too; what
+// waiting cannot change, as another user's socket, is an error at once.
+func statusWhenReady(ctx context.Context, c *api.Client, limit time.Duration) (api.Status, error) {
+	limited, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	var why error // of the last look that came to an end
+	for {
+		s, err := c.Status(limited)
+		switch {
+		case err == nil && s.State == api.StateReady:
+			return s, nil
+		case err == nil:
+			why = notReady(s)
+		case limited.Err() != nil:
+			if why == nil {
+				why = err
+			}
+		case codeOf(err) != api.CodeUnavailable:
+			return s, err
+		default:
+			why = err
+		}
+		select {
+		case <-limited.Done():
+			return api.Status{}, fmt.Errorf("not ready after %v: %w", limit, why)
+		case <-time.After(readyPause):
+		}
+	}
+}
+
+// notReady says what a node is waiting for.
+func notReady(s api.Status) error {
+	text := "the node is " + s.State
+	for _, more := range []string{s.Problem, s.Store.Error} {
+		if more != "" {
+			text += ": " + more
+		}
+	}
+	return api.Errorf(api.CodeUnavailable, "%s: the daemon's log says more", text)
 }
 
 func (a *app) statusText(w io.Writer, s api.Status) {

@@ -80,7 +80,7 @@ func TestCatalogue_NamesEveryRowOnceWithItsPeers(t *testing.T) {
 	for _, name := range []string{
 		"overlay-tcp-1", "overlay-tcp-1-reverse", "overlay-tcp-4", "overlay-udp-1400", "overlay-udp-64", "overlay-udp-1400-gso",
 		"overlay-udp-64-gso", "overlay-rtt-p50", "overlay-rtt-p99", "egress-tcp-up", "egress-tcp-down", "egress-tcp-4", "nat-conns-16",
-		"nat-conns-1", "cpu-per-gb", "rss-peak", "attach-p50", "same-node-tcp", "rmem-212992",
+		"nat-conns-1", "cpu-per-gb", "rss-peak", "attach-p50", "same-node-tcp", "rmem-212992", "podman-run", "docker-run",
 		"stock-vxlan-tcp-1", "stock-vxlan-tcp-1-reverse", "stock-vxlan-tcp-4", "stock-vxlan-tcp-4-reverse",
 	} {
 		if !seen[name] {

@@ -147,6 +147,8 @@ var catalogue = []experiment{
 		peers: []string{peerSlirp, peerPasta, peerOurs}, once: true,
 		path: egressPath, measure: measureAttach,
 	},
+	engineExperiment("podman-run", "podman", openPodman),
+	engineExperiment("docker-run", "docker", openDocker),
 	{
 		rows: []row{
 			{"rss-peak", "MB", "highest resident set of a daemon under TCP, UDP and egress load at once (nebula: no egress)"},

@@ -50,6 +50,7 @@ type path struct {
 	a, b    end
 	port    int        // the first of the published ports that lead to b; 0 where all do
 	daemons []*process // whose CPU time and memory are the peer's; nil for the kernel's own
+	engine  *engine    // of the rows about a container engine, which have no ends
 }
 
 // network is what a started peer offers.

@@ -21,12 +21,12 @@ import (
 const userVar = "ROOTLESS_OVL_LAB_USER"
 
 // RootedMain is Main for root: body runs as root, in a PID and a mount namespace of its own, with which all that it started ends. The
-// hosts' programs run as the machine's unprivileged user, who must have subordinate uids.
-func RootedMain(body func() int) int {
+// hosts' programs run as the machine's unprivileged user, who must have subordinate uids. files are Main's.
+func RootedMain(body func() int, files ...string) int {
 	code, err := 1, error(nil)
 	switch os.Getenv(stageVar) {
 	case "":
-		code, err = outermostRooted()
+		code, err = outermostRooted(files)
 	case "init":
 		// The processes of this namespace, in place of the machine's.
 		if err = unix.Mount("none", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err == nil {
@@ -45,7 +45,7 @@ func RootedMain(body func() int) int {
 	return code
 }
 
-func outermostRooted() (code int, err error) {
+func outermostRooted(files []string) (code int, err error) {
 	if os.Geteuid() != 0 || !identityMapped() {
 		return 1, errors.New("the lab for container engines needs root, to start what runs without")
 	}
@@ -62,6 +62,7 @@ func outermostRooted() (code int, err error) {
 		os.Chmod(dir, 0o755),
 		provideBinary(filepath.Join(dir, "rootless-ovl")),
 		copyFile("/proc/self/exe", filepath.Join(dir, "lab")),
+		provideFiles(filepath.Join(dir, repositoryDir), files),
 		os.Setenv(dirVar, dir),
 		os.Setenv(userVar, fmt.Sprintf("%d:%d", uid, gid)),
 	); err != nil {

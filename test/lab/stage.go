@@ -38,12 +38,12 @@ const nobody = 65534
 //	func TestMain(m *testing.M) { os.Exit(lab.Main(m.Run)) }
 //
 // Called as root, the stages from the first re-execution on, and so the daemons, run as an unprivileged user ($SUDO_UID, or
-// the machine's first ordinary account, or nobody).
-func Main(body func() int) int {
+// the machine's first ordinary account, or nobody). body finds the files, named by their paths in the repository, under Repository.
+func Main(body func() int, files ...string) int {
 	code, err := 1, error(nil)
 	switch stage := os.Getenv(stageVar); stage {
 	case "":
-		code, err = outermost()
+		code, err = outermost(files)
 	case "user":
 		code, err = enter()
 	case "init":
@@ -63,7 +63,7 @@ func Main(body func() int) int {
 }
 
 // outermost prepares the work directory and goes on as an unprivileged user.
-func outermost() (code int, err error) {
+func outermost(files []string) (code int, err error) {
 	dir, err := os.MkdirTemp("", "rovl-")
 	if err != nil {
 		return 1, err
@@ -76,6 +76,9 @@ func outermost() (code int, err error) {
 		return 1, err
 	}
 	if err := copyFile("/proc/self/exe", filepath.Join(dir, "lab")); err != nil {
+		return 1, err
+	}
+	if err := provideFiles(filepath.Join(dir, repositoryDir), files); err != nil {
 		return 1, err
 	}
 	if err := os.Setenv(dirVar, dir); err != nil {
@@ -277,6 +280,42 @@ func provideBinary(path string) error {
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// repositoryDir holds the repository's files that Main was given.
+const repositoryDir = "repository"
+
+// Repository is the directory in which the files that Main was given are at their paths in the repository. The hosts' user can read it,
+// which need not be so with the repository itself.
+func Repository() string { return filepath.Join(os.Getenv(dirVar), repositoryDir) }
+
+// provideFiles copies files of the repository, which the working directory is in.
+func provideFiles(to string, files []string) error {
+	if len(files) == 0 {
+		return nil
+	}
+	root, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	for ; ; root = filepath.Dir(root) {
+		if _, err := os.Stat(filepath.Join(root, files[0])); err == nil {
+			break
+		}
+		if root == filepath.Dir(root) {
+			return fmt.Errorf("no directory above the working directory has %s: run this in the repository", files[0])
+		}
+	}
+	for _, name := range files {
+		path := filepath.Join(to, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		if err := copyFile(filepath.Join(root, name), path); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -1,0 +1,2 @@
+// The action's first part.
+require('./script')('up.sh');

@@ -1,0 +1,253 @@
+// This file sets up podman and docker, rootless, on host 1 with the main overlay, and times what our integration adds to a run of
+// theirs: the same engine with it and without any network, by turns.
+
+package main
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// engineRuns is how many pairs of runs a round has.
+const engineRuns = 21
+
+// dockerContrib is where Debian's docker.io puts dockerd-rootless.sh.
+const dockerContrib = "/usr/share/docker.io/contrib"
+
+const busyboxPath = "/bin/busybox"
+
+// engine is a container engine of the host's user. A run is what follows `run --rm` on its command line.
+type engine struct {
+	lab         *lab
+	command     []string
+	plain, ours []string
+}
+
+func engineExperiment(name, of string, open func(context.Context, *lab) (*engine, error)) experiment {
+	return experiment{
+		rows: []row{
+			{name, "ms", fmt.Sprintf("what our network adds to `%s run --rm` of true over --network none: p50 of %d pairs", of, engineRuns)},
+			{name + "-whole", "ms", "the run with our network, p50"},
+		},
+		peers: []string{peerOurs}, once: true, measure: measureRuns(name),
+		open: func(ctx context.Context, b *bench, l *lab) ([]*path, error) {
+			ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+			defer cancel()
+			e, err := open(ctx, l)
+			if errors.Is(err, errMissing) {
+				fmt.Fprintf(b.log, "MISSING: %s\n", err)
+				b.missing = append(b.missing, err.Error())
+				return nil, nil
+			}
+			if err != nil {
+				return nil, err
+			}
+			return []*path{{peer: peerOurs, engine: e}}, nil
+		},
+	}
+}
+
+func measureRuns(name string) func(context.Context, *bench, *lab, *path) (readings, error) {
+	return func(ctx context.Context, _ *bench, _ *lab, p *path) (readings, error) {
+		var added, whole []time.Duration
+		for i := range engineRuns + 1 {
+			var took [2]time.Duration
+			for j := range took {
+				which := (i + j) % 2 // neither is always the first
+				begin := time.Now()
+				if err := p.engine.run(ctx, [][]string{p.engine.plain, p.engine.ours}[which]); err != nil {
+					return nil, err
+				}
+				took[which] = time.Since(begin)
+			}
+			if i == 0 {
+				continue // of caches
+			}
+			added, whole = append(added, took[1]-took[0]), append(whole, took[1])
+		}
+		slices.Sort(added)
+		slices.Sort(whole)
+		return readings{
+			{row: name}:            microseconds(percentile(added, 50)) / 1000,
+			{row: name + "-whole"}: microseconds(percentile(whole, 50)) / 1000,
+		}, nil
+	}
+}
+
+// run is `run --rm` of true.
+func (e *engine) run(ctx context.Context, network []string) error {
+	return e.do(ctx, append(append([]string{"run", "--rm"}, network...), "localhost/bench", "/bin/true")...)
+}
+
+// do runs a command of the engine's.
+func (e *engine) do(ctx context.Context, args ...string) error {
+	return e.lab.userDo(ctx, append(slices.Clone(e.command), args...)...)
+}
+
+// userDo runs a command of host 1's user.
+func (l *lab) userDo(ctx context.Context, argv ...string) error {
+	cmd := l.command(true, l.h1.home, argv[0], argv[1:]...)
+	limit := time.AfterFunc(commandLimit, func() { _ = cmd.Process.Kill() })
+	defer limit.Stop()
+	if _, err := l.h1.output(cmd); err != nil {
+		return err
+	}
+	return ctx.Err()
+}
+
+// openPodman sets up podman with our hook.
+func openPodman(ctx context.Context, l *lab) (*engine, error) {
+	if err := l.canHaveEngine(program{"podman", "podman"}, program{"crun", "crun"}); err != nil {
+		return nil, err
+	}
+	main, err := l.peer(ctx, peerOurs)
+	if err != nil {
+		return nil, err
+	}
+	e := &engine{
+		lab: l, command: []string{"podman"}, plain: []string{"--network", "none"},
+		ours: []string{"--network", "none", "--annotation", "run.rootless-ovl.attach=bench"},
+	}
+	for name, text := range map[string]string{
+		"containers.conf": "[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\nruntime = \"crun\"\n",
+		"storage.conf":    "[storage]\ndriver = \"vfs\"\n", // works on every file system
+	} {
+		if err := l.userFile(".config/containers/"+name, text); err != nil {
+			return nil, err
+		}
+	}
+	if err := l.pureCgroups(); err != nil {
+		return nil, err
+	}
+	return e, main.ours.teach(ctx, "podman", e)
+}
+
+// openDocker starts dockerd and gives it a network of ours.
+func openDocker(ctx context.Context, l *lab) (*engine, error) {
+	script := filepath.Join(dockerContrib, "dockerd-rootless.sh")
+	if err := l.canHaveEngine(program{script, "docker.io"}, program{"rootlesskit", "rootlesskit"}, program{"slirp4netns", "slirp4netns"}, program{"iptables", "iptables"}); err != nil {
+		return nil, err
+	}
+	main, err := l.peer(ctx, peerOurs)
+	if err != nil {
+		return nil, err
+	}
+	e := &engine{
+		lab: l, command: []string{"/usr/bin/docker", "--host", "unix://" + filepath.Join(l.h1.home, "docker.sock")},
+		plain: []string{"--network", "none"}, ours: []string{"--network", "ovl"},
+	}
+	if err := l.userFile(".config/docker/daemon.json", `{"storage-driver": "vfs"}`); err != nil {
+		return nil, err
+	}
+	if err := l.pureCgroups(); err != nil {
+		return nil, err
+	}
+	cmd := l.command(true, l.h1.home, script)
+	cmd.Env = append(cmd.Env, "PATH="+dockerContrib+":/usr/bin:/usr/sbin:/bin:/sbin",
+		"DOCKERD_ROOTLESS_ROOTLESSKIT_FLAGS=--state-dir="+filepath.Join(l.h1.home, "dockerd-rootless"))
+	dockerd, err := l.launch(l.h1.space, "dockerd", cmd)
+	if err != nil {
+		return nil, err
+	}
+	if err := waitFor(ctx, time.Minute, dockerd, func() error { return e.do(ctx, "version") }); err != nil {
+		return nil, err
+	}
+	if err := main.ours.teach(ctx, "docker", e); err != nil {
+		return nil, err
+	}
+	return e, e.do(ctx, "network", "create", "-d", "rootless-ovl", "--ipam-driver", "rootless-ovl", "ovl")
+}
+
+// teach installs what makes an engine know our node, and gives it an image.
+func (o *ours) teach(ctx context.Context, part string, e *engine) error {
+	l := o.lab
+	if err := l.userDo(ctx, append([]string{l.program}, o.args(l.h1, "install", part)...)...); err != nil {
+		return err
+	}
+	image := filepath.Join(l.h1.home, part+".tar")
+	if err := writeImage(image); err != nil {
+		return err
+	}
+	return e.do(ctx, "import", image, "localhost/bench")
+}
+
+// canHaveEngine says whether the user can run an engine of these programs.
+func (l *lab) canHaveEngine(programs ...program) error {
+	programs = append(programs, program{"newuidmap", "uidmap"}, program{busyboxPath, "busybox-static"})
+	if pkgs := missingPackages(programs); len(pkgs) > 0 {
+		return fmt.Errorf("%w: %s", errMissing, installLine(pkgs...))
+	}
+	return subordinateIDs(l.uid)
+}
+
+// pureCgroups gives the bench cgroups of one kind, whatever the machine has: crun wants it so.
+func (l *lab) pureCgroups() error {
+	const at = "/sys/fs/cgroup"
+	if err := unix.Mount("cgroup2", at, "cgroup2", 0, ""); err != nil {
+		return fmt.Errorf("cgroup2 on %s: %w", at, err)
+	}
+	l.onClose(func() { _ = unix.Unmount(at, unix.MNT_DETACH) })
+	return nil
+}
+
+// userFile writes a file into the home directory of host 1's user.
+func (l *lab) userFile(name, text string) error {
+	path := l.h1.home
+	for _, dir := range splitPath(filepath.Dir(name)) {
+		path = filepath.Join(path, dir)
+		if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+		if err := os.Chown(path, l.uid, l.uid); err != nil {
+			return err
+		}
+	}
+	path = filepath.Join(l.h1.home, name)
+	return errors.Join(os.WriteFile(path, []byte(text), 0o644), os.Chown(path, l.uid, l.uid))
+}
+
+func splitPath(path string) []string {
+	if path == "." {
+		return nil
+	}
+	return append(splitPath(filepath.Dir(path)), filepath.Base(path))
+}
+
+// writeImage writes the smallest root of a container that has a true.
+func writeImage(path string) (err error) {
+	busybox, err := os.ReadFile(busyboxPath)
+	if err != nil {
+		return err
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	w := tar.NewWriter(f)
+	defer func() { err = errors.Join(err, w.Close(), f.Chmod(0o644), f.Close()) }()
+	for _, h := range []tar.Header{
+		{Name: "bin/", Typeflag: tar.TypeDir, Mode: 0o755},
+		{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(busybox))},
+		{Name: "bin/true", Typeflag: tar.TypeSymlink, Linkname: "busybox", Mode: 0o777},
+		{Name: "etc/", Typeflag: tar.TypeDir, Mode: 0o755}, {Name: "proc/", Typeflag: tar.TypeDir, Mode: 0o755},
+		{Name: "sys/", Typeflag: tar.TypeDir, Mode: 0o755}, {Name: "dev/", Typeflag: tar.TypeDir, Mode: 0o755},
+	} {
+		if err := w.WriteHeader(&h); err != nil {
+			return err
+		}
+		if h.Size > 0 {
+			if _, err := w.Write(busybox); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
