@@ -31,10 +31,10 @@ func TestDocs_DescribeTheAPI(t *testing.T) {
 		h.ServeHTTP(w, r)
 		return w
 	}
-	for _, path := range []string{PathStatus, PathAttachments, PathAttachments + "/{name}", PathAttachments + "/{name}/names", PathAttachments + "/{name}/ports", PathPeers, PathConfig} {
+	for _, path := range []string{PathStatus, PathAttachments, PathAttachments + "/{name}", PathAttachments + "/{name}/names", PathAttachments + "/{name}/ports", PathAddresses, PathAddresses + "/{addr}", PathPeers, PathConfig} {
 		for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
 			_, described := sections[method+" "+path]
-			if has := ask(method, strings.ReplaceAll(path, "{name}", "web"), "", nil).Code != http.StatusMethodNotAllowed; has != described {
+			if has := ask(method, strings.NewReplacer("{name}", "web", "{addr}", "10.213.7.9").Replace(path), "", nil).Code != http.StatusMethodNotAllowed; has != described {
 				t.Errorf("%s %s: the API has it: %t, docs/api.md: %t", method, path, has, described)
 			}
 		}
@@ -52,6 +52,8 @@ func TestDocs_DescribeTheAPI(t *testing.T) {
 		"PUT /v1/attachments/{name}/names":    {NamesRequest{}},
 		"POST /v1/attachments/{name}/ports":   {Port{}, PublishRequest{}},
 		"DELETE /v1/attachments/{name}/ports": {UnpublishRequest{}},
+		"GET /v1/addresses":                   {Address{}},
+		"POST /v1/addresses":                  {AddressRequest{}},
 		"GET /v1/peers":                       {Peer{}},
 	} {
 		for _, v := range types {

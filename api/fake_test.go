@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -29,6 +30,7 @@ type fakeBackend struct {
 	caller   int // of the last attach
 
 	published, unpublished []string
+	addresses              []Address
 }
 
 func (f *fakeBackend) Status(context.Context) (Status, error) { return f.status, f.err }
@@ -68,6 +70,27 @@ func (f *fakeBackend) Unpublish(_ context.Context, ref string, r UnpublishReques
 	defer f.mu.Unlock()
 	f.unpublished = append(f.unpublished, ref+" "+strings.Join(r.Publish, " "))
 	return nil, f.err
+}
+
+func (f *fakeBackend) ReserveAddress(_ context.Context, r AddressRequest) (Address, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	a := Address{Addr: r.Addr + "/24", Gateway: "10.213.7.1", Owner: r.Owner}
+	f.addresses = append(f.addresses, a)
+	return a, f.err
+}
+
+func (f *fakeBackend) ReleaseAddress(_ context.Context, addr string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.addresses = slices.DeleteFunc(f.addresses, func(a Address) bool { return a.Addr == addr+"/24" })
+	return f.err
+}
+
+func (f *fakeBackend) Addresses(context.Context) ([]Address, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.addresses), f.err
 }
 
 func (f *fakeBackend) Attachments(context.Context) ([]Attachment, error) { return f.attachments, f.err }

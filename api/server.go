@@ -36,6 +36,10 @@ type Backend interface {
 	// Publish and Unpublish get a name, or a pid in decimal, and a valid request. Both do all of it or nothing.
 	Publish(ctx context.Context, nameOrPID string, r PublishRequest) ([]Port, error)
 	Unpublish(ctx context.Context, nameOrPID string, r UnpublishRequest) ([]Port, error)
+	// ReserveAddress gets a valid request, ReleaseAddress an IPv4 address.
+	ReserveAddress(ctx context.Context, r AddressRequest) (Address, error)
+	ReleaseAddress(ctx context.Context, addr string) error
+	Addresses(ctx context.Context) ([]Address, error)
 	Peers(ctx context.Context) ([]Peer, error)
 	// Config gives the network config as it stands in the store: JSON.
 	Config(ctx context.Context) (json.RawMessage, error)
@@ -98,6 +102,8 @@ func Handler(b Backend) http.Handler {
 		},
 	})
 	methods(mux, PathAttachments+"/{ref}/ports", portActions(b))
+	methods(mux, PathAddresses, addressesActions(b))
+	methods(mux, PathAddresses+"/{addr}", addressActions(b))
 	methods(mux, PathPeers, map[string]action{
 		http.MethodGet: func(r *http.Request) (any, error) {
 			list, err := b.Peers(r.Context())

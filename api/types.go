@@ -5,7 +5,6 @@ package api
 import (
 	"fmt"
 	"net"
-	"net/netip"
 	"path"
 	"regexp"
 	"strings"
@@ -103,6 +102,8 @@ type Attachment struct {
 	MTU          int               `json:"mtu"`
 	DefaultRoute bool              `json:"default_route"`
 	WholeSubnet  bool              `json:"whole_subnet,omitempty"` // attached as the gateway of all of Addr's subnet
+	Loose        bool              `json:"loose,omitempty"`        // made for somebody to move: PID, Inode and IfName are where it is now
+	DNSAt        []string          `json:"dns_at,omitempty"`       // where the gateway's resolver answers, too
 	Problem      string            `json:"problem,omitempty"`      // what of it may not work; empty when all is well
 	Warnings     []string          `json:"warnings,omitempty"`     // in the answer to an attach: what of the request has no effect
 	Since        time.Time         `json:"since"`
@@ -130,13 +131,20 @@ type AttachRequest struct {
 	Owner          string `json:"owner,omitempty"`
 	Name           string `json:"name,omitempty"`   // unique in the overlay; default: made from the PID or the path, and published nowhere
 	Addr           string `json:"addr,omitempty"`   // IPv4 address without length; default: a free one of the subnet
-	IfName         string `json:"ifname,omitempty"` // default: eth0, with Gateway rovl0
+	IfName         string `json:"ifname,omitempty"` // default: eth0, with Gateway rovl0, with Loose rovl and eight digits
 	MAC            string `json:"mac,omitempty"`    // default: made from the address
 	NoDefaultRoute bool   `json:"no_default_route,omitempty"`
 	// Gateway routes the whole subnet to the namespace, which has a bridge of its own in it. It gets no default route.
 	Gateway bool `json:"gateway,omitempty"`
 	// Aliases are further names under which the container is found, which others may have as well: then each is found in turn.
 	Aliases []string `json:"aliases,omitempty"`
+	// Loose makes the interface only, down and with its MAC address and MTU: whoever asked moves it to a container's namespace, names it and
+	// configures it there, with the address, gateway and routes of the answer. A namespace may have several.
+	Loose bool `json:"loose,omitempty"`
+	// NoIPv6 gives it no IPv6 address.
+	NoIPv6 bool `json:"no_ipv6,omitempty"`
+	// DNSAt are addresses at which the container looks for a resolver: there, on port 53, the gateway's answers, for this container alone.
+	DNSAt []string `json:"dns_at,omitempty"`
 	// Publish are ports to publish, as ParsePublish reads them; with SNAT clients are shown to the container as the gateway.
 	Publish []string `json:"publish,omitempty"`
 	SNAT    bool     `json:"snat,omitempty"`
@@ -205,13 +213,15 @@ func (r AttachRequest) Validate() error {
 			return err
 		}
 	}
+	if err := r.checkLoose(); err != nil {
+		return err
+	}
 	if err := r.Policy.Validate(); err != nil {
 		return err
 	}
 	if r.Addr != "" {
-		addr, err := netip.ParseAddr(r.Addr)
-		if err != nil || !addr.Is4() {
-			return Errorf(CodeInvalid, "%q is not an IPv4 address: write it without a length, as 10.213.7.20", r.Addr)
+		if err := checkIPv4(r.Addr); err != nil {
+			return err
 		}
 	}
 	if r.IfName != "" {

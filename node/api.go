@@ -118,7 +118,10 @@ func (n *Node) Attachments(context.Context) ([]api.Attachment, error) {
 }
 
 func (n *Node) describeLocked(a *attachment) api.Attachment {
-	s := a.saved
+	s := a.nowLocked()
+	if s.Loose {
+		s.PID = a.at.pid
+	}
 	d := api.Attachment{
 		Name:         s.Name,
 		PID:          s.PID,
@@ -132,6 +135,8 @@ func (n *Node) describeLocked(a *attachment) api.Attachment {
 		MTU:          s.MTU,
 		DefaultRoute: !s.NoDefault,
 		WholeSubnet:  s.Gateway,
+		Loose:        s.Loose,
+		DNSAt:        s.DNSAt,
 		Problem:      n.troubleLocked(a),
 		Since:        s.Since,
 		Aliases:      s.Aliases,

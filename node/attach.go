@@ -67,6 +67,7 @@ type attachment struct {
 	port    *forwarder.Port
 	exit    exitWatch
 	ns      namespace     // see keepNamespace; nil: none is kept
+	at      whereabouts   // of a loose one
 	off     chan struct{} // closed when nothing of it is left
 	next    string        // the name that Rename is about to give it
 
@@ -75,7 +76,11 @@ type attachment struct {
 }
 
 func (n *Node) newAttachment(s savedAttachment) *attachment {
-	return &attachment{saved: s, off: make(chan struct{}), inside: portInside{gateway: n.gateway}}
+	a := &attachment{saved: s, off: make(chan struct{}), inside: portInside{gateway: n.gateway}}
+	if s.Loose {
+		a.at.Place = nsutil.Place{Inode: s.Inode, IfName: s.IfName}
+	}
+	return a
 }
 
 // Attach puts a namespace on the overlay. On an error nothing of it is left behind.
@@ -85,11 +90,14 @@ func (n *Node) Attach(ctx context.Context, r api.AttachRequest) (api.Attachment,
 	}
 	if r.IfName == "" {
 		r.IfName = defaultIfName
-		if r.Gateway {
+		switch {
+		case r.Gateway:
 			r.IfName = gatewayIfName
+		case r.Loose:
+			r.IfName = looseIfName()
 		}
 	}
-	if r.Gateway {
+	if r.Gateway || r.Loose {
 		r = n.engineOf(r)
 	}
 	var warnings []string
@@ -97,6 +105,9 @@ func (n *Node) Attach(ctx context.Context, r api.AttachRequest) (api.Attachment,
 	err := n.takesLocked()
 	if err == nil {
 		warnings, err = n.checkPolicyLocked(r.Policy)
+	}
+	if err == nil {
+		err = n.checkDNSAtLocked(r)
 	}
 	n.mu.Unlock()
 	if err != nil {
@@ -192,9 +203,17 @@ func (n *Node) openSaved(s *savedAttachment) (ns namespace, err error) {
 	return ns, err
 }
 
+// findSaved is openSaved of an attachment of an earlier daemon. It puts into s where a loose one is now.
+func (n *Node) findSaved(s *savedAttachment) (namespace, error) {
+	if s.Loose {
+		return n.findLoose(s)
+	}
+	return n.openSaved(s)
+}
+
 // keepNamespace has a, which is known by its namespace's number alone, hold on to ns: nothing else leads there before a process is in it.
 func (n *Node) keepNamespace(a *attachment, ns namespace) error {
-	if a.saved.PID != 0 || a.saved.Netns != "" {
+	if a.saved.PID != 0 || a.saved.Netns != "" || a.saved.Loose {
 		return nil
 	}
 	kept, err := ns.again()
@@ -243,10 +262,10 @@ func (n *Node) savedOf(a *attachment) savedAttachment {
 func (n *Node) reserve(r api.AttachRequest, ns namespace) (*attachment, error) {
 	s := savedAttachment{Name: r.Name, PID: r.PID, Netns: r.Netns, Inode: ns.Inode(), Owner: r.Owner, IfName: r.IfName,
 		NoDefault: r.NoDefaultRoute || r.Gateway, Gateway: r.Gateway, Since: time.Now(), Policy: r.Policy,
-		Named: r.Name != "", Aliases: r.Aliases}
+		Named: r.Name != "", Aliases: r.Aliases, NoIPv6: r.NoIPv6, DNSAt: r.DNSAt}
 	switch {
 	case s.Name != "":
-	case r.NetnsFD != 0:
+	case r.NetnsFD != 0 && !r.Loose:
 		s.Name = "netns-" + strconv.FormatUint(s.Inode, 10)
 	default:
 		s.Name = defaultName(r)
@@ -261,6 +280,9 @@ func (n *Node) reserve(r api.AttachRequest, ns namespace) (*attachment, error) {
 		}
 		s.StartTime = start
 	}
+	if r.Loose {
+		s.makeLoose()
+	}
 
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -268,6 +290,9 @@ func (n *Node) reserve(r api.AttachRequest, ns namespace) (*attachment, error) {
 		return nil, err
 	}
 	for _, other := range n.attachments {
+		if s.Loose || other.saved.Loose {
+			continue
+		}
 		if other.saved.Inode == s.Inode || r.PID != 0 && other.saved.PID == r.PID {
 			return nil, api.Errorf(api.CodeInUse, "it is already attached as %q with address %v: `rootless-ovl detach %s` first",
 				other.saved.Name, other.saved.Addr.Addr(), other.saved.Name)
@@ -289,7 +314,7 @@ func (n *Node) reserve(r api.AttachRequest, ns namespace) (*attachment, error) {
 		return nil, err
 	}
 	s.Addr = netip.PrefixFrom(addr, n.pool.subnet.Bits())
-	if me := n.selfLocked(); me.subnet6.IsValid() && !r.Gateway {
+	if me := n.selfLocked(); me.subnet6.IsValid() && !r.Gateway && !r.NoIPv6 {
 		var ok bool
 		if s.Addr6, ok = addr6Of(s.Addr, me.subnet6); !ok {
 			n.pool.free(addr)
@@ -430,10 +455,16 @@ func (n *Node) enter(a *attachment, l link, exit exitWatch, mtu int) error {
 		drop()
 		return err
 	}
+	if w, ok := exit.(*looseWatch); ok {
+		n.watchers.Go(func() { n.track(a, w) })
+	}
 	n.watchers.Go(func() {
 		why := "its container has ended"
 		select {
 		case <-exit.Done():
+			if w, ok := exit.(*looseWatch); ok {
+				why = w.Why()
+			}
 		case <-broken:
 			why = "its interface was removed inside the container"
 		case <-a.off:
@@ -527,7 +558,7 @@ func (n *Node) findLocked(nameOrPID string) *attachment {
 		return nil
 	}
 	for _, a := range n.attachments {
-		if a.saved.PID == pid {
+		if a.saved.PID == pid || a.saved.Loose && a.at.pid == pid {
 			return a
 		}
 	}
@@ -583,6 +614,9 @@ func (n *Node) tapConfig(s savedAttachment) (nsutil.TAPConfig, error) {
 	if s.Gateway {
 		c = gatewayTAP(c, s.Addr, network)
 	}
+	if s.Loose {
+		c = looseTAP(c)
+	}
 	return c, nil
 }
 
@@ -604,6 +638,7 @@ func (n *Node) adopt() error {
 	}
 	n.mu.Lock()
 	n.boot, n.pool.last, n.unadopted = boot, saved.LastAddr, saved.Attachments
+	n.takeUpAddressesLocked(saved.Reserved)
 	n.mu.Unlock()
 	for i, s := range saved.Attachments {
 		err := n.adoptOne(s)
@@ -639,7 +674,7 @@ func (n *Node) bootID() string {
 var errBadEntry = errors.New("its entry in the state file is not valid")
 
 func (n *Node) adoptOne(s savedAttachment) (err error) {
-	r := api.AttachRequest{PID: s.PID, Netns: s.Netns, Name: s.Name, Owner: s.Owner, IfName: s.IfName, MAC: s.MAC, Policy: s.Policy}
+	r := api.AttachRequest{PID: s.PID, Netns: s.Netns, Name: s.Name, Owner: s.Owner, IfName: s.IfName, MAC: s.MAC, Policy: s.Policy, DNSAt: s.DNSAt, Loose: s.Loose}
 	if s.PID == 0 && s.Netns == "" && s.Inode != 0 {
 		r.NetnsFD = 3 // of whoever it was, any number
 	}
@@ -657,7 +692,7 @@ func (n *Node) adoptOne(s savedAttachment) (err error) {
 			return errors.New("its process has ended")
 		}
 	}
-	ns, err := n.openSaved(&s)
+	ns, err := n.findSaved(&s)
 	if err != nil {
 		return err
 	}
@@ -737,9 +772,9 @@ func (n *Node) release() {
 
 // saveAttachmentsLocked writes down what is attached, and what adopt has not come to yet as it was.
 func (n *Node) saveAttachmentsLocked() error {
-	saved := savedAttachments{V: 1, Boot: n.boot, LastAddr: n.pool.last, Attachments: []savedAttachment{}}
+	saved := savedAttachments{V: 1, Boot: n.boot, LastAddr: n.pool.last, Attachments: []savedAttachment{}, Reserved: n.savedAddressesLocked()}
 	for _, a := range n.attachments {
-		s := a.saved
+		s := a.nowLocked()
 		s.Ports = a.savedPortsLocked()
 		saved.Attachments = append(saved.Attachments, s)
 	}
@@ -771,8 +806,11 @@ func (s *savedAttachment) sources() (sources []netip.Prefix) {
 	return sources
 }
 
-// where is how a person would name the attached namespace.
+// where is how a person would name the attached namespace; of a loose attachment, where it was made.
 func (s *savedAttachment) where() string {
+	if s.Loose {
+		return (&savedAttachment{PID: s.Home.PID, Netns: s.Home.Netns, Inode: s.Home.Inode}).where()
+	}
 	switch {
 	case s.Netns != "":
 		return s.Netns
@@ -784,12 +822,16 @@ func (s *savedAttachment) where() string {
 
 var procNetns = regexp.MustCompile(`^/proc/(\d+)/(?:task/\d+/)?ns/net$`)
 
-// defaultName names an attachment after its pid, or after the last element of its path.
+// defaultName names an attachment after its pid, or after the last element of its path; a loose one after its interface.
 func defaultName(r api.AttachRequest) string {
-	if r.PID != 0 {
+	text := filepath.Base(r.Netns)
+	m := procNetns.FindStringSubmatch(r.Netns)
+	switch {
+	case r.Loose: // there may be several in a namespace
+		text = r.IfName
+	case r.PID != 0:
 		return "pid-" + strconv.Itoa(r.PID)
-	}
-	if m := procNetns.FindStringSubmatch(r.Netns); m != nil {
+	case m != nil:
 		return "pid-" + m[1]
 	}
 	name := strings.TrimLeft(strings.Map(func(c rune) rune {
@@ -797,7 +839,7 @@ func defaultName(r api.AttachRequest) string {
 			return c
 		}
 		return '-'
-	}, filepath.Base(r.Netns)), "_.-")
+	}, text), "_.-")
 	if len(name) > 59 {
 		name = name[:59]
 	}
@@ -829,27 +871,7 @@ func attachError(r api.AttachRequest, err error) error {
 	case r.NetnsFD != 0:
 		what = fmt.Sprintf("attach descriptor %d", r.NetnsFD)
 	}
-	var coded *api.Error
-	code := api.CodeInternal
-	is := func(targets ...error) bool {
-		return slices.ContainsFunc(targets, func(t error) bool { return errors.Is(err, t) })
-	}
-	switch {
-	case errors.As(err, &coded):
-		code = coded.Code
-	case is(nsutil.ErrNotOwner, nsutil.ErrTunDevice):
-		code = api.CodeDenied
-	case is(nsutil.ErrNoProcess, nsutil.ErrNoPath, nsutil.ErrGone):
-		code = api.CodeNotFound
-	case is(nsutil.ErrHostNamespace, nsutil.ErrNotNetns, nsutil.ErrInvalid, nsutil.ErrIfName, ErrAddrInvalid):
-		code = api.CodeInvalid
-	case is(nsutil.ErrIfNameTaken, nsutil.ErrRouteTaken, nsutil.ErrTAPBusy, ErrAddrInUse):
-		code = api.CodeInUse
-	case is(ErrNoAddrsLeft):
-		code = api.CodeExhausted
-	case is(errNoSubnetHeld, nsutil.ErrTimeout, context.Canceled, context.DeadlineExceeded):
-		code = api.CodeUnavailable
-	}
+	code := codeOf(err)
 	subject := fmt.Sprintf("process %d", r.PID)
 	if r.Netns != "" {
 		subject = r.Netns
@@ -858,4 +880,29 @@ func attachError(r api.AttachRequest, err error) error {
 		what = "attach"
 	}
 	return api.Errorf(code, "%s: %w", what, err)
+}
+
+// codeOf is the code of an error about attachments and addresses.
+func codeOf(err error) api.Code {
+	var coded *api.Error
+	is := func(targets ...error) bool {
+		return slices.ContainsFunc(targets, func(t error) bool { return errors.Is(err, t) })
+	}
+	switch {
+	case errors.As(err, &coded):
+		return coded.Code
+	case is(nsutil.ErrNotOwner, nsutil.ErrTunDevice):
+		return api.CodeDenied
+	case is(nsutil.ErrNoProcess, nsutil.ErrNoPath, nsutil.ErrGone):
+		return api.CodeNotFound
+	case is(nsutil.ErrHostNamespace, nsutil.ErrNotNetns, nsutil.ErrInvalid, nsutil.ErrIfName, ErrAddrInvalid):
+		return api.CodeInvalid
+	case is(nsutil.ErrIfNameTaken, nsutil.ErrRouteTaken, nsutil.ErrTAPBusy, ErrAddrInUse):
+		return api.CodeInUse
+	case is(ErrNoAddrsLeft):
+		return api.CodeExhausted
+	case is(errNoSubnetHeld, nsutil.ErrTimeout, context.Canceled, context.DeadlineExceeded):
+		return api.CodeUnavailable
+	}
+	return api.CodeInternal
 }

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -52,6 +53,7 @@ type namespace interface {
 	inTheWay(c nsutil.TAPConfig) ([]nsutil.Device, error)
 	change(c nsutil.TAPConfig) error // of a TAP that is there
 	bridges() ([]nsutil.Bridge, error)
+	taps() ([]nsutil.Device, error)
 	remove(ifName string) error                       // a TAP that nobody holds
 	allow(nsutil.Transit) error                       // through its firewall
 	forbid(ifName string) error                       // what allow has let through
@@ -63,8 +65,10 @@ type namespace interface {
 type link interface {
 	forwarder.Device
 	counted
-	Close() error  // lets it go; it stays in its namespace
-	Delete() error // removes it from its namespace
+	place() (nsutil.Place, error)      // where it is; nsutil.ErrNoTAP: nowhere any more
+	openNamespace() (namespace, error) // in which it is
+	Close() error                      // lets it go; it stays in its namespace
+	Delete() error                     // removes it from its namespace
 }
 
 // edges are the calls that reach into the kernel.
@@ -74,6 +78,7 @@ type edges struct {
 	caller    func(ctx context.Context) (pid int, err error)           // whose request it is
 	findInode func(inode uint64, last string) (path string, err error) // of a namespace that somebody is in, nsutil.ErrGone: of none
 	bootID    func() (string, error)                                   // another after every start of the host
+	netnses   func() (map[uint64]int, error)                           // of processes that we see: by inode, one process of each
 	startTime func(pid int) (uint64, error)
 	detached  func(pid int) string // path of the namespace that RootlessKit keeps apart from that process, or ""
 	watchPID  func(pid int) (exitWatch, error)
@@ -93,6 +98,7 @@ func kernelEdges() edges {
 		caller:    api.CallerPID,
 		findInode: nsutil.FindInode,
 		bootID:    nsutil.BootID,
+		netnses:   nsutil.NetnsProcesses,
 		startTime: nsutil.StartTime,
 		detached:  nsutil.DetachedNetns,
 		watchPID: func(pid int) (exitWatch, error) {
@@ -185,6 +191,8 @@ func (ns kernelNamespace) change(c nsutil.TAPConfig) error { return ns.ChangeTAP
 
 func (ns kernelNamespace) bridges() ([]nsutil.Bridge, error) { return ns.Bridges() }
 
+func (ns kernelNamespace) taps() ([]nsutil.Device, error) { return ns.TAPs() }
+
 func (ns kernelNamespace) remove(ifName string) error {
 	t, err := ns.AdoptTAP(ifName, 1)
 	if err != nil {
@@ -214,7 +222,12 @@ type namespaceSockets struct {
 func (s namespaceSockets) Close() error { return errors.Join(s.Inside.Close(), s.ns.Close()) }
 
 // tapLink is a link whose other end is in a container.
-type tapLink struct{ *tap.Device }
+type tapLink struct {
+	*tap.Device
+
+	mu     sync.Mutex // held while the descriptor is used for anything but packets
+	closed bool
+}
 
 func newTAPLink(t *nsutil.TAP, s savedAttachment) (link, error) {
 	mac, err := api.ParseMAC(s.MAC)
@@ -225,11 +238,39 @@ func newTAPLink(t *nsutil.TAP, s savedAttachment) (link, error) {
 	if err != nil {
 		return nil, err
 	}
-	return tapLink{d}, nil
+	return &tapLink{Device: d}, nil
+}
+
+var errLinkClosed = errors.New("the TAP is no longer held")
+
+func (l *tapLink) place() (nsutil.Place, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nsutil.Place{}, errLinkClosed
+	}
+	return nsutil.PlaceOf(l.FD())
+}
+
+func (l *tapLink) openNamespace() (namespace, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, errLinkClosed
+	}
+	return asNamespace(nsutil.NamespaceOf(l.FD()))
+}
+
+func (l *tapLink) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	return l.Device.Close()
 }
 
 // Delete makes the TAP end with its descriptor, which is then closed.
-func (l tapLink) Delete() error {
+func (l *tapLink) Delete() error {
+	l.mu.Lock()
 	err := unix.IoctlSetInt(l.FD(), unix.TUNSETPERSIST, 0)
 	if errors.Is(err, unix.EBADFD) { // the namespace took it along
 		err = nil
@@ -237,6 +278,7 @@ func (l tapLink) Delete() error {
 	if err != nil {
 		err = fmt.Errorf("TUNSETPERSIST: %w", err)
 	}
+	l.mu.Unlock()
 	return errors.Join(err, l.Close())
 }
 

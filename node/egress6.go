@@ -19,10 +19,10 @@ var egress6 = netip.MustParsePrefix("fdfa:a976:e5a::/64")
 // isEgress6 tells whether an attachment's IPv6 address is for the outside alone.
 func isEgress6(addr6 netip.Prefix) bool { return addr6.IsValid() && egress6.Contains(addr6.Addr()) }
 
-// egress6Of is the IPv6 address for the outside of an attachment; zero where it is to have none: it has another way out or none, the
+// egress6Of is the IPv6 address for the outside of an attachment; zero where it is to have none: it has another way out or none, somebody else configures it, the
 // overlay carries IPv6 or cannot for its MTU, or the host has no IPv6 way out.
 func (n *Node) egress6Of(s savedAttachment, me self) netip.Prefix {
-	if s.Gateway || s.NoDefault || me.subnet6.IsValid() || me.mtu < minMTUv6 || !n.edges.outside6(n.cfg.OutboundIf) {
+	if s.Gateway || s.Loose || s.NoIPv6 || s.NoDefault || me.subnet6.IsValid() || me.mtu < minMTUv6 || !n.edges.outside6(n.cfg.OutboundIf) {
 		return netip.Prefix{}
 	}
 	addr6, _ := addr6Of(s.Addr, egress6) // 64 bits have room for 32

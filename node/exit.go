@@ -39,6 +39,9 @@ type exitWatch interface {
 
 // watchFor begins to watch for the end of an attachment.
 func (n *Node) watchFor(s *savedAttachment) (exitWatch, error) {
+	if s.Loose {
+		return newLooseWatch(), nil
+	}
 	if s.PID != 0 {
 		return n.edges.watchPID(s.PID)
 	}

@@ -223,6 +223,15 @@ func (w *world) edges() edges {
 			defer w.mu.Unlock()
 			return w.outside6
 		},
+		netnses: func() (map[uint64]int, error) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			all := make(map[uint64]int)
+			for pid, c := range w.containers {
+				all[c.inode] = pid
+			}
+			return all, nil
+		},
 		hasIface: func(name string) (bool, error) { return name == "lo", nil },
 		watchHost: func(ctx context.Context, _ Config, changed func()) error {
 			w.mu.Lock()
@@ -391,6 +400,7 @@ type fakeLink struct {
 	c      *container
 	config nsutil.TAPConfig
 	held   bool
+	up     bool
 }
 
 func (l *fakeLink) Send(*packet.Scratch, []*packet.Packet) {}

@@ -32,7 +32,7 @@ const gatewayIfName = "rovl0"
 // dummyAddr is our address towards a namespace that has the whole subnet.
 var dummyAddr = netip.AddrFrom4([4]byte{192, 0, 0, 8})
 
-// engineOf names the namespace of a gateway attachment by its path where the process is RootlessKit's child, which may have stayed in
+// engineOf names the namespace of a gateway attachment, or of a loose one, by its path where the process is RootlessKit's child, which may have stayed in
 // the host's.
 func (n *Node) engineOf(r api.AttachRequest) api.AttachRequest {
 	if r.PID == 0 {
@@ -42,7 +42,7 @@ func (n *Node) engineOf(r api.AttachRequest) api.AttachRequest {
 	if path == "" {
 		return r
 	}
-	if r.Name == "" {
+	if r.Name == "" && !r.Loose {
 		r.Name = defaultName(r)
 	}
 	r.PID, r.Netns = 0, path

@@ -23,9 +23,13 @@ type pool struct {
 	subnet netip.Prefix          // ours; zero until a lease is held
 	last   netip.Addr            // the last address given by any; may lie outside subnet
 	taken  map[netip.Addr]string // address -> name of the attachment; may hold addresses outside subnet
+	// reserved addresses are given to those who name them, and by any to nobody; they may lie outside subnet.
+	reserved map[netip.Addr]savedAddress
 }
 
-func newPool() *pool { return &pool{taken: make(map[netip.Addr]string)} }
+func newPool() *pool {
+	return &pool{taken: make(map[netip.Addr]string), reserved: make(map[netip.Addr]savedAddress)}
+}
 
 // network and gateway are the .0 and .1 of a subnet: both belong to the gateway (stock flannel hosts speak from .0).
 func networkAddr(subnet netip.Prefix) netip.Addr { return subnet.Masked().Addr() }
@@ -42,6 +46,18 @@ func broadcastAddr(subnet netip.Prefix) netip.Addr {
 
 // take marks addr as name's, or says why it cannot be: ErrAddrInvalid or ErrAddrInUse.
 func (p *pool) take(addr netip.Addr, name string) error {
+	if err := p.check(addr); err != nil {
+		return err
+	}
+	if owner, ok := p.taken[addr]; ok {
+		return fmt.Errorf("%v: %w by attachment %q", addr, ErrAddrInUse, owner)
+	}
+	p.taken[addr] = name
+	return nil
+}
+
+// check tells whether an attachment may have addr, be it free or not: errNoSubnetHeld, ErrAddrInvalid.
+func (p *pool) check(addr netip.Addr) error {
 	switch {
 	case !p.subnet.IsValid():
 		return errNoSubnetHeld
@@ -54,15 +70,20 @@ func (p *pool) take(addr netip.Addr, name string) error {
 	case addr == broadcastAddr(p.subnet):
 		return fmt.Errorf("%v: %w: it is the broadcast address of %v", addr, ErrAddrInvalid, p.subnet)
 	}
-	if owner, ok := p.taken[addr]; ok {
-		return fmt.Errorf("%v: %w by attachment %q", addr, ErrAddrInUse, owner)
-	}
-	p.taken[addr] = name
 	return nil
 }
 
 // any takes a free address for name, or says ErrNoAddrsLeft.
 func (p *pool) any(name string) (netip.Addr, error) {
+	addr, err := p.next()
+	if err == nil {
+		p.taken[addr] = name
+	}
+	return addr, err
+}
+
+// next is the address that is given out next, or ErrNoAddrsLeft. It counts as given out.
+func (p *pool) next() (netip.Addr, error) {
 	if !p.subnet.IsValid() {
 		return netip.Addr{}, errNoSubnetHeld
 	}
@@ -75,14 +96,15 @@ func (p *pool) any(name string) (netip.Addr, error) {
 		if !p.subnet.Contains(addr) || addr == end || addr.Less(first) {
 			addr = first
 		}
-		if _, ok := p.taken[addr]; !ok && addr != end {
-			p.taken[addr] = name
+		_, taken := p.taken[addr]
+		_, kept := p.reserved[addr]
+		if !taken && !kept && addr != end {
 			p.last = addr
 			return addr, nil
 		}
 		addr = addr.Next()
 	}
-	return netip.Addr{}, fmt.Errorf("%w in %v: all %d are attached; detach one, or give nodes larger subnets (SubnetLen in the network config)",
+	return netip.Addr{}, fmt.Errorf("%w in %v: all %d are attached or reserved; detach one (`rootless-ovl addresses` lists those that are reserved), or give nodes larger subnets (SubnetLen in the network config)",
 		ErrNoAddrsLeft, p.subnet, p.size())
 }
 

@@ -21,7 +21,7 @@ func (n *Node) refit(a *attachment, ns namespace) {
 	n.mu.Unlock()
 	s.MTU = me.mtu
 	// With less than 32 bits one of an earlier subnet could have the address.
-	if (!s.Addr6.IsValid() || isEgress6(s.Addr6)) && !s.Gateway && me.subnet6.IsValid() && me.subnet6.Bits() <= 96 && me.subnet.Contains(s.Addr.Addr()) {
+	if (!s.Addr6.IsValid() || isEgress6(s.Addr6)) && !s.Gateway && !s.Loose && !s.NoIPv6 && me.subnet6.IsValid() && me.subnet6.Bits() <= 96 && me.subnet.Contains(s.Addr.Addr()) {
 		s.Addr6, _ = addr6Of(s.Addr, me.subnet6)
 	}
 	if !s.Addr6.IsValid() {
@@ -86,7 +86,7 @@ func (n *Node) misfitLocked(a *attachment) string {
 		return fmt.Sprintf("its interface does not have the MTU of the network, %d; detach it and attach it again", me.mtu)
 	case s.Gateway && me.subnet6.IsValid():
 		return "IPv6 of the subnet is not routed to it: its containers have IPv4 only"
-	case me.subnet6.IsValid() && !s.Addr6.IsValid():
+	case me.subnet6.IsValid() && !s.Addr6.IsValid() && !s.NoIPv6:
 		return "it has no IPv6 address; see that IPv6 is not switched off in it (sysctl net.ipv6.conf.all.disable_ipv6), detach it and attach it again"
 	}
 	return ""

@@ -39,6 +39,7 @@ type Node struct {
 	cfg   Config
 	log   *slog.Logger
 	edges edges
+	loose looseTimes
 
 	// constant once open is true, and set before anything that uses it runs
 	path     dataPath
@@ -145,6 +146,7 @@ func New(c Config) (*Node, error) {
 		cfg:         c,
 		log:         c.Log,
 		edges:       kernelEdges(),
+		loose:       usualLooseTimes,
 		stopping:    make(chan struct{}),
 		state:       api.StateStarting,
 		pool:        newPool(),

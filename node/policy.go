@@ -22,6 +22,9 @@ func (n *Node) setPolicy(s savedAttachment, c *forwarder.PortConfig) (drop func(
 	if err != nil {
 		return nil, err
 	}
+	if outside.DNSAt, err = (api.AttachRequest{DNSAt: s.DNSAt}).ResolverAddrs(); err != nil {
+		return nil, err
+	}
 	addrs := s.addrs()
 	n.gateway.SetPolicy(addrs, outside)
 	return func() { n.gateway.DropPolicy(addrs) }, nil

@@ -411,6 +411,7 @@ func (n *Node) openInside(a *attachment, list []*published) {
 	case err == nil:
 		a.inside.sockets.Store(&s)
 		a.inside.told = false
+	case errors.Is(err, errNotTaken): // so nobody connects, either
 	case errors.Is(err, errors.ErrUnsupported):
 		a.inside.never = true
 		n.log.Info("published connections go through the gateway, as the container's namespace takes no sockets of ours", "name", n.nameOf(a), "err", err)
@@ -423,6 +424,9 @@ func (n *Node) openInside(a *attachment, list []*published) {
 }
 
 func (n *Node) socketsIn(a *attachment) (kernelSockets, error) {
+	if a.saved.Loose {
+		return n.looseSockets(a)
+	}
 	ns, err := n.openAttached(a)
 	if err != nil {
 		return nil, err

@@ -194,6 +194,7 @@ type savedAttachments struct {
 	Boot        string            `json:"boot,omitempty"` // of the host, by which it was written: another has none of the containers
 	LastAddr    netip.Addr        `json:"last_addr"`      // where giving out addresses goes on
 	Attachments []savedAttachment `json:"attachments"`
+	Reserved    []savedAddress    `json:"reserved,omitempty"`
 }
 
 // savedAttachment is one attachment as it is kept on disk: what is needed to find its TAP again.
@@ -214,7 +215,12 @@ type savedAttachment struct {
 	Since     time.Time    `json:"since"`
 	Named     bool         `json:"named,omitempty"` // Name was asked for, and is published
 	Aliases   []string     `json:"aliases,omitempty"`
-	Ports     []savedPort  `json:"ports,omitempty"` // published
+	Ports     []savedPort  `json:"ports,omitempty"`   // published
+	NoIPv6    bool         `json:"no_ipv6,omitempty"` // it was to have no IPv6 address
+	DNSAt     []string     `json:"dns_at,omitempty"`
+	// Of one that was made for somebody to take: Inode and IfName are where it was last seen, Home where it was made.
+	Loose bool      `json:"loose,omitempty"`
+	Home  savedHome `json:"home,omitzero"`
 	api.Policy
 }
 

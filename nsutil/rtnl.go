@@ -196,6 +196,7 @@ type linkAttrs struct {
 	name  string
 	kind  string // "tun" for TUN and TAP devices
 	mac   [6]byte
+	up    bool
 }
 
 // link finds a device by name; syscall.ENODEV if there is none.
@@ -222,7 +223,8 @@ func parseLink(b []byte) (linkAttrs, error) {
 	if err != nil {
 		return linkAttrs{}, err
 	}
-	l := linkAttrs{index: int32(binary.NativeEndian.Uint32(b[4:]))}
+	// family 1, padding 1, type 2, index 4, flags 4, mask 4
+	l := linkAttrs{index: int32(binary.NativeEndian.Uint32(b[4:])), up: binary.NativeEndian.Uint32(b[8:])&unix.IFF_UP != 0}
 	for _, a := range attrs {
 		switch a.Attr.Type &^ unix.NLA_F_NESTED {
 		case unix.IFLA_IFNAME:

@@ -28,6 +28,7 @@ type TAPConfig struct {
 	GSOMaxSegs int  // segments of one superpacket; 0 leaves it. Best effort: not every kernel lets it be set.
 	GSOMaxSize int  // bytes of one superpacket; 0 leaves it. Best effort.
 	Persist    bool // the device stays when its last descriptor is closed
+	Loose      bool // the device is made and left down, for somebody to take; no Addrs and Routes, and nothing else of the namespace is touched
 
 	// What ChangeTAP takes away first, if it is there.
 	OldAddrs  []netip.Prefix
@@ -74,6 +75,9 @@ func (c *TAPConfig) check() error {
 	if c.MAC != [6]byte{} && c.MAC[0]&1 != 0 {
 		return fail(ErrInvalid, nil, "%s is a multicast address: the first byte of a MAC address must be even", macText(c.MAC))
 	}
+	if c.Loose && len(c.Addrs)+len(c.Routes) > 0 {
+		return fail(ErrInvalid, nil, "addresses and routes are given for %s, which somebody else is to configure", c.IfName)
+	}
 	for _, p := range c.Addrs {
 		if !p.IsValid() || p.Addr().Is4In6() || p.Addr().Zone() != "" {
 			return fail(ErrInvalid, nil, "%v is not an address with a prefix length", p)
@@ -102,7 +106,7 @@ func checkIfName(name string) error {
 	return nil
 }
 
-// CreateTAP makes a TAP in the namespace, up and with its addresses and routes, and brings the namespace's lo up. On an
+// CreateTAP makes a TAP in the namespace, up and with its addresses and routes unless it is Loose, and brings the namespace's lo up. On an
 // error nothing is left behind. ErrIfNameTaken, ErrRouteTaken and ErrNoIPv6 are the namespace's, ErrTunDevice the host's.
 func (n *Namespace) CreateTAP(c TAPConfig) (*TAP, error) {
 	if err := c.check(); err != nil {
@@ -180,16 +184,31 @@ func (n *Namespace) setUp(t *TAP, rt *rtnl, c TAPConfig) error {
 	if c.GSOMaxSize > 0 {
 		_ = rt.setLink(link.index, nl.NewRtAttr(unix.IFLA_GSO_MAX_SIZE, nl.Uint32Attr(uint32(c.GSOMaxSize))))
 	}
+	if !c.Loose {
+		if err := n.bringUp(rt, link.index, c); err != nil {
+			return err
+		}
+	}
+	if c.Persist {
+		if err := unix.IoctlSetInt(t.fd(), unix.TUNSETPERSIST, 1); err != nil {
+			return fmt.Errorf("%s: making %s persistent: %w", n.name, c.IfName, err)
+		}
+	}
+	return nil
+}
+
+// bringUp gives the device c's addresses and routes, and brings it and lo up.
+func (n *Namespace) bringUp(rt *rtnl, index int32, c TAPConfig) error {
 	for _, p := range c.Addrs {
-		if err := rt.addAddr(link.index, p); err != nil {
+		if err := rt.addAddr(index, p); err != nil {
 			return n.addrRefused(p, c.IfName, err)
 		}
 	}
-	if err := rt.setUp(link.index); err != nil {
+	if err := rt.setUp(index); err != nil {
 		return fmt.Errorf("%s: bringing %s up: %w", n.name, c.IfName, err)
 	}
 	for _, r := range c.Routes {
-		err := rt.addRoute(link.index, r, r.Gateway.IsValid() && !covers(c.Addrs, r.Gateway))
+		err := rt.addRoute(index, r, r.Gateway.IsValid() && !covers(c.Addrs, r.Gateway))
 		switch {
 		case err == nil:
 		case errors.Is(err, unix.EEXIST):
@@ -205,11 +224,6 @@ func (n *Namespace) setUp(t *TAP, rt *rtnl, c TAPConfig) error {
 	}
 	if err != nil {
 		return fmt.Errorf("%s: bringing lo up: %w", n.name, err)
-	}
-	if c.Persist {
-		if err := unix.IoctlSetInt(t.fd(), unix.TUNSETPERSIST, 1); err != nil {
-			return fmt.Errorf("%s: making %s persistent: %w", n.name, c.IfName, err)
-		}
 	}
 	return nil
 }
@@ -233,6 +247,7 @@ func (n *Namespace) routeTaken(r Route, text string, cause error) error {
 type Device struct {
 	IfName string
 	MAC    [6]byte
+	Up     bool
 }
 
 // TAPsInTheWay are the TUN and TAP devices because of which CreateTAP of c says ErrIfNameTaken or ErrRouteTaken: the one of
@@ -265,7 +280,7 @@ func (n *Namespace) TAPsInTheWay(c TAPConfig) ([]Device, error) {
 		case err != nil:
 			return nil, fmt.Errorf("%s: looking up %s: %w", n.name, name, err)
 		case link.kind == "tun":
-			devices = append(devices, Device{name, link.mac})
+			devices = append(devices, Device{IfName: name, MAC: link.mac, Up: link.up})
 		}
 	}
 	return devices, nil

@@ -491,7 +491,7 @@ func TestTAPsInTheWay_FindsWhatCreateTAPWouldRefuse(t *testing.T) {
 		}
 		return got
 	}
-	eth0 := []Device{{"eth0", tap.MAC}}
+	eth0 := []Device{{IfName: "eth0", MAC: tap.MAC, Up: true}}
 	for _, held := range []bool{true, false} {
 		byRoute, free := c, c
 		byRoute.IfName = "eth2"

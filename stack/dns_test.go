@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	mdns "github.com/miekg/dns"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 
 	"github.com/rootless-ovl/rootless-ovl/stack/dns"
 )
@@ -110,4 +111,61 @@ func TestDNS_AtTheGatewaysAddress(t *testing.T) {
 	if s := w.g.Stats(); s.UDPFlows != 0 || s.DNS.Answered != 3 {
 		t.Errorf("stats: %+v", s)
 	}
+}
+
+func TestDNS_AtOtherAddressesThatAContainerAsks(t *testing.T) {
+	w := newWire(t, nil)
+	w.useServer(answerTXT("hello"))
+	alice := w.container(aliceAddr)
+	at := []netip.Addr{netip.MustParseAddr("10.0.2.3"), netip.MustParseAddr("169.254.1.1")} // the second is closed otherwise
+	w.g.SetPolicy([]netip.Addr{aliceAddr}, Policy{DNSAt: at})
+	check := func(b []byte) {
+		t.Helper()
+		m := new(mdns.Msg)
+		if err := m.Unpack(b); err != nil || len(m.Answer) != 1 || !strings.Contains(m.Answer[0].String(), "hello") {
+			t.Errorf("answer: %v, %v", m, err)
+		}
+	}
+	for _, a := range at {
+		addr := netip.AddrPortFrom(a, 53)
+		conn := alice.dialUDP(addr)
+		_, b := ask(t, "example.net.")
+		_, _ = conn.Write(b)
+		buf := make([]byte, 2048)
+		n, err := conn.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		check(buf[:n])
+		conn.Close()
+
+		stream := alice.mustDialTCP(addr)
+		_, _ = stream.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(b))), b...))
+		var size [2]byte
+		if _, err := io.ReadFull(stream, size[:]); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, binary.BigEndian.Uint16(size[:]))
+		if _, err := io.ReadFull(stream, got); err != nil {
+			t.Fatal(err)
+		}
+		check(got)
+		stream.Close()
+	}
+
+	// The rest of such an address, and others' queries, are as of any address.
+	closed := func(n int, b []byte) {
+		t.Helper()
+		w.send(b)
+		eventually(t, "administratively prohibited", func() bool {
+			return w.icmpSeen(header.ICMPv4DstUnreachable, header.ICMPv4AdminProhibited) == n
+		})
+	}
+	_, b := ask(t, "example.org.")
+	dns := netip.AddrPortFrom(at[1], 53)
+	closed(1, makeUDP(netip.AddrPortFrom(aliceAddr, 99), netip.AddrPortFrom(at[1], 54), b))
+	closed(2, makeUDP(netip.AddrPortFrom(bobAddr, 99), dns, b))
+	closed(3, makeTCP(netip.AddrPortFrom(bobAddr, 99), dns, header.TCPFlagSyn, 1))
+	w.g.DropPolicy([]netip.Addr{aliceAddr})
+	closed(4, makeUDP(netip.AddrPortFrom(aliceAddr, 99), dns, b))
 }

@@ -112,6 +112,11 @@ func transportSize(proto uint8) int {
 	return 0
 }
 
+// asksPort tells whether a packet, of which b begins with the headers, is TCP or UDP to a port.
+func (in *inbound) asksPort(b []byte, port uint16) bool {
+	return (in.proto == protoTCP || in.proto == protoUDP) && !in.later && binary.BigEndian.Uint16(b[in.transport+2:]) == port
+}
+
 // pseudoSum is the checksum of the pseudo header of TCP and UDP (RFC 9293 section 3.1, RFC 8200 section 8.1).
 func pseudoSum(b []byte, in inbound) uint16 {
 	var addrs []byte

@@ -146,6 +146,9 @@ func (ns *netstack) receive(p *packet.Packet) {
 // admit says whether a packet for the outside may go on. If not it has been dropped, counted, and answered where an answer
 // is due.
 func (ns *netstack) admit(b []byte, in inbound) bool {
+	if in.asksPort(b, dnsPort) && ns.gw.resolvesAt(in.src, in.dst) { // wherever that is: nothing is sent there
+		return true
+	}
 	switch ns.gw.cfg.judge(in.dst) {
 	case silence:
 		ns.count.drop(dropMulticast)

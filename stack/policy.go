@@ -1,5 +1,5 @@
 // This file is what single containers may reach through the gateway, beside what is closed to all of them (closed.go): the outside
-// (`attach --egress`), and ports of the host's loopback (`--host-access`). It is asked when a flow begins. What the outside began, as with
+// (`attach --egress`), and ports of the host's loopback (`--host-access`); and where it is answered as by the gateway itself. It is asked when a flow begins. What the outside began, as with
 // a published port, has a flow already when the container answers, and is not asked about.
 
 package stack
@@ -16,6 +16,9 @@ type Policy struct {
 	// HostPorts are ports of the gateway's addresses that lead to the host's loopback, TCP and UDP: to 127.0.0.1 from an IPv4 address, to ::1
 	// from an IPv6 one. Port 53 is the resolver's, and what Deny lists stays denied.
 	HostPorts []uint16
+	// DNSAt are addresses that are no gateway's own and at whose port 53 the resolver answers the container all the same. Everything else of
+	// them is as of any address.
+	DNSAt []netip.Addr
 }
 
 // Egress is what of the outside a container may reach.
@@ -30,11 +33,11 @@ type policies map[netip.Addr]*Policy
 
 // SetPolicy says what the container with these addresses may reach. Flows that exist go on.
 func (g *Gateway) SetPolicy(containers []netip.Addr, p Policy) {
-	if p.Egress == nil && len(p.HostPorts) == 0 {
+	if p.Egress == nil && len(p.HostPorts) == 0 && len(p.DNSAt) == 0 {
 		g.DropPolicy(containers)
 		return
 	}
-	p.HostPorts = slices.Clone(p.HostPorts)
+	p.HostPorts, p.DNSAt = slices.Clone(p.HostPorts), slices.Clone(p.DNSAt)
 	if p.Egress != nil {
 		p.Egress = &Egress{Allow: slices.Clone(p.Egress.Allow)}
 	}
@@ -72,6 +75,12 @@ func (g *Gateway) policyOf(container netip.Addr) *Policy { return (*g.policies.L
 func (g *Gateway) opensHost(container netip.Addr, port uint16) bool {
 	p := g.policyOf(container)
 	return p != nil && slices.Contains(p.HostPorts, port)
+}
+
+// resolvesAt tells whether the container is answered by the resolver at an address that is none of ours.
+func (g *Gateway) resolvesAt(container, a netip.Addr) bool {
+	p := g.policyOf(container)
+	return p != nil && slices.Contains(p.DNSAt, a)
 }
 
 // lets tells whether the container's policy lets it reach dst, outside the overlay.

@@ -22,7 +22,7 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// dnsPort is where the gateway's own addresses answer queries.
+// dnsPort is where the gateway's own addresses answer queries, and those of Policy.DNSAt.
 const dnsPort = 53
 
 // Keep-alive after Timeouts.TCPIdle of silence, on both sides: the interval of probes, and how many may go unanswered.
@@ -63,7 +63,7 @@ func (ns *netstack) acceptTCP(id gstack.TransportEndpointID, pkt *gstack.PacketB
 	}
 	key := keyOf(protoTCP, id)
 	f := &tcpFlow{ns: ns, wake: make(chan struct{}, 1)}
-	if !ns.isResolver(key.dst) {
+	if !ns.isResolver(key) {
 		to, ok := ns.gw.target(key.src.Addr(), key.dst)
 		if !ok {
 			return false
@@ -92,8 +92,8 @@ func (ns *netstack) acceptTCP(id gstack.TransportEndpointID, pkt *gstack.PacketB
 	return true
 }
 
-func (ns *netstack) isResolver(dst netip.AddrPort) bool {
-	return dst.Port() == dnsPort && ns.gw.isOwn(dst.Addr())
+func (ns *netstack) isResolver(key flowKey) bool {
+	return key.dst.Port() == dnsPort && (ns.gw.isOwn(key.dst.Addr()) || ns.gw.resolvesAt(key.src.Addr(), key.dst.Addr()))
 }
 
 // keyOf is the key of a packet's flow. In gVisor's words "local" is what the container calls remote.

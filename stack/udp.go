@@ -30,7 +30,7 @@ func (ns *netstack) acceptUDP(id gstack.TransportEndpointID, pkt *gstack.PacketB
 		return true
 	}
 	key := keyOf(protoUDP, id)
-	if ns.isResolver(key.dst) {
+	if ns.isResolver(key) {
 		ns.resolve(key, payload)
 		return true
 	}

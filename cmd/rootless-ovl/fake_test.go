@@ -39,9 +39,11 @@ type fakeDaemon struct {
 	forwardAt   chan struct{} // Forward waits for it
 	notes       *notes
 
-	mu       sync.Mutex
-	config   json.RawMessage
-	attached []api.AttachRequest
+	mu        sync.Mutex
+	config    json.RawMessage
+	attached  []api.AttachRequest
+	addresses []api.Address
+	released  []string
 }
 
 // notes is what happened, in order.
@@ -109,6 +111,19 @@ func (f *fakeDaemon) Unpublish(_ context.Context, ref string, r api.UnpublishReq
 	return []api.Port{{HostPort: 8080, Port: 80, Proto: "tcp"}}, f.err
 }
 
+func (f *fakeDaemon) ReserveAddress(_ context.Context, r api.AddressRequest) (api.Address, error) {
+	return api.Address{}, f.err
+}
+
+func (f *fakeDaemon) ReleaseAddress(_ context.Context, addr string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.released = append(f.released, addr)
+	return f.err
+}
+
+func (f *fakeDaemon) Addresses(context.Context) ([]api.Address, error) { return f.addresses, f.err }
+
 func (f *fakeDaemon) Peers(context.Context) ([]api.Peer, error) { return f.peers, f.err }
 
 func (f *fakeDaemon) Config(context.Context) (json.RawMessage, error) {
@@ -164,6 +179,10 @@ func newFakeDaemon() *fakeDaemon {
 			{Name: "web", PID: 815, IfName: "eth0", Addr: "10.213.7.2/24", MAC: "02:00:0a:d5:07:02",
 				Gateway: "10.213.7.1", MTU: 1472, DefaultRoute: true, Problem: "its MTU is 1430", Since: start.Add(-3 * time.Hour),
 				Ports: []api.Port{{HostPort: 8080, Port: 80, Proto: "tcp"}, {HostAddr: "::1", HostPort: 53, Port: 53, Proto: "udp", SNAT: true}}},
+		},
+		addresses: []api.Address{
+			{Addr: "10.213.7.2/24", Gateway: "10.213.7.1", Owner: "docker/12ab", Attachment: "web", Since: start},
+			{Addr: "10.213.7.9/24", Gateway: "10.213.7.1", Since: start.Add(time.Minute)},
 		},
 		peers: []api.Peer{
 			{Subnet: "10.213.9.0/24", PublicIP: "192.0.2.9", Port: 18285, MTU: 1472, PathMTU: 1372, NodeID: "fedc", Backend: "udp"},

@@ -171,7 +171,7 @@ with "run".`,
 	mustCompleteDir(root, "runtime-dir")
 	mustCompleteDir(root, "state-dir")
 	root.AddCommand(
-		a.upCommand(), a.downCommand(), a.attachCommand(), a.detachCommand(), a.renameCommand(), a.runCommand(), a.execCommand(), a.forwardCommand(), a.psCommand(), a.publishCommand(), a.unpublishCommand(), a.statusCommand(), a.peersCommand(),
+		a.upCommand(), a.downCommand(), a.attachCommand(), a.detachCommand(), a.renameCommand(), a.runCommand(), a.execCommand(), a.forwardCommand(), a.psCommand(), a.publishCommand(), a.unpublishCommand(), a.addressesCommand(), a.statusCommand(), a.peersCommand(),
 		a.configCommand(), a.dockerOptsCommand(), a.doctorCommand(), a.installCommand(), a.uninstallCommand(), a.versionCommand(), a.pluginCommand(),
 	)
 	root.InitDefaultCompletionCmd()

@@ -29,6 +29,12 @@ SUBNET          PUBLIC IP   PORT   MTU   PATH MTU  BACKEND  KIND          NODE I
 10.213.9.0/24   192.0.2.9   18285  1472  1372      udp      rootless-ovl  fedc     -
 10.213.12.0/24  192.0.2.12  8285   1472  1472      udp      flannel       -        same public IP as ours
 `},
+		{[]string{"addresses"}, `
+ADDRESS        OWNER        ATTACHMENT  AGE
+10.213.7.2/24  docker/12ab  web         10m0s
+10.213.7.9/24  -            -           9m0s
+`},
+		{[]string{"addresses", "--release", "10.213.7.9"}, "\nreleased 10.213.7.9\n"},
 		{[]string{"status"}, `
 State              ready
 Network            10.213.0.0/16
@@ -164,6 +170,8 @@ func TestCommands_PrintJSONWithStableNames(t *testing.T) {
 		{[]string{"status"}, "attachments backend counters ephemeral gateway interface mtu network node_id peers pid port public_ip runtime_dir since state state_dir store subnet subnet_file version"},
 		{[]string{"ps"}, "addr default_route egress gateway host_access ifname isolate mac mtu name netns since"},
 		{[]string{"peers"}, "backend mtu node_id path_mtu port public_ip stock subnet"},
+		{[]string{"addresses"}, "addr attachment gateway owner since"},
+		{[]string{"addresses", "--release", "10.213.7.9"}, "released"},
 		{[]string{"attach", "815"}, "addr default_route gateway ifname mac mtu name pid since"},
 		{[]string{"detach", "web"}, "detached"},
 		{[]string{"config", "get"}, "Backend Network"},
@@ -183,8 +191,8 @@ func TestCommands_PrintJSONWithStableNames(t *testing.T) {
 
 func TestLists_AreEmptyJSONArraysAndHeadings(t *testing.T) {
 	b := newBench(t).serve()
-	b.daemon.attachments, b.daemon.peers = nil, nil
-	for _, cmd := range []string{"ps", "peers"} {
+	b.daemon.attachments, b.daemon.peers, b.daemon.addresses = nil, nil, nil
+	for _, cmd := range []string{"ps", "peers", "addresses"} {
 		if got := b.must(cmd, "-o", "json"); got != "[]\n" {
 			t.Errorf("%s as JSON: %q", cmd, got)
 		}
@@ -306,7 +314,7 @@ func (b *bench) checkError(code, want int, says ...string) {
 func TestClients_SayThatTheDaemonIsNotRunning(t *testing.T) {
 	b := newBench(t)
 	for _, args := range [][]string{
-		{"status"}, {"ps"}, {"peers"}, {"attach", "5"}, {"detach", "web"}, {"run", "--", "true"}, {"exec", "web", "--", "true"}, {"forward", "0", "web:80"}, {"config", "get"},
+		{"status"}, {"ps"}, {"peers"}, {"addresses"}, {"addresses", "--release", "10.213.7.9"}, {"attach", "5"}, {"detach", "web"}, {"run", "--", "true"}, {"exec", "web", "--", "true"}, {"forward", "0", "web:80"}, {"config", "get"},
 		{"config", "set", `{"Network":"10.5.0.0/16"}`},
 	} {
 		code := b.run(args...)

@@ -233,6 +233,47 @@ func (s *Space) MarkToMain(mark, mask uint32) error {
 	})
 }
 
+// Give moves an interface of the space to a container, where it gets another name and is down, as a container engine does.
+func (s *Space) Give(ifName string, to *Container, as string) error {
+	err := s.Do(func() error {
+		link, err := netlink.LinkByName(ifName)
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetDown(link); err != nil {
+			return err
+		}
+		return netlink.LinkSetNsFd(link, int(to.net.Fd()))
+	})
+	if err != nil {
+		return err
+	}
+	return to.Do(func() error {
+		link, err := netlink.LinkByName(ifName)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetName(link, as)
+	})
+}
+
+// SetUp gives an interface of the space its address and the default route, and brings it up.
+func (s *Space) SetUp(ifName string, addr netip.Prefix, gateway netip.Addr) error {
+	return s.Do(func() error {
+		link, err := netlink.LinkByName(ifName)
+		if err != nil {
+			return err
+		}
+		if err := addAddr(link, addr); err != nil {
+			return err
+		}
+		if err := netlink.LinkSetUp(link); err != nil {
+			return err
+		}
+		return netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: gateway.AsSlice()})
+	})
+}
+
 // LogPath is where a named log of the host is written.
 func (h *Host) LogPath(name string) string { return filepath.Join(h.Dir, name+".log") }
 

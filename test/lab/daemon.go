@@ -60,6 +60,7 @@ type Attachment struct {
 	Gateway  string `json:"gateway"`
 	Gateway6 string `json:"gateway6"` // empty in a network that is not dual-stack, as Addr6 is
 	MTU      int    `json:"mtu"`
+	Inode    uint64 `json:"inode"`
 }
 
 // Daemon is a running `rootless-ovl up`.
@@ -260,6 +261,30 @@ func (d *Daemon) Get(path string, into any) error {
 		return fmt.Errorf("GET %s: %s: %s", path, resp.Status, body)
 	}
 	return json.Unmarshal(body, into)
+}
+
+// Ask sends a request with a body to the API and decodes the answer, if into is not nil.
+func (d *Daemon) Ask(method, path, body string, into any) error {
+	req, err := http.NewRequest(method, "http://rootless-ovl"+path, strings.NewReader(body))
+	if err != nil {
+		return err
+	}
+	resp, err := d.http.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode/100 != 2 {
+		return fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, answer)
+	}
+	if into == nil {
+		return nil
+	}
+	return json.Unmarshal(answer, into)
 }
 
 // Status asks the daemon for its status.

@@ -1,0 +1,353 @@
+// This file is about attachments whose interface somebody else configures (AttachRequest.Loose): docker, say, whose daemon takes an
+// interface out of its own namespace, names it eth0 in the container's and gives it its address. We make the TAP and hold it; its descriptor goes
+// on working wherever the device is.
+//
+//	made      in the namespace that was asked for, its home: down
+//	taken     in another namespace, under another name; that is written down, so that the next daemon finds it
+//	returned  at home again and down, as docker leaves it when the container is disconnected, before it says so
+//
+// It ends when it is detached and when the device is gone, as with every attachment. And since whoever took it may be killed: when it lies at home
+// unused, and when nothing is left in the namespace where it is. Of the latter nobody tells us, for a namespace lives as long as we hold something
+// of it.
+
+package node
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/rootless-ovl/rootless-ovl/nsutil"
+)
+
+// loosePrefix begins the names of interfaces for which none was asked for: rovl and eight hexadecimal digits.
+const loosePrefix = "rovl"
+
+// looseTimes are how long what may last.
+type looseTimes struct {
+	first    time.Duration // between looks where it is, until it has been taken
+	poll     time.Duration // and from then on
+	untaken  time.Duration // at home: nobody has taken it
+	returned time.Duration // at home again
+	empty    time.Duration // in a namespace where nothing is any more
+	starting time.Duration // in a namespace where nothing has been yet
+}
+
+// Docker takes an interface within some milliseconds, and tells of one that it has brought back at once.
+var usualLooseTimes = looseTimes{first: 100 * time.Millisecond, poll: time.Second, untaken: time.Minute, returned: 15 * time.Second, empty: 10 * time.Second, starting: time.Minute}
+
+// savedHome is where a loose TAP was made.
+type savedHome struct {
+	PID       int    `json:"pid,omitempty"`
+	StartTime uint64 `json:"start_time,omitempty"`
+	Netns     string `json:"netns,omitempty"`
+	Inode     uint64 `json:"inode"`
+}
+
+// whereabouts are where a loose TAP is.
+type whereabouts struct {
+	nsutil.Place
+	pid int // a process there; 0: none is known
+}
+
+var errNotTaken = errors.New("nobody has taken its interface to a container yet")
+
+// looseIfName is a name for an interface that will get another.
+func looseIfName() string {
+	var b [4]byte
+	rand.Read(b[:])
+	return loosePrefix + hex.EncodeToString(b[:])
+}
+
+// makeLoose makes s that of an interface that somebody takes.
+func (s *savedAttachment) makeLoose() {
+	s.Loose = true
+	s.Home = savedHome{PID: s.PID, StartTime: s.StartTime, Netns: s.Netns, Inode: s.Inode}
+	s.PID, s.StartTime, s.Netns = 0, 0, ""
+}
+
+// nowLocked is the attachment as it is now: a loose one moves.
+func (a *attachment) nowLocked() savedAttachment {
+	s := a.saved
+	if s.Loose {
+		s.Inode, s.IfName = a.at.Inode, a.at.IfName
+	}
+	return s
+}
+
+// looseTAP is the TAP of a loose attachment, where c is that of an ordinary one.
+func looseTAP(c nsutil.TAPConfig) nsutil.TAPConfig {
+	c.Addrs, c.Routes, c.Loose = nil, nil, true
+	return c
+}
+
+// looseWatch tells of the end of a loose attachment. track is who finds out.
+type looseWatch struct {
+	done, stop chan struct{}
+	once       sync.Once
+	why        string // constant once done is closed
+}
+
+func newLooseWatch() *looseWatch {
+	return &looseWatch{done: make(chan struct{}), stop: make(chan struct{})}
+}
+
+func (w *looseWatch) Done() <-chan struct{} { return w.done }
+
+// Why is what has ended it, when Done is closed.
+func (w *looseWatch) Why() string { return w.why }
+
+func (w *looseWatch) Close() error {
+	w.once.Do(func() { close(w.stop) })
+	return nil
+}
+
+// track looks where the TAP of a loose attachment is, until the attachment ends, or should.
+func (n *Node) track(a *attachment, w *looseWatch) {
+	t := n.loose
+	f := follower{n: n, a: a}
+	for {
+		wait := t.poll
+		if !f.taken {
+			wait = t.first
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-w.stop:
+			timer.Stop()
+			return
+		case <-n.stopping:
+			timer.Stop()
+			return
+		}
+		if why := f.look(time.Now()); why != "" {
+			w.why = why
+			close(w.done)
+			return
+		}
+	}
+}
+
+// follower is what track remembers.
+type follower struct {
+	n     *Node
+	a     *attachment
+	taken bool      // it has been elsewhere than at home
+	seen  bool      // there was something in the namespace where it is
+	where string    // what, as of edges.findInode
+	idle  time.Time // since when nobody has used it; zero: somebody does
+}
+
+// look tells why the attachment is to end; "" if it is not.
+func (f *follower) look(now time.Time) (why string) {
+	f.n.mu.Lock()
+	l := f.a.link
+	f.n.mu.Unlock()
+	if l == nil { // it is being taken off
+		return ""
+	}
+	at, err := l.place()
+	switch {
+	case errors.Is(err, nsutil.ErrNoTAP):
+		return "its interface is gone, or the namespace that it was in"
+	case err != nil: // nothing can be known, so nothing is concluded
+		f.idle = time.Time{}
+		return ""
+	}
+	if f.n.notePlace(f.a, at) {
+		f.seen, f.where, f.idle = false, "", time.Time{}
+	}
+	home := at.Inode == f.a.saved.Home.Inode
+	f.taken = f.taken || !home
+	limit, why := f.n.loose.untaken, "nobody has taken its interface"
+	switch {
+	case home && f.taken:
+		limit, why = f.n.loose.returned, "its interface has been given back"
+	case home:
+	case f.occupied(at.Inode):
+		f.idle = time.Time{}
+		return ""
+	case f.seen:
+		limit, why = f.n.loose.empty, "its container has ended"
+	default:
+		limit, why = f.n.loose.starting, "its container has not been started"
+	}
+	if f.idle.IsZero() {
+		f.idle = now
+	}
+	if now.Sub(f.idle) < limit {
+		return ""
+	}
+	if home && f.up(l, at) && f.occupied(at.Inode) { // somebody uses it where it was made
+		f.idle = time.Time{}
+		return ""
+	}
+	return why
+}
+
+// occupied tells whether there is a process in the namespace, or something that keeps it.
+func (f *follower) occupied(inode uint64) bool {
+	where, err := f.n.edges.findInode(inode, f.where)
+	if errors.Is(err, nsutil.ErrGone) {
+		f.where = ""
+		f.n.noteProcess(f.a, 0)
+		return false
+	}
+	if err == nil && where != f.where {
+		f.where, f.seen = where, true
+		f.n.noteProcess(f.a, pidOfPath(where))
+	}
+	return true
+}
+
+// up tells whether the device is up.
+func (f *follower) up(l link, at nsutil.Place) bool {
+	ns, err := l.openNamespace()
+	if err != nil {
+		return false
+	}
+	defer ns.Close()
+	list, err := ns.taps()
+	return err == nil && slices.ContainsFunc(list, func(d nsutil.Device) bool { return d.IfName == at.IfName && d.Up })
+}
+
+// notePlace remembers where a loose TAP is, and reports whether that is another place than before.
+func (n *Node) notePlace(a *attachment, at nsutil.Place) (moved bool) {
+	n.mu.Lock()
+	if a.at.Place == at || a.phase != live {
+		n.mu.Unlock()
+		return false
+	}
+	moved = a.at.Inode != at.Inode
+	a.at.Place = at
+	if moved {
+		a.at.pid = 0
+	}
+	err := n.saveAttachmentsLocked()
+	n.mu.Unlock()
+	if err != nil {
+		n.log.Error("attachments not saved", "err", err)
+	}
+	n.log.Debug("interface moved or named", "name", a.saved.Name, "ifname", at.IfName, "netns", at.Inode, "home", at.Inode == a.saved.Home.Inode)
+	n.renewInside(a)
+	return moved
+}
+
+func (n *Node) noteProcess(a *attachment, pid int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	a.at.pid = pid
+}
+
+// pidOfPath is the process whose network namespace a path is, or 0.
+func pidOfPath(path string) int {
+	m := procNetns.FindStringSubmatch(path)
+	if m == nil {
+		return 0
+	}
+	pid, err := strconv.Atoi(m[1])
+	if err != nil { // more digits than a pid has
+		return 0
+	}
+	return pid
+}
+
+// renewInside gives up the sockets that published ports have where the TAP was. They are made again where it is, once it is configured there.
+func (n *Node) renewInside(a *attachment) {
+	n.portsMu.Lock()
+	defer n.portsMu.Unlock()
+	if s := a.inside.sockets.Swap(nil); s != nil {
+		if err := (*s).Close(); err != nil {
+			n.log.Debug("sockets in a container's namespace", "name", a.saved.Name, "err", err)
+		}
+	}
+	a.inside.never = false
+	n.retryLater(a)
+}
+
+// looseSockets makes sockets in the namespace where a loose TAP is.
+func (n *Node) looseSockets(a *attachment) (kernelSockets, error) {
+	n.mu.Lock()
+	l, s := a.link, a.saved
+	n.mu.Unlock()
+	if l == nil {
+		return nil, errNotTaken
+	}
+	at, err := l.place()
+	if err != nil {
+		return nil, err
+	}
+	if at.Inode == s.Home.Inode {
+		return nil, errNotTaken
+	}
+	ns, err := l.openNamespace()
+	if err != nil {
+		return nil, err
+	}
+	s.IfName = at.IfName
+	sockets, err := ns.sockets(s)
+	if err != nil {
+		return nil, errors.Join(err, ns.Close())
+	}
+	return sockets, nil
+}
+
+// findLoose finds the namespace where a loose TAP of an earlier daemon is now, and puts that into s. Where it was last seen is looked at first,
+// then its home, then every namespace of ours: it may have been moved while there was no daemon.
+func (n *Node) findLoose(s *savedAttachment) (namespace, error) {
+	var tried []uint64
+	look := func(open func() (namespace, error)) namespace {
+		ns, err := open()
+		if err != nil {
+			return nil
+		}
+		if slices.Contains(tried, ns.Inode()) || !n.hasLoose(ns, s) {
+			tried = append(tried, ns.Inode())
+			ns.Close()
+			return nil
+		}
+		return ns
+	}
+	for _, inode := range []uint64{s.Inode, s.Home.Inode} {
+		if path, err := n.edges.findInode(inode, s.Home.Netns); err == nil {
+			if ns := look(func() (namespace, error) { return n.edges.openPath(path) }); ns != nil {
+				return ns, nil
+			}
+		}
+	}
+	all, err := n.edges.netnses()
+	if err != nil {
+		return nil, err
+	}
+	for inode, pid := range all {
+		if slices.Contains(tried, inode) {
+			continue
+		}
+		if ns := look(func() (namespace, error) { return n.edges.openPID(pid) }); ns != nil {
+			return ns, nil
+		}
+	}
+	return nil, errors.New("its interface is gone, or the namespace that it was in")
+}
+
+// hasLoose tells whether the TAP of s is in ns, and puts its name there into s.
+func (n *Node) hasLoose(ns namespace, s *savedAttachment) bool {
+	list, err := ns.taps()
+	if err != nil {
+		return false
+	}
+	i := slices.IndexFunc(list, func(d nsutil.Device) bool { return macText(d.MAC) == s.MAC })
+	if i < 0 { // with another MAC address, it is told by its name where it was last
+		i = slices.IndexFunc(list, func(d nsutil.Device) bool { return d.IfName == s.IfName && ns.Inode() == s.Inode })
+	}
+	if i < 0 {
+		return false
+	}
+	s.Inode, s.IfName = ns.Inode(), list[i].IfName
+	return true
+}
