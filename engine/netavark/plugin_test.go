@@ -455,7 +455,9 @@ func TestTeardown_OfWhatIsGone(t *testing.T) {
 // endedDaemon lists attachments that are gone when they are detached.
 type endedDaemon struct{ fakeDaemon }
 
-func (d *endedDaemon) Detach(context.Context, string) error { return api.Errorf(api.CodeNotFound, "gone") }
+func (d *endedDaemon) Detach(context.Context, string) error {
+	return api.Errorf(api.CodeNotFound, "gone")
+}
 
 // Whatever comes in, there is an answer of the protocol, and what is asked of the daemon can be asked.
 func FuzzInput(f *testing.F) {

@@ -267,4 +267,3 @@ func (p *Plugin) teardown(ctx context.Context) error {
 	}
 	return err
 }
-

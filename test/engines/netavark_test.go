@@ -252,7 +252,10 @@ func TestNetavark_Protocol(t *testing.T) {
 	s2.start(path2, a2, serve)
 	reach := func(what string, from *rootlessSpace, path, host string, want netip.Addr) {
 		t.Helper()
-		lab.Eventually(t, what+": "+host, func() bool { got, ok := from.get(path, "http://"+host+"/cgi-bin/who"); return ok && got == want.String() })
+		lab.Eventually(t, what+": "+host, func() bool {
+			got, ok := from.get(path, "http://"+host+"/cgi-bin/who")
+			return ok && got == want.String()
+		})
 	}
 	for _, name := range []string{want.String(), "web", "web.ovl.internal", "front"} {
 		reach("across", s2, path2, name, a2.addr(t))
