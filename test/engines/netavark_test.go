@@ -122,11 +122,11 @@ func (s *rootlessSpace) start(path string, a netavarkStatus, script string) (kil
 }
 
 // get fetches from within a container, with its resolv.conf.
-func (s *rootlessSpace) get(path, url string) (string, bool) {
+func (s *rootlessSpace) get(path, host, page string) (string, bool) {
 	s.t.Helper()
-	r := s.run("", "nsenter", "--net="+path, "unshare", "--mount", "sh", "-c", `mount --bind "$0" /etc/resolv.conf && exec timeout 10 `+busyboxPath+` wget -q -O - "$1"`,
-		path+".resolv.conf", url)
-	return r.Stdout, r.Code == 0
+	argv := append([]string{"nsenter", "--net=" + path, "unshare", "--mount", "sh", "-c", `mount --bind "$0" /etc/resolv.conf && exec "$@"`, path + ".resolv.conf"},
+		fetch(host, 80, page)...)
+	return fetched(s.run("", argv...))
 }
 
 // plugin writes the file by which podman and netavark find the plugin into a directory, and returns its path.
@@ -253,7 +253,7 @@ func TestNetavark_Protocol(t *testing.T) {
 	reach := func(what string, from *rootlessSpace, path, host string, want netip.Addr) {
 		t.Helper()
 		lab.Eventually(t, what+": "+host, func() bool {
-			got, ok := from.get(path, "http://"+host+"/cgi-bin/who")
+			got, ok := from.get(path, host, "/cgi-bin/who")
 			return ok && got == want.String()
 		})
 	}
@@ -266,16 +266,16 @@ func TestNetavark_Protocol(t *testing.T) {
 		t.Errorf("the published port: %q, %v; the container should see the client %v", got, err, lab.RouterAddr)
 	}
 
+	t.Run("a name that another host has", func(t *testing.T) {
+		refused(s2, s2.netns("web"), input(network, "web", oneInterface, "null"), `"web" is taken`)
+	})
+
 	t.Run("the daemon restarts", func(t *testing.T) {
 		n1.Stop()
 		refused(s1, s1.netns("late"), input(network, "late", oneInterface, "null"), "rootless-ovl up")
 		n1 = h1.Up("--listen-etcd", store.String())
 		reach("after it", s2, path2, "web", a2.addr(t))
 		lab.Eventually(t, "the published port", func() bool { _, err := l.Outside.Fetch(published); return err == nil })
-	})
-
-	t.Run("a name that another host has", func(t *testing.T) {
-		refused(s2, s2.netns("web"), input(network, "web", oneInterface, "null"), `"web" is taken`)
 	})
 
 	t.Run("a policy and ports by options", func(t *testing.T) {
@@ -286,7 +286,7 @@ func TestNetavark_Protocol(t *testing.T) {
 			_, err := l.Outside.Fetch("http://" + netip.AddrPortFrom(h1.Addr, 8090).String() + "/cgi-bin/who")
 			return err == nil
 		})
-		if got, ok := s2.get(path2, "http://closed/cgi-bin/who"); ok {
+		if got, ok := s2.get(path2, "closed", "/cgi-bin/who"); ok {
 			t.Errorf("others reach it, as %s", got)
 		}
 		teardown(s1, path, in)

@@ -7,6 +7,7 @@ import (
 	"bufio"
 	"net/netip"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -16,6 +17,17 @@ import (
 
 	"github.com/rootless-ovl/rootless-ovl/test/lab"
 )
+
+// fetch is a command of the host that prints what a web server answers. The static busybox is no client here: it cannot load what resolves names.
+func fetch(host string, port int, page string) []string {
+	return []string{"timeout", "10", "bash", "-c", `exec 3<>"/dev/tcp/$0/$1" && printf 'GET %s HTTP/1.0\r\n\r\n' "$2" >&3 && cat <&3`, host, strconv.Itoa(port), page}
+}
+
+// fetched is the body of what fetch has printed.
+func fetched(r lab.Result) (string, bool) {
+	head, body, ok := strings.Cut(r.Stdout, "\r\n\r\n")
+	return body, r.Code == 0 && ok && strings.Contains(head, " 200 ")
+}
 
 // background starts a shell script of the user's, which prints a line when it is ready, and returns that. It ends with the test, with all that it started.
 func background(t *testing.T, h *lab.Host, script string, args ...string) string {
@@ -67,8 +79,8 @@ func TestOther_Containers(t *testing.T) {
 		{"myself", `exec unshare --map-current-user --net sh -c 'echo $$; ` + serve + `'`},
 		{"range", `exec unshare --map-root-user --map-auto --net sh -c 'echo $$; ` + serve + `'`},
 		// A user of the range, as the process of a container that is not its root.
-		{"subuid", `exec unshare --map-root-user --map-auto --net setpriv --reuid 33 --regid 33 --clear-groups sh -c 'echo $$; ` +
-			`exec ` + busyboxPath + ` httpd -f -p 0.0.0.0:8000 -h "$0"' "$HOME/www"`},
+		{"subuid", `exec 5<"$HOME/www"; exec unshare --map-root-user --map-auto --net setpriv --reuid 33 --regid 33 --clear-groups sh -c 'echo $$; ` +
+			`exec ` + busyboxPath + ` httpd -f -p 0.0.0.0:8000 -h /proc/self/fd/5'`},
 		// The namespace belongs to the outer of two user namespaces, the process to the inner.
 		{"nested", `exec unshare --map-root-user --net unshare --user sh -c 'echo $$; ` + serve + `'`},
 		{"pidns", `unshare --map-root-user --net --pid --fork --mount-proc sh -c '` + serve + `' & until p=$(pgrep -P $!); do sleep 0.05; done; echo $p; wait`},
@@ -87,12 +99,11 @@ func TestOther_Containers(t *testing.T) {
 			what := background(t, h1, c.script)
 			addr := netip.MustParsePrefix(ok(t, h1, h1.Binary(), "attach", what, "--name", c.name)).Addr()
 			lab.Eventually(t, "an answer across, by name", func() bool {
-				r := h2.Run(h2.Binary(), "run", "--", busyboxPath, "wget", "-T", "5", "-q", "-O", "-", "http://"+c.name+":8000/")
-				return r.Code == 0 && r.Stdout == "hello"
+				got, ok := fetched(h2.CLI(append([]string{"run", "--"}, fetch(c.name, 8000, "/")...)...))
+				return ok && got == "hello"
 			})
-			peer := ok(t, h1, h1.Binary(), "exec", c.name, "--", busyboxPath, "wget", "-T", "10", "-q", "-O", "-", "http://peer/cgi-bin/who")
-			if peer != addr.String() {
-				t.Errorf("the peer sees %s, want %v", peer, addr)
+			if peer, ok := fetched(h1.CLI(append([]string{"exec", c.name, "--"}, fetch("peer", 80, "/cgi-bin/who")...)...)); !ok || peer != addr.String() {
+				t.Errorf("the peer sees %q, want %v", peer, addr)
 			}
 			ok(t, h1, h1.Binary(), "detach", c.name)
 		})
@@ -103,9 +114,11 @@ func TestOther_Containers(t *testing.T) {
 			{"bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--unshare-pid"},
 			{"unshare", "--map-root-user", "--mount"},
 		} {
-			argv = append(append([]string{h1.Binary(), "run", "--name", "job", "--"}, argv...), busyboxPath, "wget", "-T", "10", "-q", "-O", "-", "http://peer/cgi-bin/who")
-			if got := ok(t, h1, argv...); !netip.MustParsePrefix(n1.Status().Subnet).Contains(netip.MustParseAddr(got)) {
-				t.Errorf("%s: the peer sees %s", strings.Join(argv, " "), got)
+			argv = append(append([]string{"run", "--name", "job", "--"}, argv...), fetch("peer", 80, "/cgi-bin/who")...)
+			r := h1.CLI(argv...)
+			got, _ := fetched(r)
+			if addr, err := netip.ParseAddr(got); err != nil || !netip.MustParsePrefix(n1.Status().Subnet).Contains(addr) {
+				t.Errorf("%q: the peer sees %q\n%s", argv, got, r.Stderr)
 			}
 		}
 	})
