@@ -210,7 +210,7 @@ func (n *Node) Run(ctx context.Context) error {
 			return nil
 		})
 	}
-	run("the API", func(ctx context.Context) error { return api.Serve(ctx, ln, api.Handler(n), n.log) })
+	run("the API", func(ctx context.Context) error { return api.Serve(ctx, ln, n.onceStarted(api.Handler(n)), n.log) })
 	if health != nil {
 		run("the health checks", func(ctx context.Context) error { return api.Serve(ctx, health, n.healthChecks(), n.log) })
 	}
