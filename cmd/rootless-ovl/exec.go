@@ -76,7 +76,7 @@ func (a *app) execUntil(early *signalContext, ref string, spec nsutil.Spec) erro
 	}
 	att := list[i]
 	if att.DNS != nil { // there is none where the gateway's address is the engine's bridge's
-		spec.ResolvConf = resolvConf(*att.DNS, a.hostResolvConf())
+		spec.ResolvConf = att.DNS.ResolvConf(a.hostResolvConf())
 	}
 	sb, err := a.joinSandbox(att, spec)
 	if err != nil {

@@ -105,7 +105,7 @@ func (a *app) runUntil(early *signalContext, req api.AttachRequest, spec nsutil.
 	if status.Gateway == "" {
 		return api.Errorf(api.CodeUnavailable, "the node has no subnet yet (%s): `rootless-ovl status` says more", status.State)
 	}
-	spec.ResolvConf = resolvConf(api.DNS{Server: status.Gateway, Search: []string{status.Domain}}, a.hostResolvConf())
+	spec.ResolvConf = api.DNS{Server: status.Gateway, Search: []string{status.Domain}}.ResolvConf(a.hostResolvConf())
 
 	sb, err := a.startSandbox(spec)
 	if err != nil {
@@ -234,35 +234,6 @@ func catchSignals(parent context.Context) *signalContext {
 		}
 		return caught
 	})}
-}
-
-// resolvConf asks the gateway for names, in the overlay's domain and then in the search domains of the host, with its options.
-func resolvConf(overlay api.DNS, host string) []byte {
-	var search []string // of the host: the last of its lines counts, as in resolv.conf(5)
-	var options []string
-	for line := range strings.Lines(host) {
-		f := strings.Fields(line)
-		switch {
-		case len(f) < 2:
-		case f[0] == "search":
-			search = f[1:]
-		case f[0] == "domain":
-			search = f[1:2]
-		case f[0] == "options":
-			options = append(options, f[1:]...)
-		}
-	}
-	search = append(slices.Clone(overlay.Search), slices.DeleteFunc(search, func(s string) bool { return slices.Contains(overlay.Search, strings.TrimSuffix(s, ".")) })...)
-	// There is one server here.
-	options = slices.DeleteFunc(options, func(o string) bool { return o == "rotate" })
-	b := []byte("nameserver " + overlay.Server + "\n")
-	if len(search) > 0 {
-		b = append(b, "search "+strings.Join(search, " ")+"\n"...)
-	}
-	if len(options) > 0 {
-		b = append(b, "options "+strings.Join(options, " ")+"\n"...)
-	}
-	return b
 }
 
 // readResolvConf is the host's resolver configuration, empty where there is none.

@@ -180,24 +180,6 @@ func TestCatchSignals_KeepsOneThatComesLate(t *testing.T) {
 	}
 }
 
-func TestResolvConf_SearchesTheOverlayFirst(t *testing.T) {
-	overlay := api.DNS{Server: "10.213.7.1", Search: []string{"ovl.internal"}}
-	for host, want := range map[string]string{
-		"":                               "nameserver 10.213.7.1\nsearch ovl.internal\n",
-		"nameserver 192.0.2.1\n":         "nameserver 10.213.7.1\nsearch ovl.internal\n",
-		"domain a.example\nsearch b c\n": "nameserver 10.213.7.1\nsearch ovl.internal b c\n",
-		"search b c\ndomain a.example\n": "nameserver 10.213.7.1\nsearch ovl.internal a.example\n",
-		"search lan ovl.internal.\n":     "nameserver 10.213.7.1\nsearch ovl.internal lan\n",
-		"search .\n":                     "nameserver 10.213.7.1\nsearch ovl.internal .\n",
-		"options edns0 rotate\noptions timeout:2\nsortlist 10.0.0.0\n": "nameserver 10.213.7.1\nsearch ovl.internal\noptions edns0 timeout:2\n",
-		"options rotate\n": "nameserver 10.213.7.1\nsearch ovl.internal\n",
-	} {
-		if got := string(resolvConf(overlay, host)); got != want {
-			t.Errorf("%q: %q, want %q", host, got, want)
-		}
-	}
-}
-
 func TestReadResolvConf_IsTheHosts(t *testing.T) {
 	want, err := os.ReadFile("/etc/resolv.conf")
 	if err != nil {

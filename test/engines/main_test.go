@@ -62,7 +62,7 @@ func image(t *testing.T, dir string) string {
 	}
 	add(tar.Header{Name: "bin/", Typeflag: tar.TypeDir}, nil)
 	add(tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg}, busybox)
-	for _, applet := range []string{"sh", "ping", "wget", "httpd", "ip", "ifconfig", "wc", "timeout"} {
+	for _, applet := range []string{"sh", "ping", "wget", "httpd", "ip", "ifconfig", "wc", "timeout", "sleep"} {
 		add(tar.Header{Name: "bin/" + applet, Typeflag: tar.TypeSymlink, Linkname: "busybox"}, nil)
 	}
 	add(tar.Header{Name: "www/", Typeflag: tar.TypeDir}, nil)

@@ -1,0 +1,67 @@
+// This file makes the file by which an engine finds this hook.
+
+package ocihook
+
+import (
+	"bytes"
+	"encoding/json"
+	"path/filepath"
+	"regexp"
+
+	"github.com/rootless-ovl/rootless-ovl/api"
+)
+
+// FileName is what the hook's file is called in a directory of hooks.
+const FileName = "rootless-ovl.json"
+
+// Timeout is after how many seconds the engine ends a hook; the hook itself gives up before, and says why.
+const Timeout = 30
+
+// hookFile is podman's schema 1.0.0 (oci-hooks(5)).
+type hookFile struct {
+	Version string   `json:"version"`
+	Hook    hookExec `json:"hook"`
+	When    hookWhen `json:"when"`
+	Stages  []string `json:"stages"`
+}
+
+type hookExec struct {
+	Path    string   `json:"path"`
+	Args    []string `json:"args"`
+	Timeout int      `json:"timeout"`
+}
+
+type hookWhen struct {
+	Always      bool              `json:"always,omitempty"`
+	Annotations map[string]string `json:"annotations,omitempty"` // regular expressions of keys and values
+}
+
+// File is the content of the hook's file: program is the absolute path of rootless-ovl, runtimeDir the daemon's runtime directory, which is always
+// named because a hook has no environment at poststop. The hook is for containers that have an annotation of ours, or for every
+// container. Errors have api.CodeInvalid.
+func File(program, runtimeDir string, every bool) ([]byte, error) {
+	for _, p := range []string{program, runtimeDir} {
+		if !filepath.IsAbs(p) {
+			return nil, api.Errorf(api.CodeInvalid, "%q is not an absolute path: a container engine runs hooks in directories of its own", p)
+		}
+	}
+	when := hookWhen{Annotations: map[string]string{"^" + regexp.QuoteMeta(Prefix): ".*"}}
+	if every {
+		when = hookWhen{Always: true}
+	}
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	err := enc.Encode(hookFile{
+		Version: "1.0.0",
+		Hook: hookExec{
+			Path:    program,
+			Args:    []string{"rootless-ovl", "--runtime-dir", runtimeDir, "plugin", "oci-hook"},
+			Timeout: Timeout,
+		},
+		When:   when,
+		Stages: []string{"createRuntime", "poststop"},
+	})
+	return b.Bytes(), err
+}

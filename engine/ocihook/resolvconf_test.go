@@ -1,0 +1,138 @@
+// Tests of the container's resolv.conf: whose file is written, and whose is not.
+
+package ocihook
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const (
+	fromHost   = "nameserver 10.213.7.1\nsearch ovl.internal lan\n"
+	inRootfs   = "bundle/rootfs/etc/resolv.conf"
+	engineFile = "run/overlay-containers/" + containerB + "/userdata/resolv.conf"
+)
+
+var attach = map[string]string{"run.rootless-ovl.attach": "web"}
+
+func TestResolvConf_OfAContainerWithoutOne(t *testing.T) {
+	s := newStage(t)
+	if err := s.create(attach); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.read(inRootfs); got != fromHost {
+		t.Errorf("%q, want %q", got, fromHost)
+	}
+	entries, err := os.ReadDir(filepath.Join(s.dir, "bundle/rootfs/etc"))
+	if err != nil || len(entries) != 2 {
+		t.Errorf("in /etc: %v, %v", entries, err)
+	}
+}
+
+func TestResolvConf_StaysInsideTheRoot(t *testing.T) {
+	for _, target := range []string{"OUTSIDE", "../../../victim", "../run/nowhere/stub", "/victim"} {
+		s := newStage(t)
+		victim := s.write("victim", "theirs\n")
+		if err := os.Symlink(strings.ReplaceAll(target, "OUTSIDE", victim), filepath.Join(s.dir, inRootfs)); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.create(attach); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.read("victim"); got != "theirs\n" {
+			t.Errorf("%s: the host's file is %q", target, got)
+		}
+		if fi, err := os.Lstat(filepath.Join(s.dir, inRootfs)); err != nil || !fi.Mode().IsRegular() || fi.Mode().Perm() != 0o644 {
+			t.Errorf("%s: %v, %v", target, fi, err)
+		}
+	}
+	s := newStage(t)
+	s.config["root"] = map[string]any{"path": "evil"}
+	s.write("elsewhere/hosts", "")
+	if err := os.MkdirAll(filepath.Join(s.dir, "bundle/evil"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(filepath.Join(s.dir, "elsewhere"), filepath.Join(s.dir, "bundle/evil/etc")); err != nil {
+		t.Fatal(err)
+	}
+	err := s.create(attach)
+	if err == nil || !strings.Contains(err.Error(), "run.rootless-ovl.dns=keep") {
+		t.Errorf("an /etc outside: %v", err)
+	}
+	if len(s.daemon.list) != 0 {
+		t.Errorf("a container that is not started is attached: %+v", s.daemon.list)
+	}
+	if entries, err := os.ReadDir(filepath.Join(s.dir, "elsewhere")); err != nil || len(entries) != 1 {
+		t.Errorf("outside: %v, %v", entries, err)
+	}
+}
+
+func TestResolvConf_OfARootWithoutEtc(t *testing.T) {
+	s := newStage(t)
+	s.config["root"] = map[string]any{"path": filepath.Join(s.dir, "scratch")}
+	if err := os.Mkdir(filepath.Join(s.dir, "scratch"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.create(attach); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.read("scratch/etc/resolv.conf"); got != fromHost {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestResolvConf_OfTheEngineIsWrittenInPlace(t *testing.T) {
+	s := newStage(t)
+	path := s.write(engineFile, "search corp\nnameserver 10.0.2.3\noptions timeout:2\n")
+	before, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.mounts(map[string]string{"/etc/resolv.conf": path})
+	if err := s.create(attach); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := s.read(engineFile), "nameserver 10.213.7.1\nsearch ovl.internal corp\noptions timeout:2\n"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if after, err := os.Stat(path); err != nil || !os.SameFile(before, after) {
+		t.Errorf("another file now, which a mount that was made before does not show: %v", err)
+	}
+	if _, err := os.Lstat(filepath.Join(s.dir, inRootfs)); err == nil {
+		t.Error("the root has one, too")
+	}
+}
+
+func TestResolvConf_OfTheUserIsLeftAlone(t *testing.T) {
+	for _, destination := range []string{"/etc/resolv.conf", "/etc/./resolv.conf", "/etc", "/etc/"} {
+		s := newStage(t)
+		mine := s.write("home/etc/resolv.conf", "nameserver 9.9.9.9\n")
+		source := mine
+		if !strings.HasSuffix(destination, "conf") {
+			source = filepath.Dir(mine)
+		}
+		s.mounts(map[string]string{destination: source})
+		if err := s.create(attach); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.read("home/etc/resolv.conf"); got != "nameserver 9.9.9.9\n" {
+			t.Errorf("%s: the user's file is %q", destination, got)
+		}
+		if _, err := os.Lstat(filepath.Join(s.dir, inRootfs)); err == nil {
+			t.Errorf("%s: the root has one, which the mount hides", destination)
+		}
+	}
+}
+
+func TestResolvConf_IsKeptOnDemand(t *testing.T) {
+	s := newStage(t)
+	s.write(inRootfs, "nameserver 9.9.9.9\n")
+	if err := s.create(map[string]string{"run.rootless-ovl.dns": "keep"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.read(inRootfs); got != "nameserver 9.9.9.9\n" {
+		t.Errorf("%q", got)
+	}
+}
