@@ -57,6 +57,9 @@ var options = map[string]func(*wish, string) error{
 // readWish reads the annotations of the container with that id. Errors name the annotation, and have api.CodeInvalid.
 func readWish(annotations map[string]string, id string) (wish, error) {
 	var w wish
+	if strings.TrimSpace(annotations[keyAttach]) == "false" {
+		return wish{asked: true, leave: true}, nil
+	}
 	for _, key := range slices.Sorted(maps.Keys(annotations)) {
 		if !strings.HasPrefix(key, Prefix) {
 			continue
@@ -81,13 +84,9 @@ func readWish(annotations map[string]string, id string) (wish, error) {
 	return w, w.check(id)
 }
 
-// attach is the annotation that says whether, and under which name.
+// attach is the annotation that says under which name.
 func (w *wish) attach(value string) {
-	switch value {
-	case "", "true":
-	case "false":
-		w.leave = true
-	default:
+	if value != "" && value != "true" {
 		w.named, w.request.Name = true, value
 	}
 }

@@ -83,6 +83,9 @@ func (h *Hook) attach(ctx context.Context, s State) error {
 	if err != nil || w.leave {
 		return err
 	}
+	if err := refuseImageAnnotations(s); err != nil {
+		return err
+	}
 	if s.PID == 0 {
 		return api.Errorf(api.CodeInvalid, "the state of container %s has no pid: run this hook at createRuntime, not before the runtime has made its namespaces", short(s.ID))
 	}

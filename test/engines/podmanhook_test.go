@@ -245,6 +245,13 @@ func TestPodmanHook_RefusalsSayWhatToDo(t *testing.T) {
 	for _, runtime := range []string{"crun", "runc"} {
 		refused("is not a port", append([]string{"--runtime", runtime}, p.serving(runtime, "host-access=x")...)...)
 	}
+	// An image that asks for itself.
+	context := filepath.Join(h.Home(), "build")
+	writeAsUser(t, h, filepath.Join(context, "Containerfile"), "FROM localhost/busybox\n")
+	p.ok("build", "--annotation", "run.rootless-ovl.host-access=22", "-t", "localhost/greedy", context)
+	refused("an image is not asked", "run", "--rm", "--network", "none", "localhost/greedy", "ip", "addr")
+	p.ok("run", "--rm", "--network", "none", "--annotation", "run.rootless-ovl.attach=false", "localhost/greedy", "ip", "addr")
+
 	p.ok("rm", "-f", "-t", "0", "-a")
 	if got := names(d); len(got) != 0 {
 		t.Errorf("attached are %v", got)
