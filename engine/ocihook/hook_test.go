@@ -37,7 +37,7 @@ func TestHook_AttachesAndDetachesByOwner(t *testing.T) {
 
 func TestHook_AttachesWithAnnotations(t *testing.T) {
 	s := newStage(t)
-	const digits = "123456789012a" + containerA[13:]
+	digits := "123456789012a" + containerA[13:]
 	for _, tt := range []struct {
 		name        string
 		id          string
@@ -80,7 +80,7 @@ func TestHook_AttachesWithAnnotations(t *testing.T) {
 func TestHook_RefusesAnnotationsThatCannotBeRight(t *testing.T) {
 	for key, tt := range map[string]struct{ value, says string }{
 		"atach":            {"web", "host-access"}, // lists what there is
-		"attach":           {"my web", "run.rootless-ovl.attach"},
+		"attach":           {"my web", "my web"},
 		"alias":            {"a,,b", "empty"},
 		"publish":          {"http", "http"},
 		"snat":             {"yes", "true or false"},
@@ -98,8 +98,8 @@ func TestHook_RefusesAnnotationsThatCannotBeRight(t *testing.T) {
 		t.Run(key, func(t *testing.T) {
 			s := newStage(t)
 			err := s.create(map[string]string{"run.rootless-ovl." + key: tt.value})
-			if err == nil || !strings.Contains(err.Error(), tt.says) || !strings.Contains(err.Error(), "run.rootless-ovl.") && !strings.Contains(err.Error(), key) {
-				t.Errorf("error %v, want one that says %q and names the annotation", err, tt.says)
+			if err == nil || !strings.Contains(err.Error(), tt.says) || !strings.Contains(err.Error(), "annotation") {
+				t.Errorf("error %v, want one that says %q of an annotation", err, tt.says)
 			}
 			if len(s.daemon.attached) != 0 {
 				t.Errorf("attached %+v", s.daemon.attached)

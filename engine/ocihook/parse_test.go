@@ -15,13 +15,13 @@ import (
 
 func TestReadState_RefusesWhatIsNone(t *testing.T) {
 	for text, says := range map[string]string{
-		"":                                   "rootless-ovl attach",
-		"[]":                                 "rootless-ovl attach",
-		`{"id": 7}`:                          "rootless-ovl attach",
-		`{}`:                                 "id",
-		`{"id": "a/b"}`:                      "a/b",
-		`{"id": "a", "pid": -1}`:             "-1",
-		`{"id": "a", "bundle": "x"}`:         "absolute",
+		"":                           "rootless-ovl attach",
+		"[]":                         "rootless-ovl attach",
+		`{"id": 7}`:                  "rootless-ovl attach",
+		`{}`:                         "id",
+		`{"id": "a/b"}`:              "a/b",
+		`{"id": "a", "pid": -1}`:     "-1",
+		`{"id": "a", "bundle": "x"}`: "absolute",
 		`{"id": "a"}` + strings.Repeat(" ", maxState): "annotations",
 	} {
 		_, err := ReadState(strings.NewReader(text))
@@ -33,12 +33,12 @@ func TestReadState_RefusesWhatIsNone(t *testing.T) {
 
 func TestBundle_TellsWhoseTheNetworkIs(t *testing.T) {
 	for text, want := range map[string]int{
-		`{"linux": {"namespaces": [{"type": "network"}]}}`:                                  0,
-		`{"linux": {"namespaces": [{"type": "network", "path": "/run/user/1/netns/x"}]}}`:    0,
-		`{"linux": {"namespaces": [{"type": "network", "path": "/proc/4200/ns/net"}]}}`:      4200,
-		`{"linux": {"namespaces": [{"type": "pid", "path": "/proc/1/ns/pid"}]}}`:             0,
+		`{"linux": {"namespaces": [{"type": "network"}]}}`:                                     0,
+		`{"linux": {"namespaces": [{"type": "network", "path": "/run/user/1/netns/x"}]}}`:      0,
+		`{"linux": {"namespaces": [{"type": "network", "path": "/proc/4200/ns/net"}]}}`:        4200,
+		`{"linux": {"namespaces": [{"type": "pid", "path": "/proc/1/ns/pid"}]}}`:               0,
 		`{"linux": {"namespaces": [{"type": "network", "path": "/proc/99999999999/ns/net"}]}}`: 0,
-		`{"linux": {"namespaces": [{"type": "network", "path": "/proc/self/ns/net"}]}}`:      0,
+		`{"linux": {"namespaces": [{"type": "network", "path": "/proc/self/ns/net"}]}}`:        0,
 		`{}`: 0,
 	} {
 		c, err := parseBundle([]byte(text))
