@@ -20,6 +20,6 @@ func (a *app) pluginCommand() *cobra.Command {
 			return usagef("plugin is for container engines, which say what kind they are: `rootless-ovl plugin --help` lists them")
 		},
 	}
-	cmd.AddCommand(a.pluginCNICommand(), a.pluginNetavarkCommand())
+	cmd.AddCommand(a.pluginCNICommand(), a.pluginNetavarkCommand(), a.pluginOCIHookCommand())
 	return cmd
 }

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/rootless-ovl/rootless-ovl/engine/ocihook"
 )
 
 // wanted is a file, or a symbolic link, that is to be there.
@@ -62,36 +64,12 @@ func (s Setup) wantedFor(parts []Part) []wanted {
 	return all
 }
 
-// ociHook is oci-hooks(5), schema 1.0.0.
-type ociHook struct {
-	Version string `json:"version"`
-	Hook    struct {
-		Path    string   `json:"path"`
-		Args    []string `json:"args"`
-		Timeout int      `json:"timeout"` // seconds
-	} `json:"hook"`
-	When struct {
-		Always      *bool             `json:"always,omitempty"`
-		Annotations map[string]string `json:"annotations,omitempty"`
-	} `json:"when"`
-	Stages []string `json:"stages"`
-}
-
 func (s Setup) hook() []byte {
-	var h ociHook
-	h.Version = "1.0.0"
-	h.Hook.Path = s.Program
-	// The environment is empty at poststop.
-	h.Hook.Args = []string{name, "--runtime-dir", s.RuntimeDir, "plugin", "oci-hook"}
-	h.Hook.Timeout = 30
-	if s.EveryContainer {
-		yes := true
-		h.When.Always = &yes
-	} else {
-		h.When.Annotations = map[string]string{`^run\.rootless-ovl\.`: ".*"}
+	b, err := ocihook.File(s.Program, s.RuntimeDir, s.EveryContainer)
+	if err != nil {
+		panic(err) // paths that are not absolute, which a Setup does not have
 	}
-	h.Stages = []string{"createRuntime", "poststop"}
-	return indented(h)
+	return b
 }
 
 func indented(v any) []byte {

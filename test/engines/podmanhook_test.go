@@ -3,7 +3,6 @@
 package engines
 
 import (
-	"encoding/json"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -29,23 +28,11 @@ type hooked struct {
 func hookPodman(t *testing.T, h *lab.Host, tarball string, every bool) *hooked {
 	t.Helper()
 	p := &hooked{t: t, host: h, path: podman(t, h)}
-	hooks := filepath.Join(h.Home(), ".config", "containers", "oci", "hooks.d")
-	writeAsUser(t, h, filepath.Join(h.Home(), ".config", "containers", "containers.conf"),
-		"[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\nruntime = \"crun\"\nhooks_dir = [\""+hooks+"\"]\n")
-	when := map[string]any{"annotations": map[string]string{`^run\.rootless-ovl\.`: ".*"}}
+	install := []string{h.Binary(), "install", "podman"}
 	if every {
-		when = map[string]any{"always": true}
+		install = append(install, "--every-container")
 	}
-	file, err := json.Marshal(map[string]any{
-		"version": "1.0.0",
-		"hook": map[string]any{"path": h.Binary(), "timeout": 30,
-			"args": []string{"rootless-ovl", "--runtime-dir", filepath.Join(h.XDGRuntimeDir(), "rootless-ovl"), "plugin", "oci-hook"}},
-		"when": when, "stages": []string{"createRuntime", "poststop"},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	writeAsUser(t, h, filepath.Join(hooks, "rootless-ovl.json"), string(file))
+	ok(t, h, install...)
 	p.ok("import", tarball, "localhost/busybox")
 	t.Cleanup(func() {
 		h.Run(p.path, "pod", "rm", "-f", "-a")
