@@ -429,7 +429,9 @@ func (l *fakeLink) Delete() error {
 	err := l.Close()
 	l.c.world.mu.Lock()
 	defer l.c.world.mu.Unlock()
-	delete(l.c.links, l.config.IfName)
+	if c, name := l.at(); c != nil {
+		delete(c.links, name)
+	}
 	return err
 }
 

@@ -15,17 +15,36 @@ import (
 	"github.com/rootless-ovl/rootless-ovl/nsutil"
 )
 
+// at is the container that has the interface now, and what it is called there; nil if none does. The world's lock is held.
+func (l *fakeLink) at() (*container, string) {
+	for _, c := range l.c.world.containers {
+		for name, other := range c.links {
+			if other == l {
+				return c, name
+			}
+		}
+	}
+	return nil, ""
+}
+
 func (l *fakeLink) place() (nsutil.Place, error) {
 	l.c.world.mu.Lock()
 	defer l.c.world.mu.Unlock()
-	if l.c.links[l.config.IfName] != l {
+	c, name := l.at()
+	if c == nil {
 		return nsutil.Place{}, nsutil.ErrNoTAP
 	}
-	return nsutil.Place{Inode: l.c.inode, IfName: l.config.IfName}, nil
+	return nsutil.Place{Inode: c.inode, IfName: name}, nil
 }
 
 func (l *fakeLink) openNamespace() (namespace, error) {
-	return l.c.world.edges().openPID(l.c.pid)
+	l.c.world.mu.Lock()
+	c, _ := l.at()
+	l.c.world.mu.Unlock()
+	if c == nil {
+		return nil, nsutil.ErrNoTAP
+	}
+	return l.c.world.edges().openPID(c.pid)
 }
 
 func (f fakeNamespace) taps() (list []nsutil.Device, _ error) {
@@ -43,7 +62,6 @@ func (c *container) give(name string, to *container, as string) {
 	defer c.world.mu.Unlock()
 	l := c.links[name]
 	delete(c.links, name)
-	l.c, l.config.IfName = to, as
 	to.links[as] = l
 }
 
