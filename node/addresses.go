@@ -102,6 +102,9 @@ func (n *Node) ReleaseAddress(_ context.Context, addr string) error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if err := n.takesLocked(); err != nil { // what the last daemon had reserved may not be known yet
+		return err
+	}
 	s, ok := n.pool.reserved[a]
 	if !ok {
 		return api.Errorf(api.CodeNotFound, "release %v: it is not reserved: `rootless-ovl addresses` lists those that are", a)
@@ -118,6 +121,9 @@ func (n *Node) ReleaseAddress(_ context.Context, addr string) error {
 func (n *Node) Addresses(context.Context) ([]api.Address, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if err := n.takesLocked(); err != nil {
+		return nil, err
+	}
 	var list []api.Address
 	for _, s := range n.savedAddressesLocked() {
 		list = append(list, n.describeAddressLocked(s))

@@ -119,6 +119,12 @@ func TestReserveAddress_Refuses(t *testing.T) {
 	if _, err := n.ReserveAddress(t.Context(), api.AddressRequest{}); !errors.Is(err, api.ErrUnavailable) {
 		t.Errorf("of a node that is not ready: %v", err)
 	}
+	if _, err := n.Addresses(t.Context()); !errors.Is(err, api.ErrUnavailable) {
+		t.Errorf("the list of a node that is not ready: %v", err)
+	}
+	if err := n.ReleaseAddress(t.Context(), "10.5.72.4"); !errors.Is(err, api.ErrUnavailable) {
+		t.Errorf("release, of a node that is not ready: %v", err)
+	}
 }
 
 func TestReserveAddress_OutlivesTheDaemon(t *testing.T) {

@@ -228,12 +228,12 @@ func (n *Node) notePlace(a *attachment, at nsutil.Place) (moved bool) {
 	if moved {
 		a.at.pid = 0
 	}
-	err := n.saveAttachmentsLocked()
+	err, name := n.saveAttachmentsLocked(), a.saved.Name
 	n.mu.Unlock()
 	if err != nil {
 		n.log.Error("attachments not saved", "err", err)
 	}
-	n.log.Debug("interface moved or named", "name", a.saved.Name, "ifname", at.IfName, "netns", at.Inode, "home", at.Inode == a.saved.Home.Inode)
+	n.log.Debug("interface moved or named", "name", name, "ifname", at.IfName, "netns", at.Inode, "home", at.Inode == a.saved.Home.Inode)
 	n.renewInside(a)
 	return moved
 }
@@ -263,7 +263,7 @@ func (n *Node) renewInside(a *attachment) {
 	defer n.portsMu.Unlock()
 	if s := a.inside.sockets.Swap(nil); s != nil {
 		if err := (*s).Close(); err != nil {
-			n.log.Debug("sockets in a container's namespace", "name", a.saved.Name, "err", err)
+			n.log.Debug("sockets in a container's namespace", "name", n.nameOf(a), "err", err)
 		}
 	}
 	a.inside.never = false
