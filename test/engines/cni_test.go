@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -303,6 +304,62 @@ func TestCNI_InTheNamespacesOfRootlessKit(t *testing.T) {
 	}
 }
 
+func TestCNI_InAChain(t *testing.T) {
+	bridge := filepath.Dir(program(t, "bridge", "containernetworking-plugins", "/usr/lib/cni"))
+	l := lab.New(t, 1)
+	h := l.Host(1)
+	d := h.Up()
+	containers, data := filepath.Join(h.Home(), "netns"), filepath.Join(h.Home(), "cni")
+	ok(t, h, "mkdir", containers, data)
+	engine := sandbox(t, h, "-Urnm", fmt.Sprintf("mount -t tmpfs none %[1]s; touch %[1]s/a; unshare -n mount --bind /proc/self/ns/net %[1]s/a", containers))
+	enter := []string{"nsenter", "-t", strconv.Itoa(engine), "-U", "-n", "-m", "--preserve-credentials"}
+	c := libcni.NewCNIConfigWithCacheDir([]string{cniPlugin(t, h), bridge}, t.TempDir(), &hostExec{t: t, h: h, before: enter})
+	rt := &libcni.RuntimeConf{ContainerID: "a", NetNS: filepath.Join(containers, "a"), IfName: "eth0"}
+	for _, tc := range []struct {
+		name, plugins string
+		want          []string // interfaces in the container, in the order of the result
+		route         string   // where its default route leads
+	}{
+		{"first", `{"type": "rootless-ovl"}, {"type": "tuning", "sysctl": {"net.ipv4.conf.eth0.log_martians": "1"}}`, []string{"eth0"}, "via " + d.Status().Gateway + " dev eth0"},
+		{"behind a bridge", fmt.Sprintf(`{"type": "bridge", "bridge": "br1", "isDefaultGateway": true, "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "192.0.2.0/24"}]]}},
+			{"type": "rootless-ovl", "ifName": "ovl0"}`, data), []string{"eth0", "ovl0"}, "via 192.0.2.1 dev eth0"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			list, err := libcni.ConfListFromBytes([]byte(`{"cniVersion": "1.0.0", "name": "chain", "plugins": [` + tc.plugins + `]}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			added, err := c.AddNetworkList(t.Context(), list, rt)
+			if err != nil {
+				t.Fatal(err)
+			}
+			result, err := types100.GetResult(added)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, i := range result.Interfaces {
+				if i.Sandbox != "" {
+					got = append(got, i.Name)
+				}
+			}
+			if !slices.Equal(got, tc.want) || len(result.IPs) != len(tc.want) {
+				t.Errorf("interfaces %v, addresses %v", got, result.IPs)
+			}
+			routes := ok(t, h, append(slices.Clone(enter), "nsenter", "--net="+rt.NetNS, "ip", "route")...)
+			if !strings.Contains(routes, "default "+tc.route) || !strings.Contains(routes, "via "+d.Status().Gateway) {
+				t.Errorf("routes\n%s", routes)
+			}
+			if err := c.CheckNetworkList(t.Context(), list, rt); err != nil {
+				t.Errorf("CHECK: %v", err)
+			}
+			if err := c.DelNetworkList(t.Context(), list, rt); err != nil {
+				t.Errorf("DEL: %v", err)
+			}
+		})
+	}
+}
+
 // cniNetworkName is what `install` calls the network.
 const cniNetworkName = "rootless-ovl"
 
@@ -386,5 +443,75 @@ func TestCNI_PodmanOnTwoHosts(t *testing.T) {
 	second := h.Up("--listen-etcd", store.String())
 	if n := second.Status().Attachments; n != 0 {
 		t.Errorf("%d attachments came back of a container that was removed while the daemon was away:\n%s", n, second.LogText())
+	}
+}
+
+// flannelPluginVar names flannel's own CNI plugin, which Debian does not have.
+const flannelPluginVar = "ROOTLESS_OVL_FLANNEL_CNI"
+
+// flannelDelegate is what flannel's CNI plugin has the bridge plugin do: its rules for subnet.env (flannel.go, flannel_linux.go of
+// flannel-io/cni-plugin), of which it demands all four variables.
+func flannelDelegate(t *testing.T, env, dataDir string) string {
+	t.Helper()
+	subnet := netip.MustParsePrefix(valueOf(env, "FLANNEL_SUBNET"))
+	mtu, err := strconv.ParseUint(valueOf(env, "FLANNEL_MTU"), 10, 32)
+	masq := valueOf(env, "FLANNEL_IPMASQ")
+	if err != nil || masq == "" {
+		t.Fatalf("subnet.env: %v, FLANNEL_IPMASQ %q", err, masq)
+	}
+	return fmt.Sprintf(`{"type": "bridge", "ipMasq": %t, "mtu": %d, "isGateway": true, "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": %q}]], "routes": [{"dst": %q}]}}`,
+		masq != "true", mtu, dataDir, subnet.Masked(), netip.MustParsePrefix(valueOf(env, "FLANNEL_NETWORK")))
+}
+
+func TestCNI_FlannelsPluginReadsOurSubnetFile(t *testing.T) {
+	bridge := filepath.Dir(program(t, "bridge", "containernetworking-plugins", "/usr/lib/cni"))
+	l := lab.New(t, 2)
+	h, store := l.Host(1), netip.AddrPortFrom(l.Host(1).Addr, 2379)
+	h.Up("--listen-etcd", store.String())
+	l.Host(2).Up("--etcd-endpoints", "http://"+store.String())
+	peer := sandbox(t, l.Host(2), "-Urn", "ip link set lo up")
+	peerAddr := netip.MustParsePrefix(ok(t, l.Host(2), h.Binary(), "attach", strconv.Itoa(peer))).Addr()
+
+	file := filepath.Join(h.XDGRuntimeDir(), "rootless-ovl", "subnet.env")
+	env := ok(t, h, "cat", file)
+	data, containers := filepath.Join(h.Home(), "cni"), filepath.Join(h.Home(), "netns")
+	ok(t, h, "mkdir", data, containers)
+	stock := os.Getenv(flannelPluginVar)
+	for _, tc := range []struct{ name, plugins, plugin string }{
+		{"what it has the bridge do", bridge, flannelDelegate(t, env, data)},
+		{"itself", filepath.Dir(stock), fmt.Sprintf(`{"type": "flannel", "subnetFile": %q, "dataDir": %q, "ipam": {"dataDir": %[2]q}}`, file, data)},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if tc.plugins == "." {
+				t.Skip(flannelPluginVar + " names no plugin of flannel's, and Debian has none")
+			}
+			engine := sandbox(t, h, "-Urnm", fmt.Sprintf(`mount -t tmpfs none %[1]s; touch %[1]s/a; unshare -n mount --bind /proc/self/ns/net %[1]s/a`, containers))
+			enter := []string{"nsenter", "-t", strconv.Itoa(engine), "-U", "-n", "-m", "--preserve-credentials"}
+			ok(t, h, h.Binary(), "attach", "--gateway", strconv.Itoa(engine))
+			defer h.Run(h.Binary(), "detach", strconv.Itoa(engine))
+			list, err := libcni.ConfListFromBytes([]byte(`{"cniVersion": "1.0.0", "name": "flannel", "plugins": [` + tc.plugin + `]}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := libcni.NewCNIConfigWithCacheDir([]string{tc.plugins, bridge}, t.TempDir(), &hostExec{t: t, h: h, before: enter})
+			rt := &libcni.RuntimeConf{ContainerID: "a", NetNS: filepath.Join(containers, "a"), IfName: "eth0"}
+			added, err := c.AddNetworkList(t.Context(), list, rt)
+			if err != nil {
+				t.Fatal(err)
+			}
+			result, err := types100.GetResult(added)
+			if err != nil {
+				t.Fatal(err)
+			}
+			addr := result.IPs[0].Address.IP.String()
+			if subnet := netip.MustParsePrefix(valueOf(env, "FLANNEL_SUBNET")); !subnet.Contains(netip.MustParseAddr(addr)) {
+				t.Errorf("%s is outside %v", addr, subnet)
+			}
+			ok(t, h, append(slices.Clone(enter), "nsenter", "--net="+rt.NetNS, "ping", "-c", "1", "-W", "10", peerAddr.String())...)
+			ok(t, l.Host(2), "nsenter", "-t", strconv.Itoa(peer), "-U", "-n", "--preserve-credentials", "ping", "-c", "1", "-W", "10", addr)
+			if err := c.DelNetworkList(t.Context(), list, rt); err != nil {
+				t.Errorf("DEL: %v", err)
+			}
+		})
 	}
 }
