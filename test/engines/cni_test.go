@@ -319,13 +319,14 @@ func TestCNI_InAChain(t *testing.T) {
 		name, plugins string
 		want          []string // interfaces in the container, in the order of the result
 		route         string   // where its default route leads
+		noCheck       bool     // bridge wants every address of the result on its own interface
 	}{
-		{"first", `{"type": "rootless-ovl"}, {"type": "tuning", "sysctl": {"net.ipv4.conf.eth0.log_martians": "1"}}`, []string{"eth0"}, "via " + d.Status().Gateway + " dev eth0"},
+		{"first", `{"type": "rootless-ovl"}, {"type": "tuning", "sysctl": {"net.ipv4.conf.eth0.log_martians": "1"}}`, []string{"eth0"}, "via " + d.Status().Gateway + " dev eth0", false},
 		{"behind a bridge", fmt.Sprintf(`{"type": "bridge", "bridge": "br1", "isDefaultGateway": true, "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "192.0.2.0/24"}]]}},
-			{"type": "rootless-ovl", "ifName": "ovl0"}`, data), []string{"eth0", "ovl0"}, "via 192.0.2.1 dev eth0"},
+			{"type": "rootless-ovl", "ifName": "ovl0"}`, data), []string{"eth0", "ovl0"}, "via 192.0.2.1 dev eth0", true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			list, err := libcni.ConfListFromBytes([]byte(`{"cniVersion": "1.0.0", "name": "chain", "plugins": [` + tc.plugins + `]}`))
+			list, err := libcni.ConfListFromBytes([]byte(`{"cniVersion": "1.0.0", "name": "chain", "disableCheck": ` + strconv.FormatBool(tc.noCheck) + `, "plugins": [` + tc.plugins + `]}`))
 			if err != nil {
 				t.Fatal(err)
 			}
