@@ -256,7 +256,7 @@ func TestJSONNames_AreStable(t *testing.T) {
 		v    any
 		want string
 	}{
-		{Status{}, "version state problem since pid node_id public_ip interface port subnet network gateway backend mtu public_ipv6 subnet6 network6 gateway6 outbound_addrs outbound_if proxy domain ephemeral runtime_dir state_dir subnet_file store attachments peers counters"},
+		{Status{}, "version state problem since pid node_id public_ip interface port subnet network gateway backend mtu public_ipv6 subnet6 network6 gateway6 outbound_addrs outbound_if proxy domain ephemeral runtime_dir state_dir subnet_file store attachments peers addrs_free counters"},
 		{StoreStatus{}, "endpoints prefix embedded connected since error"},
 		{Attachment{}, "name pid netns inode owner ifname addr addr6 mac gateway gateway6 mtu default_route whole_subnet loose dns_at problem warnings since counters aliases dns ports isolate allow_from allow_to egress host_access"},
 		{Port{}, "host_addr host_port port proto snat problem counters"},

@@ -70,6 +70,7 @@ type Status struct {
 
 	Attachments int `json:"attachments"` // how many
 	Peers       int `json:"peers"`       // how many
+	AddrsFree   int `json:"addrs_free"`  // how many addresses of the subnet nobody has or has reserved
 
 	// Counters are grouped ("tap", "underlay", "drops", "gateway", "published"); within a group each has a snake_case name. They only
 	// grow while the daemon lives.

@@ -45,6 +45,7 @@ func (n *Node) Status(context.Context) (api.Status, error) {
 		Backend:     n.netConfig.BackendType,
 		Attachments: n.listedLocked(),
 		Peers:       len(n.peers),
+		AddrsFree:   n.pool.left(),
 		Counters:    counters,
 		Store: api.StoreStatus{
 			Endpoints: n.endpoints,

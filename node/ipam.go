@@ -111,6 +111,28 @@ func (p *pool) next() (netip.Addr, error) {
 // size is how many addresses the subnet has for attachments.
 func (p *pool) size() int { return 1<<(32-p.subnet.Bits()) - 3 }
 
+// left is how many of them nobody has and nobody has reserved.
+func (p *pool) left() int {
+	if !p.subnet.IsValid() {
+		return 0
+	}
+	left := p.size()
+	ours := func(a netip.Addr) bool {
+		return p.subnet.Contains(a) && a != networkAddr(p.subnet) && a != gatewayAddr(p.subnet) && a != broadcastAddr(p.subnet)
+	}
+	for a := range p.taken {
+		if ours(a) {
+			left--
+		}
+	}
+	for a := range p.reserved {
+		if _, taken := p.taken[a]; !taken && ours(a) {
+			left--
+		}
+	}
+	return left
+}
+
 // keep marks an address of an attachment that lives on from before, wherever it lies: the subnet may have changed under it.
 func (p *pool) keep(addr netip.Addr, name string) error {
 	if owner, ok := p.taken[addr]; ok {

@@ -41,6 +41,24 @@ func TestPool_RefusesAddressesThatAreNotForAttachments(t *testing.T) {
 	}
 }
 
+func TestPool_CountsWhatIsLeft(t *testing.T) {
+	p := testPool("10.5.72.64/28")
+	for _, a := range []string{"10.5.72.64", "10.5.72.70", "10.5.9.9"} { // the gateway of an engine, ours, one of an earlier subnet
+		if err := p.keep(netip.MustParseAddr(a), a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, a := range []string{"10.5.72.70", "10.5.72.71", "10.5.9.8"} { // in use too, not in use, of an earlier subnet
+		p.reserved[netip.MustParseAddr(a)] = savedAddress{}
+	}
+	if left := p.left(); left != 11 {
+		t.Errorf("%d are left of 13 less two", left)
+	}
+	if left := newPool().left(); left != 0 {
+		t.Errorf("%d are left without a subnet", left)
+	}
+}
+
 func TestPool_GivesEveryAddressOnceThenSaysNoneLeft(t *testing.T) {
 	for _, tc := range []struct {
 		subnet string
@@ -50,6 +68,9 @@ func TestPool_GivesEveryAddressOnceThenSaysNoneLeft(t *testing.T) {
 			p := testPool(tc.subnet)
 			seen := make(map[netip.Addr]bool)
 			for i := range tc.want {
+				if left := p.left(); left != tc.want-i {
+					t.Errorf("%d addresses are left after %d of %d", left, i, tc.want)
+				}
 				a, err := p.any(fmt.Sprint(i))
 				if err != nil {
 					t.Fatalf("address %d: %v", i, err)

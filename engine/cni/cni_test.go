@@ -67,7 +67,7 @@ func (f *fakeAPI) Detach(_ context.Context, ref string) error {
 }
 
 func newFakeAPI() *fakeAPI {
-	return &fakeAPI{st: api.Status{State: api.StateReady, Subnet: "10.213.7.0/24", Network: "10.213.0.0/16", Gateway: "10.213.7.1", MTU: 1472}}
+	return &fakeAPI{st: api.Status{State: api.StateReady, Subnet: "10.213.7.0/24", Network: "10.213.0.0/16", Gateway: "10.213.7.1", MTU: 1472, AddrsFree: 200}}
 }
 
 // notRunning is what the client says where no daemon is.
@@ -557,8 +557,9 @@ func TestStatus_SaysWhetherContainersCanBeAdded(t *testing.T) {
 		more string
 		code uint
 	}{
-		{"ready", api.Status{State: api.StateReady, Problem: "two nodes have one address"}, nil, "", 0},
-		{"on what was last known", api.Status{State: api.StateLeaseLost}, nil, "", 0},
+		{"ready", api.Status{State: api.StateReady, AddrsFree: 3, Problem: "two nodes have one address"}, nil, "", 0},
+		{"on what was last known", api.Status{State: api.StateLeaseLost, AddrsFree: 1}, nil, "", 0},
+		{"no address is free", api.Status{State: api.StateReady, Subnet: "10.213.7.0/24"}, nil, "", 50},
 		{"no store", api.Status{State: api.StateWaitingForStore, Store: api.StoreStatus{Error: "connection refused"}}, nil, "", 50},
 		{"stopping", api.Status{State: api.StateStopping}, nil, "", 51},
 		{"no daemon", api.Status{}, notRunning(t), "", 51},

@@ -30,6 +30,9 @@ func (c *call) status(ctx context.Context) (any, error) {
 		}
 		return nil, fail(codeNotReady, "%s", text)
 	}
+	if s.AddrsFree == 0 {
+		return nil, fail(codeNotReady, "no address of %s is free: remove a container, or give nodes larger subnets (SubnetLen in the network config)", s.Subnet)
+	}
 	if s.Problem != "" {
 		c.tell("%s", s.Problem)
 	}
