@@ -377,7 +377,7 @@ func (n *Node) connect(ctx context.Context, a *attachment, ns namespace) (err er
 	if err := n.keepNamespace(a, ns); err != nil {
 		return err
 	}
-	exit, err := n.watchFor(&a.saved)
+	exit, err := n.watchFor(&a.saved, false)
 	if err != nil {
 		return err
 	}
@@ -725,7 +725,7 @@ func (n *Node) adoptOne(s savedAttachment) (err error) {
 	if err := n.keepNamespace(a, ns); err != nil {
 		return err
 	}
-	exit, err := n.watchFor(&a.saved)
+	exit, err := n.watchFor(&a.saved, true)
 	if err != nil {
 		return err
 	}

@@ -83,12 +83,14 @@ func TestAttachment_ByDescriptorGoesWhenNobodyIsLeftInItsNamespace(t *testing.T)
 	}
 	const process, mount = "/proc/5/ns/net", "/proc/6/root/run/netns/x"
 	for name, steps := range map[string][]step{
-		"nobody comes":                      {{"", 50 * time.Second, true}, {"", 15 * time.Second, false}},
-		"a process comes late and ends":     {{"", 50 * time.Second, true}, {process, time.Hour, true}, {"", 5 * time.Second, true}, {"", 10 * time.Second, false}},
-		"another process in time":           {{process, time.Hour, true}, {"", 5 * time.Second, true}, {"/proc/8/ns/net", time.Hour, true}, {"", 15 * time.Second, false}},
-		"it is mounted all the time":        {{mount, time.Hour, true}, {process, time.Hour, true}, {mount, time.Hour, true}, {"", 15 * time.Second, false}},
-		"its process is seen at the start":  {{process, 3 * time.Second, true}, {"", 15 * time.Second, false}},
-		"it is started again once a minute": {{process, time.Minute, true}, {"", 7 * time.Second, true}, {process, time.Minute, true}, {"", 7 * time.Second, true}, {process, time.Minute, true}},
+		"nobody comes":                       {{"", 50 * time.Second, true}, {"", 15 * time.Second, false}},
+		"a process comes late and ends":      {{"", 50 * time.Second, true}, {process, time.Hour, true}, {"", 5 * time.Second, true}, {"", 10 * time.Second, false}},
+		"another process in time":            {{process, time.Hour, true}, {"", 5 * time.Second, true}, {"/proc/8/ns/net", time.Hour, true}, {"", 15 * time.Second, false}},
+		"it is mounted before it is entered": {{mount, time.Hour, true}, {process, time.Hour, true}, {mount, 50 * time.Second, true}, {process, time.Hour, true}, {mount, 65 * time.Second, false}},
+		"it is mounted and then not":         {{process, time.Hour, true}, {mount, 40 * time.Second, true}, {"", 5 * time.Second, true}, {"", 10 * time.Second, false}},
+		"it is mounted and never entered":    {{mount, time.Hour, true}, {"", 50 * time.Second, true}, {"", 15 * time.Second, false}},
+		"its process is seen at the start":   {{process, 3 * time.Second, true}, {"", 15 * time.Second, false}},
+		"it is started again once a minute":  {{process, time.Minute, true}, {"", 7 * time.Second, true}, {process, time.Minute, true}, {"", 7 * time.Second, true}, {process, time.Minute, true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

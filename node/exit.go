@@ -2,11 +2,13 @@
 // attached by a descriptor by looking for anything that is left in its namespace.
 //
 // The namespace itself tells nothing: it lives as long as we hold a TAP in it. An engine that ends a container says so (CNI's DEL, say), but one
-// that was killed, or whose container was, may never do; then the address would be lost. So an attachment by descriptor ends when no process has
-// been in the namespace, and it has been mounted nowhere, for inodeGrace: podman and containerd mount the namespaces that they make, before they
-// call a CNI plugin and until after they have called it for the last time, so that a container that is created and not started yet, or one
-// between two runs, keeps its address as long as its engine keeps its namespace. nerdctl and rootless ctr do not mount: there the container's
-// process is in it before the plugin is called. Who does it otherwise - holds a descriptor only, until there is a process - has inodeFirst for it.
+// that was killed, or whose container was, may never do; then the address would be lost.
+//
+// podman and containerd mount the namespaces that they make, before they call a CNI plugin and until after they have called it for the last time.
+// So one that is mounted and that nobody has been in yet is a container's that is still to be started, however long that takes. Once processes
+// have come and gone it has ended, unless others come soon: a mount that an engine keeps then, since it was killed, may be there until the next
+// reboot. nerdctl and rootless ctr mount nothing: there the container's process is in it before the plugin is called. Who has a descriptor
+// only, until there is a process, has inodeFirst for it.
 
 package node
 
@@ -24,10 +26,12 @@ const pathPoll = 500 * time.Millisecond
 const (
 	// inodePoll is how often it is looked at what is in a namespace without a path: one system call as a rule.
 	inodePoll = 2 * time.Second
-	// inodeGrace is how long a namespace without a path is empty before its container has ended: a process that engines start again in the
-	// same namespace takes a moment.
+	// inodeGrace is how long a namespace without a path is empty, and mounted nowhere, before its container has ended: a process that engines
+	// start again in the same namespace takes a moment.
 	inodeGrace = 10 * time.Second
-	// inodeFirst is the same of a namespace that nobody has been seen in yet.
+	// inodeKept is the same of one that is still mounted: CRI engines take a moment longer.
+	inodeKept = time.Minute
+	// inodeFirst is the same of one that nobody has been seen in yet, and that is mounted nowhere.
 	inodeFirst = time.Minute
 )
 
@@ -37,8 +41,8 @@ type exitWatch interface {
 	Close() error
 }
 
-// watchFor begins to watch for the end of an attachment.
-func (n *Node) watchFor(s *savedAttachment) (exitWatch, error) {
+// watchFor begins to watch for the end of an attachment, which is new or was there before this daemon.
+func (n *Node) watchFor(s *savedAttachment, before bool) (exitWatch, error) {
 	if s.Loose {
 		return newLooseWatch(), nil
 	}
@@ -48,7 +52,7 @@ func (n *Node) watchFor(s *savedAttachment) (exitWatch, error) {
 	if s.Netns != "" {
 		return watchPath(s.Netns, s.Inode), nil
 	}
-	return watchInode(s.Inode, n.edges.findInode), nil
+	return watchInode(s.Inode, n.edges.findInode, before), nil
 }
 
 // pollWatch looks again and again.
@@ -66,19 +70,27 @@ func watchPath(path string, inode uint64) *pollWatch {
 	})
 }
 
-// watchInode is done when find has found the namespace empty for a time.
-func watchInode(inode uint64, find func(inode uint64, last string) (string, error)) *pollWatch {
-	seen, grace, where := time.Now(), inodeFirst, ""
+// watchInode is done when find has found the namespace empty for a time. entered tells whether processes have been in it.
+func watchInode(inode uint64, find func(inode uint64, last string) (string, error), entered bool) *pollWatch {
+	process := "" // a path of the last one that was seen
+	inside, kept := time.Now(), time.Now()
 	return watchPoll(inodePoll, func() bool {
-		at, err := find(inode, where)
+		at, err := find(inode, process)
+		process = ""
 		switch {
-		case err == nil:
-			seen, grace = time.Now(), inodeGrace
-		case !errors.Is(err, nsutil.ErrGone): // it could not be looked for
-			seen = time.Now()
+		case errors.Is(err, nsutil.ErrGone):
+		case err != nil: // it could not be looked for
+			inside, kept = time.Now(), time.Now()
+		case nsutil.IsMount(at):
+			kept = time.Now()
+		default:
+			inside, kept = time.Now(), time.Now()
+			process, entered = at, true
 		}
-		where = at
-		return time.Since(seen) >= grace
+		if !entered {
+			return time.Since(kept) >= inodeFirst
+		}
+		return time.Since(kept) >= inodeGrace || time.Since(inside) >= inodeKept
 	})
 }
 

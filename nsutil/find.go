@@ -62,6 +62,9 @@ func FindInode(inode uint64, last string) (string, error) {
 	return "", fail(ErrGone, unix.ESRCH, "network namespace net:[%d]: no process of yours is in it, and it is mounted nowhere: it has ended", inode)
 }
 
+// IsMount tells whether a path that FindInode has found is that of a mount, and not of a process.
+func IsMount(path string) bool { return procRoot.MatchString(path) }
+
 // nsfsMounts are the mount points in a /proc/PID/mountinfo (proc_pid_mountinfo(5)) at which a namespace is mounted, given as the file shows it.
 func nsfsMounts(mountinfo, namespace []byte) iter.Seq[string] {
 	return func(yield func(string) bool) {

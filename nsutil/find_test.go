@@ -30,7 +30,7 @@ func TestFindInode_FindsAProcess(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer n.Close()
-			if n.Inode() != inode {
+			if n.Inode() != inode || IsMount(path) {
 				t.Errorf("%s is %d, want %d", path, n.Inode(), inode)
 			}
 			for _, last := range []string{path, "/proc/1073741824/ns/net", "/nonexistent", "/proc/self/ns/net"} {
@@ -77,8 +77,8 @@ func TestFindInode_FindsAMount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := fmt.Sprintf("/proc/%d/root%s", cmd.Process.Pid, file); path != want {
-		t.Errorf("got %s, want %s", path, want)
+	if want := fmt.Sprintf("/proc/%d/root%s", cmd.Process.Pid, file); path != want || !IsMount(path) {
+		t.Errorf("got %s, a mount: %t; want %s", path, IsMount(path), want)
 	}
 	n, err := OpenPath(path)
 	if err != nil {
