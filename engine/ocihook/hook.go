@@ -115,7 +115,13 @@ func (h *Hook) attach(ctx context.Context, s State) error {
 	if err != nil {
 		return err
 	}
-	if att, is := inNamespace(list, inode); is && att.Owner != Owner(s.ID) {
+	switch att, is := inNamespace(list, inode); {
+	case is && att.Owner != Owner(s.ID) && w.asked && s.podIsUnnamed(att):
+		// The pod's own container, which has no annotations, was one of every container. The first member that asks for something decides.
+		if err := h.api.Detach(ctx, att.Name); err != nil && !errors.Is(err, api.ErrNotFound) {
+			return err
+		}
+	case is && att.Owner != Owner(s.ID):
 		return h.join(c, w, att)
 	}
 	att, err := h.attachNew(ctx, s, c, w, list)
@@ -146,7 +152,7 @@ func (h *Hook) attachNew(ctx context.Context, s State, c bundle, w wish, list []
 	r.PID, r.Owner = s.PID, Owner(s.ID)
 	if holder := c.holder(); holder != 0 {
 		// The namespace is there before and after this container, with whose end it must not go: the holder's end ends it.
-		r.PID, r.Owner = holder, ""
+		r.PID, r.Owner = holder, s.podOwner()
 	}
 	beside := c.engineMakesNetwork()
 	if !beside {
@@ -163,8 +169,8 @@ func (h *Hook) attachNew(ctx context.Context, s State, c bundle, w wish, list []
 		r.NoDefaultRoute = *w.noDefaultRoute
 	}
 	for _, old := range list {
-		// The container is created anew, so what is left of an earlier life of it is no longer anybody's.
-		if old.Owner == Owner(s.ID) {
+		// The container, or the pod, is created anew, so what is left of an earlier life of it is no longer anybody's.
+		if old.Owner != "" && old.Owner == r.Owner {
 			if err := h.api.Detach(ctx, old.Name); err != nil && !errors.Is(err, api.ErrNotFound) {
 				return api.Attachment{}, err
 			}

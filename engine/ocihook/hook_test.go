@@ -168,6 +168,32 @@ func TestHook_AttachesAPodOnce(t *testing.T) {
 	}
 }
 
+func TestHook_GivesAPodOfEveryContainerItsName(t *testing.T) {
+	const sandbox = "io.kubernetes.cri-o.SandboxID"
+	s := newStage(t)
+	if err := s.run("created", containerA, pidB, nil); err != nil { // the pod's own
+		t.Fatal(err)
+	}
+	s.daemon.list[0].Inode = podInode
+	s.sharesWith(infra)
+	if err := s.run("created", containerB, pidB, map[string]string{sandbox: containerA}); err != nil || len(s.daemon.attached) != 1 {
+		t.Fatalf("a member that asks for nothing: %v, attached %+v", err, s.daemon.attached)
+	}
+	for range 2 {
+		if err := s.run("created", containerB, pidB, map[string]string{sandbox: containerA, "run.rootless-ovl.attach": "shop"}); err != nil {
+			t.Fatal(err)
+		}
+		s.daemon.list[0].Inode = podInode
+	}
+	want := api.Attachment{Name: "shop", PID: infra, Owner: Owner(containerA), Inode: podInode, DNS: s.daemon.list[0].DNS}
+	if len(s.daemon.attached) != 2 || len(s.daemon.list) != 1 || !reflect.DeepEqual(s.daemon.list[0], want) {
+		t.Errorf("attached %+v, now %+v", s.daemon.attached, s.daemon.list)
+	}
+	if err := s.run("stopped", containerA, 0, nil); err != nil || len(s.daemon.list) != 0 {
+		t.Errorf("the pod's end: %v, left %+v", err, s.daemon.list)
+	}
+}
+
 func TestHook_JoinsWhoWasFasterInThePod(t *testing.T) {
 	s := newStage(t)
 	s.sharesWith(infra)

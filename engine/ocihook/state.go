@@ -61,6 +61,23 @@ func ReadState(r io.Reader) (State, error) {
 // Owner is who owns the attachment of a container, in the words of the API.
 func Owner(containerID string) string { return "oci/" + containerID }
 
+// keySandbox is the annotation by which a pod's member names the container whose namespaces it shares.
+const keySandbox = "io.kubernetes.cri-o.SandboxID"
+
+// podOwner owns the attachment of a pod of which s is a member; "" where it is of none.
+func (s State) podOwner() string {
+	if id := s.Annotations[keySandbox]; containerID.MatchString(id) {
+		return Owner(id)
+	}
+	return ""
+}
+
+// podIsUnnamed tells whether att is of the pod of which s is a member, and named after the pod's own container.
+func (s State) podIsUnnamed(att api.Attachment) bool {
+	owner := s.podOwner()
+	return owner != "" && att.Owner == owner && att.Name == nameOf(s.Annotations[keySandbox])
+}
+
 // clip shortens what somebody sent so that it fits in an error line.
 func clip(s string) string {
 	const most = 80

@@ -300,6 +300,21 @@ func TestPodmanHook_Pods(t *testing.T) {
 		lab.Eventually(t, "the pod's address is free", func() bool { return slices.Equal(names(d), []string{"probe"}) })
 	})
 
+	t.Run("every container", func(t *testing.T) {
+		ok(t, h, h.Binary(), "install", "podman", "--every-container")
+		p.ok("pod", "create", "--name", "shop", "--network", "none")
+		p.ok(append([]string{"run", "-d", "--pod", "shop", "--name", "front", "--stop-signal", "KILL", "--annotation", "run.rootless-ovl.attach=shop", "localhost/busybox"}, httpd...)...)
+		p.ok("run", "-d", "--pod", "shop", "--name", "back", "--stop-signal", "KILL", "localhost/busybox", "sleep", "infinity")
+		if got := p.get("back", "http://probe/cgi-bin/who"); got != addrOf(d, "shop") {
+			t.Errorf("probe sees the pod as %s; attached are %v", got, names(d))
+		}
+		p.ok("pod", "rm", "-f", "-t", "0", "shop")
+		if got := names(d); !slices.Equal(got, []string{"probe"}) {
+			t.Errorf("attached are %v", got)
+		}
+		ok(t, h, h.Binary(), "install", "podman", "--every-container=false")
+	})
+
 	t.Run("kube play", func(t *testing.T) {
 		file := filepath.Join(h.Home(), "pod.yaml")
 		writeAsUser(t, h, file, `apiVersion: v1
