@@ -394,27 +394,114 @@ func TestNetavark_Itself(t *testing.T) {
 }
 
 func TestNetavark_Podman(t *testing.T) {
-	l := lab.New(t, 1)
-	h := l.Host(1)
+	l := lab.New(t, 2)
+	h, peer := l.Host(1), l.Host(2)
 	p := podman(t, h)
 	if major, minor, text := versionOf(t, h, p, "--version"); major < 4 || major == 4 && minor < 6 {
 		t.Skipf("%s has no network plugins: podman 4.6 has", text)
 	}
-	n := h.Up()
+	store := netip.AddrPortFrom(h.Addr, 2379)
+	n := h.Up("--listen-etcd", store.String())
+	peer.Up("--etcd-endpoints", "http://"+store.String())
 	dir := filepath.Dir(plugin(t, h, filepath.Join(h.Home(), "plugins")))
 	ok(t, h, "sh", "-c", `printf '[network]\nnetwork_backend = "netavark"\nnetavark_plugin_dirs = ["%s"]\n' "$0" >> ~/.config/containers/containers.conf`, dir)
 	ok(t, h, p, "import", image(t, l.Dir), "localhost/busybox")
-	t.Cleanup(func() { h.Run(p, "rm", "-f", "-t", "0", "-a") })
-	ok(t, h, p, "network", "create", "-d", "rootless-ovl", "ovl0")
-	ok(t, h, p, "run", "-d", "--name", "web", "--network", "ovl0", "--network-alias", "front", "-p", "8080:80", "localhost/busybox", "httpd", "-f", "-p", "0.0.0.0:80", "-h", "/www")
-	for _, host := range []string{"web", "front", ok(t, h, p, "inspect", "-f", "{{.NetworkSettings.Networks.ovl0.IPAddress}}", "web")} {
+	t.Cleanup(func() { h.Run(p, "rm", "-f", "-t", "0", "-a"); h.Run(p, "pod", "rm", "-f", "-t", "0", "-a") })
+	serve := []string{"localhost/busybox", "httpd", "-f", "-p", "0.0.0.0:80", "-h", "/www"}
+	run := func(args ...string) string {
+		t.Helper()
+		return ok(t, h, append(append([]string{p, "run", "-d", "--stop-signal", "KILL"}, args...), serve...)...)
+	}
+	refused := func(want string, args ...string) {
+		t.Helper()
+		if r := h.Run(p, args...); r.Code == 0 || !strings.Contains(r.Stderr, want) {
+			t.Errorf("podman %s: exit code %d, %q; want %q", strings.Join(args, " "), r.Code, r.Stderr, want)
+		}
+	}
+	addrOf := func(name string) string {
+		t.Helper()
+		return ok(t, h, p, "inspect", "-f", "{{.NetworkSettings.Networks.ovl0.IPAddress}}", name)
+	}
+	// get asks from the other host.
+	get := func(name string) bool {
+		t.Helper()
+		_, ok := fetched(peer.CLI(append([]string{"run", "--"}, fetch(name, 80, "/cgi-bin/who")...)...))
+		return ok
+	}
+	ok(t, h, p, "network", "create", "-d", "rootless-ovl", "--subnet", n.Status().Subnet, "ovl0")
+	refused("is not known", "network", "create", "-d", "rootless-ovl", "-o", "speed=11", "ovl1")
+	refused("the node has leased", "network", "create", "-d", "rootless-ovl", "--subnet", "10.99.0.0/24", "ovl1")
+
+	static := netip.MustParsePrefix(n.Status().Subnet).Masked().Addr().As4()
+	static[3] = 77
+	run("--name", "web", "--network", "ovl0:ip="+netip.AddrFrom4(static).String()+",alias=front,publish=8081:80", "-p", "8080:80")
+	if got := addrOf("web"); got != netip.AddrFrom4(static).String() {
+		t.Errorf("web has %s", got)
+	}
+	for _, host := range []string{"web", "front", addrOf("web")} {
 		ok(t, h, p, "run", "--rm", "--network", "ovl0", "localhost/busybox", "timeout", "10", "wget", "-q", "-O", "-", "http://"+host+"/cgi-bin/who")
+		lab.Eventually(t, "across: "+host, func() bool { return get(host) })
 	}
-	if _, err := l.Outside.Fetch("http://" + netip.AddrPortFrom(h.Addr, 8080).String() + "/cgi-bin/who"); err != nil {
-		t.Errorf("the published port: %v", err)
+	published := func(port uint16) string {
+		t.Helper()
+		got, err := l.Outside.Fetch("http://" + netip.AddrPortFrom(h.Addr, port).String() + "/cgi-bin/who")
+		if err != nil {
+			t.Errorf("port %d: %v", port, err)
+		}
+		return got
 	}
-	ok(t, h, p, "rm", "-f", "-t", "0", "web")
+	published(8080) // podman's
+	if got := published(8081); got != lab.RouterAddr.String() {
+		t.Errorf("the container sees %q, want the client %v", got, lab.RouterAddr)
+	}
+	background(t, peer, `exec "$1" run --name peers -- sh -c 'echo ready; exec sleep infinity'`, peer.Binary())
+	refused(`"peers" is taken`, "run", "--rm", "--name", "peers", "--network", "ovl0", "localhost/busybox", "true")
+
+	t.Run("restarts", func(t *testing.T) {
+		ok(t, h, p, "restart", "-t", "0", "web")
+		lab.Eventually(t, "after a restart", func() bool { return get("web") })
+		n.Stop()
+		refused("rootless-ovl up", "run", "--rm", "--network", "ovl0", "localhost/busybox", "true")
+		n = h.Up("--listen-etcd", store.String())
+		lab.Eventually(t, "after one of the daemon", func() bool { return get("web") })
+		_ = unix.Kill(mustPID(t, ok(t, h, p, "inspect", "-f", "{{.State.Pid}}", "web")), unix.SIGKILL)
+		ok(t, h, p, "wait", "web")
+		ok(t, h, p, "start", "web")
+		lab.Eventually(t, "after kill -9", func() bool { return get("web") })
+	})
+
+	t.Run("pod, connect and disconnect", func(t *testing.T) {
+		ok(t, h, p, "pod", "create", "--name", "shop", "--network", "ovl0")
+		run("--pod", "shop")
+		lab.Eventually(t, "the pod by its name", func() bool { return get("shop") })
+		run("--name", "late", "--network", "ovl0")
+		ok(t, h, p, "network", "disconnect", "ovl0", "late")
+		if list := n.Attachments(); len(list) != 2 || get("late") {
+			t.Errorf("after disconnect: %+v", list)
+		}
+		ok(t, h, p, "network", "connect", "--alias", "later", "ovl0", "late")
+		lab.Eventually(t, "what was connected", func() bool { return get("late") && get("later") })
+	})
+
+	t.Run("internal", func(t *testing.T) {
+		ok(t, h, p, "network", "create", "-d", "rootless-ovl", "--internal", "closed")
+		if r := h.Run(p, "run", "--rm", "--network", "closed", "localhost/busybox", "ip", "route"); r.Code != 0 || strings.Contains(r.Stdout, "default") {
+			t.Errorf("routes %s%s", r.Stdout, r.Stderr)
+		}
+	})
+
+	ok(t, h, p, "pod", "rm", "-f", "-t", "0", "-a")
+	ok(t, h, p, "rm", "-f", "-t", "0", "-a")
 	if list := n.Attachments(); len(list) != 0 {
 		t.Errorf("left: %+v", list)
 	}
+}
+
+func mustPID(t *testing.T, text string) int {
+	t.Helper()
+	pid, err := strconv.Atoi(text)
+	if err != nil || pid <= 0 {
+		t.Fatalf("%q is no pid", text)
+	}
+	return pid
 }
