@@ -403,8 +403,7 @@ func TestNetavark_Podman(t *testing.T) {
 	store := netip.AddrPortFrom(h.Addr, 2379)
 	n := h.Up("--listen-etcd", store.String())
 	peer.Up("--etcd-endpoints", "http://"+store.String())
-	dir := filepath.Dir(plugin(t, h, filepath.Join(h.Home(), "plugins")))
-	ok(t, h, "sh", "-c", `printf '[network]\nnetwork_backend = "netavark"\nnetavark_plugin_dirs = ["%s"]\n' "$0" >> ~/.config/containers/containers.conf`, dir)
+	ok(t, h, h.Binary(), "install", "netavark")
 	ok(t, h, p, "import", image(t, l.Dir), "localhost/busybox")
 	t.Cleanup(func() { h.Run(p, "rm", "-f", "-t", "0", "-a"); h.Run(p, "pod", "rm", "-f", "-t", "0", "-a") })
 	serve := []string{"localhost/busybox", "httpd", "-f", "-p", "0.0.0.0:80", "-h", "/www"}
@@ -468,6 +467,8 @@ func TestNetavark_Podman(t *testing.T) {
 		ok(t, h, p, "wait", "web")
 		ok(t, h, p, "start", "web")
 		lab.Eventually(t, "after kill -9", func() bool { return get("web") })
+		ok(t, h, p, "network", "reload", "web")
+		lab.Eventually(t, "after a reload", func() bool { return get("web") })
 	})
 
 	t.Run("pod, connect and disconnect", func(t *testing.T) {
