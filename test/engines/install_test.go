@@ -3,12 +3,16 @@
 package engines
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -156,4 +160,114 @@ func TestInstall_TheDaemonAttachesWithoutNewPrivileges(t *testing.T) {
 		t.Errorf("%s is not in\n%s", addr, got)
 	}
 	ok(t, h, h.Binary(), "run", "--", "true")
+}
+
+// TestInstall_SystemdRunsTheDaemonAndHoldsItsSocket has a user instance of systemd read the units: with all of their hardening a daemon gets ready,
+// attaches a container, is started again when it is killed, and nobody who asks meanwhile is turned away.
+func TestInstall_SystemdRunsTheDaemonAndHoldsItsSocket(t *testing.T) {
+	const systemd = "/lib/systemd/systemd"
+	if _, err := os.Stat(systemd); err != nil {
+		t.Skip("systemd is not installed")
+	}
+	l := lab.New(t, 1)
+	h := l.Host(1)
+	group := startSystemd(t, h, systemd)
+	if out := ok(t, h, h.Binary(), "install", "systemd"); !strings.Contains(out, "systemctl --user daemon-reload") {
+		t.Errorf("install says\n%s", out)
+	}
+	ok(t, h, "systemctl", "--user", "daemon-reload")
+	ok(t, h, "systemctl", "--user", "restart", "rootless-ovl.socket", "rootless-ovl.service") // returns when the daemon is ready
+	var status lab.Status
+	h.CLIJSON(&status, "status")
+	if b, err := os.ReadFile("/proc/" + strconv.Itoa(status.PID) + "/cgroup"); err != nil || !strings.Contains(string(b), filepath.Base(group)) {
+		t.Errorf("the daemon is not systemd's: %v, %s", err, b)
+	}
+	ok(t, h, h.Binary(), "attach", strconv.Itoa(sandbox(t, h, "-Urn", "")), "--name", "web")
+	ok(t, h, h.Binary(), "run", "--", "true")
+	if err := unix.Kill(status.PID, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if got := ok(t, h, h.Binary(), "ps"); !strings.Contains(got, "web") {
+		t.Errorf("right after the daemon was killed ps says\n%s", got)
+	}
+	was := status.PID
+	if h.CLIJSON(&status, "status"); status.PID == was {
+		t.Error("the daemon that was killed answers")
+	}
+	doctor := h.CLI("doctor", "-o", "json").Stdout
+	for _, id := range []string{"daemon", "daemon-version", "systemd-units", "installed-files"} {
+		if i := strings.Index(doctor, `"id": "`+id+`"`); i < 0 || !strings.Contains(doctor[i:min(i+200, len(doctor))], `"status": "ok"`) {
+			t.Errorf("doctor does not find %s in order:\n%s", id, doctor)
+		}
+	}
+	ok(t, h, h.Binary(), "detach", "web")
+	ok(t, h, "systemctl", "--user", "stop", "rootless-ovl.socket", "rootless-ovl.service")
+	if r := h.CLI("ps"); r.Code == 0 {
+		t.Error("a daemon answers after its socket was stopped")
+	}
+}
+
+// startSystemd starts a user instance on a host that seems to have been booted by systemd, and returns the path of its control group.
+func startSystemd(t *testing.T, h *lab.Host, program string) string {
+	t.Helper()
+	home, err := os.Stat(h.Home())
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner := home.Sys().(*syscall.Stat_t)
+	group := filepath.Join("/sys/fs/cgroup", "rootless-ovl-"+strconv.Itoa(os.Getpid()))
+	cmd := h.Command("sh", "-c", `read -r go && exec "$0" --user --log-target=console`, program)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.Create(h.LogPath("systemd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd.Stderr = log
+	err = h.Do(func() error {
+		return errors.Join(
+			unix.Mount("tmpfs", "/run/systemd", "tmpfs", 0, ""), os.Mkdir("/run/systemd/system", 0o755),
+			unix.Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0, ""), os.Mkdir(group, 0o755),
+			os.Chown(group, int(owner.Uid), int(owner.Gid)), os.Chown(group+"/cgroup.procs", int(owner.Uid), int(owner.Gid)),
+		)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		h.Run("systemctl", "--user", "exit")
+		limit := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() })
+		_ = cmd.Wait()
+		limit.Stop()
+		_ = h.Do(func() error { // what is inside goes first; a group with a process that is not reaped yet stays
+			var dirs []string
+			_ = filepath.WalkDir(group, func(path string, d fs.DirEntry, err error) error {
+				if err == nil && d.IsDir() {
+					dirs = append(dirs, path)
+				}
+				return nil
+			})
+			for _, dir := range slices.Backward(dirs) {
+				_ = os.Remove(dir)
+			}
+			return nil
+		})
+	})
+	err = h.Do(func() error {
+		return os.WriteFile(group+"/cgroup.procs", []byte(strconv.Itoa(cmd.Process.Pid)), 0)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stdin.Write([]byte("go\n")); err != nil {
+		t.Fatal(err)
+	}
+	lab.Eventually(t, "systemd", func() bool { return h.Run("systemctl", "--user", "is-system-running").Stdout == "running\n" })
+	return group
 }
