@@ -74,14 +74,17 @@ func Listen(runtimeDir string) (*Listener, error) {
 func (l *Listener) Path() string { return l.path }
 
 // Accept waits for the next connection of our own user.
-func (l *Listener) Accept() (net.Conn, error) {
+func (l *Listener) Accept() (net.Conn, error) { return acceptOwn(l.UnixListener, l.uid) }
+
+// acceptOwn waits for the next connection of a user's.
+func acceptOwn(l *net.UnixListener, uid int) (net.Conn, error) {
 	for {
 		conn, err := l.AcceptUnix()
 		if err != nil {
 			return nil, err
 		}
 		cred, err := peerCred(conn)
-		if err == nil && int(cred.Uid) == l.uid {
+		if err == nil && int(cred.Uid) == uid {
 			return conn, nil
 		}
 		_ = conn.Close() // not our user, or gone already: nothing is owed to it

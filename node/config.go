@@ -3,6 +3,7 @@
 package node
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -109,6 +110,10 @@ type Config struct {
 	// is the only interface it leaves by. Neither: the host's routes decide.
 	OutboundAddrs []netip.Addr
 	OutboundIf    string
+
+	// Beside runs beside the API, from when it can be asked until its context ends; it may use RuntimeDir and StateDir, which this node has locked.
+	// An error ends the node. nil: nothing.
+	Beside func(context.Context) error
 
 	// Log receives one line per event; default slog.Default().
 	Log *slog.Logger

@@ -211,6 +211,9 @@ func (n *Node) Run(ctx context.Context) error {
 		})
 	}
 	run("the API", func(ctx context.Context) error { return api.Serve(ctx, ln, n.onceStarted(api.Handler(n)), n.log) })
+	if n.cfg.Beside != nil {
+		run("what runs beside the API", n.cfg.Beside)
+	}
 	if health != nil {
 		run("the health checks", func(ctx context.Context) error { return api.Serve(ctx, health, n.healthChecks(), n.log) })
 	}

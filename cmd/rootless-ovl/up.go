@@ -105,6 +105,7 @@ of flanneld that cannot mean anything here is named in a warning.`,
 			if err != nil {
 				return err
 			}
+			c.Beside = func(ctx context.Context) error { return serveDocker(ctx, c) }
 			n, err := a.newNode(c)
 			if err != nil {
 				return usageError{err} // a node is made from flags alone

@@ -1,0 +1,37 @@
+// What `up` serves docker with: its network and IPAM driver.
+
+package main
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rootless-ovl/rootless-ovl/api"
+	"github.com/rootless-ovl/rootless-ovl/engine/docker"
+	"github.com/rootless-ovl/rootless-ovl/node"
+)
+
+// serveDocker answers dockerd until ctx ends. A socket that cannot be made costs the containers of docker alone, so the node goes on without.
+func serveDocker(ctx context.Context, c node.Config) error {
+	ln, err := api.ListenBeside(c.RuntimeDir, docker.SocketName)
+	if err != nil {
+		c.Log.Warn("docker cannot use the overlay", "err", err)
+		<-ctx.Done()
+		return nil
+	}
+	defer ln.Close()
+	client := api.NewClient(c.Socket())
+	defer client.Close()
+	var host string
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
+		host = filepath.Join(dir, "docker.sock") // of rootless dockerd, by default
+	}
+	d := docker.New(docker.Config{API: client, StateDir: c.StateDir, RuntimeDir: c.RuntimeDir, DockerHost: host, Log: c.Log})
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.Follow(ctx) })
+	g.Go(func() error { return api.Serve(ctx, ln, d.Handler(), c.Log) })
+	return g.Wait()
+}

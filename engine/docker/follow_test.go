@@ -1,0 +1,152 @@
+// What the driver learns from dockerd's own API: names, and what has ended unseen.
+
+package docker
+
+import (
+	"context"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/rootless-ovl/rootless-ovl/api"
+)
+
+// follow runs Follow until the test ends.
+func follow(t *testing.T, d *Driver) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- d.Follow(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// attach is an attachment of docker's.
+func attach(t *testing.T, f *fakeNode, endpoint, addr string) {
+	t.Helper()
+	if _, err := f.ReserveAddress(t.Context(), api.AddressRequest{Addr: addr, Owner: reservationOwner}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Attach(t.Context(), api.AttachRequest{PID: 1, Loose: true, Owner: ownerOf(endpoint), Addr: addr}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestNamesOf_AreThoseThatTheOverlayCanHave(t *testing.T) {
+	const id = "c0ffee1234567890"
+	for _, c := range []struct {
+		name    string
+		aliases []string
+		want    api.NamesRequest
+	}{
+		{"web", nil, api.NamesRequest{Name: "web"}},
+		{"shop-web-1", []string{"shop-web-1", "WEB", "web", "c0ffee123456", "c0ffee12345", "a_b", "x/y", ""}, api.NamesRequest{Name: "shop-web-1", Aliases: []string{"a_b", "c0ffee12345", "web"}}},
+		{strings.Repeat("n", 64), []string{"w"}, api.NamesRequest{Aliases: []string{"w"}}},
+		{"12345", nil, api.NamesRequest{}},
+	} {
+		if got := namesOf(aContainer(id, c.name, "e", "", c.aliases...), endpointSettings{Aliases: c.aliases}); !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%s %v: %+v, want %+v", c.name, c.aliases, got, c.want)
+		}
+	}
+}
+
+func TestFollow_NamesContainers(t *testing.T) {
+	f := newFakeNode()
+	attach(t, f, "e1", "10.213.7.2")
+	web := aContainer("c1", "web", "e1", "10.213.7.2", "front")
+	engine := startDockerd(t, web, aContainer("c9", "elsewhere", "e9", "172.18.0.2"))
+	follow(t, newDriver(t, f, engine.socket))
+	eventually(t, "a container that runs already has its names", func() bool { return f.names() == "web+front" })
+
+	attach(t, f, "e2", "10.213.7.3")
+	engine.set(aContainer("c2", "shop", "e2", "10.213.7.3"))
+	engine.tell("network", "connect", "c2")
+	eventually(t, "one that is connected", func() bool { return f.names() == "shop web+front" })
+
+	web.Name = "/www"
+	engine.set(web)
+	engine.tell("container", "rename", "c1")
+	eventually(t, "one that is renamed", func() bool { return f.names() == "shop www+front" })
+	engine.tell("container", "rename", "c9")
+	engine.tell("container", "rename", "../../x")
+	engine.tell("container", "die", "c1")
+}
+
+func TestFollow_FindsDockerdAgain(t *testing.T) {
+	f := newFakeNode()
+	attach(t, f, "e1", "10.213.7.2")
+	web := aContainer("c1", "web", "e1", "10.213.7.2")
+	engine := startDockerd(t, web)
+	follow(t, newDriver(t, f, engine.socket))
+	eventually(t, "named", func() bool { return f.names() == "web" })
+	engine.stop()
+	web.Name = "/www"
+	engine.set(web)
+	engine.start(t)
+	eventually(t, "named by what it is called when dockerd is back", func() bool { return f.names() == "www" })
+}
+
+func TestFollow_GivesTheNamesThatAreFree(t *testing.T) {
+	f := newFakeNode()
+	f.taken = map[string]bool{"web": true, "front": true}
+	attach(t, f, "e1", "10.213.7.2")
+	attach(t, f, "e2", "10.213.7.3")
+	engine := startDockerd(t, aContainer("c1", "web", "e1", "10.213.7.2", "w"), aContainer("c2", "shop", "e2", "10.213.7.3", "front"))
+	d := newDriver(t, f, engine.socket)
+	follow(t, d)
+	eventually(t, "what is taken is left out", func() bool { return f.names() == "docker-1+w shop" })
+	f.change(func() { clear(f.taken) })
+	engine.tell("container", "start", "c1")
+	engine.tell("container", "start", "c2")
+	eventually(t, "and given when it is free", func() bool { return f.names() == "shop+front web+w" && !d.namesMissing() })
+}
+
+func TestFollow_DropsWhatDockerHasForgotten(t *testing.T) {
+	f := newFakeNode()
+	attach(t, f, "e1", "10.213.7.2")
+	attach(t, f, "e2", "10.213.7.3")
+	for addr, owner := range map[string]string{"10.213.7.50": "docker", "10.213.7.51": "cni"} {
+		if _, err := f.ReserveAddress(t.Context(), api.AddressRequest{Addr: addr, Owner: owner}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := f.Attach(t.Context(), api.AttachRequest{PID: 1, Owner: "cni/net/c/eth0", Addr: "10.213.7.51"}); err != nil {
+		t.Fatal(err)
+	}
+	engine := startDockerd(t, aContainer("c1", "web", "e1", "10.213.7.2"))
+	follow(t, newDriver(t, f, engine.socket))
+	eventually(t, "an endpoint and an address of no container are gone, and nothing else", func() bool {
+		left, err := f.Addresses(t.Context())
+		return err == nil && f.names() == "docker-3 web" && len(left) == 3
+	})
+}
+
+func TestFollow_DropsNothingWhileThereAreTwoDockerds(t *testing.T) {
+	f := newFakeNode()
+	attach(t, f, "e1", "10.213.7.2")
+	attach(t, f, "e2", "10.213.7.3")
+	engine := startDockerd(t, aContainer("c1", "web", "e1", "10.213.7.2"))
+	other := startDockerd(t)
+	d := newDriver(t, f, engine.socket)
+	if err := d.sockets.add(other.socket); err != nil {
+		t.Fatal(err)
+	}
+	conn := newDockerd(other.socket)
+	defer conn.close()
+	o, err := d.look(t.Context(), conn)
+	if err != nil || o.any() {
+		t.Errorf("%v %v", o, err)
+	}
+}
+
+func TestOrphans_MadeAnewAreNone(t *testing.T) {
+	before := orphans{map[string]api.Attachment{"e1": {Since: start}, "e2": {Since: start}, "e3": {Since: start}}, map[string]bool{"a": true, "b": true}}
+	after := orphans{map[string]api.Attachment{"e1": {Since: start}, "e2": {Since: start.Add(1)}}, map[string]bool{"b": true, "c": true}}
+	if got := before.and(after); len(got.endpoints) != 1 || len(got.addresses) != 1 || !got.addresses["b"] {
+		t.Errorf("%+v", got)
+	}
+}
