@@ -43,7 +43,7 @@ func openNetworks(dir string) (*networks, error) {
 	}
 	var saved savedNetworks
 	if err := json.Unmarshal(b, &saved); err != nil || saved.V != 1 {
-		return n, fmt.Errorf("docker's networks: %s cannot be read (version %d, %w): remove and create them again", n.path, saved.V, err)
+		return n, fmt.Errorf("docker's networks: %s is no file of this version (%d, %v): remove them with `docker network rm` and create them again", n.path, saved.V, err)
 	}
 	for id, o := range saved.Networks {
 		n.byID[id] = o
