@@ -3,7 +3,6 @@
 package api
 
 import (
-	"context"
 	"net"
 	"os"
 	"path/filepath"
@@ -30,17 +29,3 @@ type besideListener struct {
 
 // Accept waits for the next connection of our own user.
 func (l besideListener) Accept() (net.Conn, error) { return acceptOwn(l.UnixListener, l.uid) }
-
-// PeerPID is the process that sent a request which Serve has accepted, in our PID namespace, as it was when it connected; false if it cannot
-// be seen from there.
-func PeerPID(ctx context.Context) (int, bool) {
-	conn, ok := ctx.Value(peerKey{}).(*net.UnixConn)
-	if !ok {
-		return 0, false
-	}
-	cred, err := peerCred(conn)
-	if err != nil || cred.Pid == 0 {
-		return 0, false
-	}
-	return int(cred.Pid), true
-}

@@ -89,27 +89,27 @@ type call func(ctx context.Context, w http.ResponseWriter, r *http.Request, pid 
 // Handler is the plugin protocol. It trusts whoever reaches it: put it behind api.ListenBeside.
 func (d *Driver) Handler() http.Handler {
 	calls := map[string]call{
-		"/Plugin.Activate":                                answer(func() any { return activation{[]string{"NetworkDriver", "IpamDriver"}} }),
-		"/NetworkDriver.GetCapabilities":                  answer(func() any { return capabilities{Scope: scopeLocal, ConnectivityScope: "global"} }),
-		"/NetworkDriver.CreateNetwork":                    serve(checked(d.createNetwork)),
-		"/NetworkDriver.DeleteNetwork":                    serve(checked(d.deleteNetwork)),
-		"/NetworkDriver.AllocateNetwork":                  refuse("swarm's networks are not supported: create the network on every host, without --scope swarm"),
-		"/NetworkDriver.FreeNetwork":                      answer(func() any { return nothing{} }),
-		"/NetworkDriver.CreateEndpoint":                   serve(checked(d.createEndpoint)),
-		"/NetworkDriver.DeleteEndpoint":                   serve(checked(d.deleteEndpoint)),
-		"/NetworkDriver.EndpointOperInfo":                 serve(checked(d.endpointInfo)),
-		"/NetworkDriver.Join":                             serve(checked(d.join)),
-		"/NetworkDriver.Leave":                            serve(checked(d.leave)),
-		"/NetworkDriver.ProgramExternalConnectivity":      serve(checked(d.publish)),
-		"/NetworkDriver.RevokeExternalConnectivity":       serve(checked(d.unpublish)),
-		"/NetworkDriver.DiscoverNew":                      answer(func() any { return nothing{} }),
-		"/NetworkDriver.DiscoverDelete":                   answer(func() any { return nothing{} }),
-		"/IpamDriver.GetCapabilities":                     answer(func() any { return ipamCapabilities{} }),
-		"/IpamDriver.GetDefaultAddressSpaces":             answer(func() any { return addressSpaces{addressSpaceLocal, addressSpaceGlobal} }),
-		"/IpamDriver.RequestPool":                         serve(d.requestPool),
-		"/IpamDriver.ReleasePool":                         answer(func() any { return nothing{} }),
-		"/IpamDriver.RequestAddress":                      serve(d.requestAddress),
-		"/IpamDriver.ReleaseAddress":                      serve(d.releaseAddress),
+		"/Plugin.Activate":                           answer(func() any { return activation{[]string{"NetworkDriver", "IpamDriver"}} }),
+		"/NetworkDriver.GetCapabilities":             answer(func() any { return capabilities{Scope: scopeLocal, ConnectivityScope: "global"} }),
+		"/NetworkDriver.CreateNetwork":               serve(checked(d.createNetwork)),
+		"/NetworkDriver.DeleteNetwork":               serve(checked(d.deleteNetwork)),
+		"/NetworkDriver.AllocateNetwork":             refuse("swarm's networks are not supported: create the network on every host, without --scope swarm"),
+		"/NetworkDriver.FreeNetwork":                 answer(func() any { return nothing{} }),
+		"/NetworkDriver.CreateEndpoint":              serve(checked(d.createEndpoint)),
+		"/NetworkDriver.DeleteEndpoint":              serve(checked(d.deleteEndpoint)),
+		"/NetworkDriver.EndpointOperInfo":            serve(checked(d.endpointInfo)),
+		"/NetworkDriver.Join":                        serve(checked(d.join)),
+		"/NetworkDriver.Leave":                       serve(checked(d.leave)),
+		"/NetworkDriver.ProgramExternalConnectivity": serve(checked(d.publish)),
+		"/NetworkDriver.RevokeExternalConnectivity":  serve(checked(d.unpublish)),
+		"/NetworkDriver.DiscoverNew":                 answer(func() any { return nothing{} }),
+		"/NetworkDriver.DiscoverDelete":              answer(func() any { return nothing{} }),
+		"/IpamDriver.GetCapabilities":                answer(func() any { return ipamCapabilities{} }),
+		"/IpamDriver.GetDefaultAddressSpaces":        answer(func() any { return addressSpaces{addressSpaceLocal, addressSpaceGlobal} }),
+		"/IpamDriver.RequestPool":                    serve(d.requestPool),
+		"/IpamDriver.ReleasePool":                    answer(func() any { return nothing{} }),
+		"/IpamDriver.RequestAddress":                 serve(d.requestAddress),
+		"/IpamDriver.ReleaseAddress":                 serve(d.releaseAddress),
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		do, known := calls[r.URL.Path]
@@ -120,7 +120,10 @@ func (d *Driver) Handler() http.Handler {
 			w.Header().Set("Allow", http.MethodPost)
 			reply(w, http.StatusMethodNotAllowed, failure{"rootless-ovl: docker's plugin protocol uses POST"})
 		default:
-			pid, _ := api.PeerPID(r.Context())
+			pid, err := api.CallerPID(r.Context())
+			if err != nil {
+				d.log.Debug("dockerd cannot be seen", "err", err)
+			}
 			d.seen(pid)
 			do(r.Context(), w, r, pid)
 		}

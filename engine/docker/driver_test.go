@@ -102,10 +102,10 @@ func TestIPAM_GivesTheNodesSubnet(t *testing.T) {
 		}
 	}
 	for body, what := range map[string]string{
-		`{"Pool":"172.20.0.0/16"}`:                            "leave --subnet out",
-		`{"Pool":"x"}`:                                        "leave --subnet out",
+		`{"Pool":"172.20.0.0/16"}`: "leave --subnet out",
+		`{"Pool":"x"}`:             "leave --subnet out",
 		`{"Pool":"10.213.7.0/24","SubPool":"10.213.7.128/25"}`: "--ip-range",
-		`{"V6":true}`:                                         "leave it out: in a dual-stack overlay",
+		`{"V6":true}`: "leave it out: in a dual-stack overlay",
 	} {
 		s.fails("IpamDriver.RequestPool", body, what)
 	}
@@ -299,11 +299,11 @@ func TestEndpoint_HasTheMACAndTheAddressesThatAreAskedFor(t *testing.T) {
 	}
 
 	for body, what := range map[string]string{
-		edit(t, createEndpoint, `"Address":"10.213.7.2/24"`, `"Address":""`):              "--ipam-driver rootless-ovl",
-		edit(t, createEndpoint, `"Address":"10.213.7.2/24"`, `"Address":"10.1.1.1"`):      "docker network rm",
-		edit(t, createEndpoint, `"Address":"10.213.7.2/24"`, `"Address":"x"`):             "not an address",
-		edit(t, createEndpoint, `"MacAddress":""`, `"MacAddress":"01:00:00:00:00:77"`):    "unicast",
-		edit(t, createEndpoint, `"Options":{`, `"Options":{"colour":"blue",`):             `"colour"`,
+		edit(t, createEndpoint, `"Address":"10.213.7.2/24"`, `"Address":""`):           "--ipam-driver rootless-ovl",
+		edit(t, createEndpoint, `"Address":"10.213.7.2/24"`, `"Address":"10.1.1.1"`):   "docker network rm",
+		edit(t, createEndpoint, `"Address":"10.213.7.2/24"`, `"Address":"x"`):          "not an address",
+		edit(t, createEndpoint, `"MacAddress":""`, `"MacAddress":"01:00:00:00:00:77"`): "unicast",
+		edit(t, createEndpoint, `"Options":{`, `"Options":{"colour":"blue",`):          `"colour"`,
 	} {
 		s.fails("NetworkDriver.CreateEndpoint", body, what)
 	}
@@ -364,13 +364,13 @@ func TestPublish_OpensWhatDockerBinds(t *testing.T) {
 	for bindings, what := range map[string]string{
 		one + `{"Proto":6,"Port":80,"HostPort":6000,"HostPortEnd":6001}`: "6000-6001",
 		one + `{"Proto":6,"Port":80,"HostPort":6000,"HostPortEnd":6000}`: "6000",
-		one + `{"Proto":132,"Port":80,"HostPort":1}`:                      "sctp",
-		one + `{"Proto":1,"Port":80,"HostPort":1}`:                        "protocol 1",
-		one + `{"Proto":6,"Port":0,"HostPort":1}`:                         "no port 0",
-		one + `{"Proto":6,"Port":80,"HostPort":70000}`:                    "70000",
-		one + `{"Proto":6,"Port":80,"HostPort":-1}`:                       "-1",
-		one + `{"Proto":6,"Port":80,"HostPort":1,"HostIP":"home"}`:        "home",
-		one + `7`:                                                         "published ports",
+		one + `{"Proto":132,"Port":80,"HostPort":1}`:                     "sctp",
+		one + `{"Proto":1,"Port":80,"HostPort":1}`:                       "protocol 1",
+		one + `{"Proto":6,"Port":0,"HostPort":1}`:                        "no port 0",
+		one + `{"Proto":6,"Port":80,"HostPort":70000}`:                   "70000",
+		one + `{"Proto":6,"Port":80,"HostPort":-1}`:                      "-1",
+		one + `{"Proto":6,"Port":80,"HostPort":1,"HostIP":"home"}`:       "home",
+		one + `7`: "published ports",
 	} {
 		s.fails("NetworkDriver.ProgramExternalConnectivity", program(bindings), what)
 		if got := f.attached["docker-1"].Ports; len(got) != 0 {

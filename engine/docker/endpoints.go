@@ -20,7 +20,9 @@ const ownerPrefix = "docker/"
 func ownerOf(endpoint string) string { return ownerPrefix + endpoint }
 
 // endpointOf is the endpoint that an attachment's owner names.
-func endpointOf(owner string) (endpoint string, is bool) { return strings.CutPrefix(owner, ownerPrefix) }
+func endpointOf(owner string) (endpoint string, is bool) {
+	return strings.CutPrefix(owner, ownerPrefix)
+}
 
 // resolversFor are where dockerd's containers ask, without addresses of the overlay: there somebody answers himself.
 func resolversFor(pid int, s api.Status) []string {

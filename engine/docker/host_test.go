@@ -14,12 +14,12 @@ import (
 
 func TestHostFlags_AreUnixSockets(t *testing.T) {
 	for line, want := range map[string][]string{
-		"dockerd":                                              nil,
+		"dockerd": nil,
 		"dockerd -H unix:///a -H tcp://0.0.0.0:1":              {"/a"},
 		"dockerd --host unix:///a --host=unix:///b//c -Hfd://": {"/a", "/b/c"},
 		"dockerd -Hunix:///a -H=unix:///b --hosts=unix:///c":   {"/a", "/b"},
-		"dockerd -H":                                           nil,
-		"dockerd -H unix://relative":                           nil,
+		"dockerd -H":                 nil,
+		"dockerd -H unix://relative": nil,
 	} {
 		if got := hostFlags(strings.Fields(line)); !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: %v, want %v", line, got, want)

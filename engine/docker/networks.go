@@ -41,9 +41,13 @@ func openNetworks(dir string) (*networks, error) {
 	if err != nil {
 		return n, fmt.Errorf("docker's networks: %w", err)
 	}
+	const remedy = "remove docker's networks of this driver with `docker network rm` and create them again"
 	var saved savedNetworks
-	if err := json.Unmarshal(b, &saved); err != nil || saved.V != 1 {
-		return n, fmt.Errorf("docker's networks: %s is no file of this version (%d, %v): remove them with `docker network rm` and create them again", n.path, saved.V, err)
+	if err := json.Unmarshal(b, &saved); err != nil {
+		return n, fmt.Errorf("%s: %w: %s", n.path, err, remedy)
+	}
+	if saved.V != 1 {
+		return n, fmt.Errorf("%s is of version %d, not 1: %s", n.path, saved.V, remedy)
 	}
 	for id, o := range saved.Networks {
 		n.byID[id] = o
