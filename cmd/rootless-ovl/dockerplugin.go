@@ -14,8 +14,8 @@ import (
 	"github.com/rootless-ovl/rootless-ovl/node"
 )
 
-// serveDocker answers dockerd until ctx ends. A socket that cannot be made costs the containers of docker alone, so the node goes on without.
-func serveDocker(ctx context.Context, c node.Config) error {
+// serveDocker has dockerd find the driver and answers it until ctx ends. A socket that cannot be made costs the containers of docker alone, so the node goes on without.
+func (a *app) serveDocker(ctx context.Context, c node.Config) error {
 	ln, err := api.ListenBeside(c.RuntimeDir, docker.SocketName)
 	if err != nil {
 		c.Log.Warn("docker cannot use the overlay", "err", err)
@@ -26,11 +26,16 @@ func serveDocker(ctx context.Context, c node.Config) error {
 	client := api.NewClient(c.Socket())
 	defer client.Close()
 	var host string
-	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
-		host = filepath.Join(dir, "docker.sock") // of rootless dockerd, by default
+	userDir := os.Getenv("XDG_RUNTIME_DIR")
+	if filepath.IsAbs(userDir) {
+		host = filepath.Join(userDir, "docker.sock") // of rootless dockerd, by default
 	}
 	d := docker.New(docker.Config{API: client, StateDir: c.StateDir, RuntimeDir: c.RuntimeDir, DockerHost: host, Log: c.Log})
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		a.dockerLink(ctx, userDir, filepath.Join(c.RuntimeDir, docker.SocketName), c.Log)
+		return nil
+	})
 	g.Go(func() error { return d.Follow(ctx) })
 	g.Go(func() error { return api.Serve(ctx, ln, d.Handler(), c.Log) })
 	return g.Wait()

@@ -18,12 +18,17 @@ import (
 	"github.com/rootless-ovl/rootless-ovl/node"
 )
 
+// withoutDocker is a program on a host where no dockerd is to be found.
+func withoutDocker() *app {
+	return &app{world: world{dockerLink: func(context.Context, string, string, *slog.Logger) {}}}
+}
+
 func TestServeDocker_AnswersUntilItEnds(t *testing.T) {
 	dir := t.TempDir()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() {
-		done <- serveDocker(ctx, node.Config{RuntimeDir: dir, StateDir: dir, Log: slog.New(slog.DiscardHandler)})
+		done <- withoutDocker().serveDocker(ctx, node.Config{RuntimeDir: dir, StateDir: dir, Log: slog.New(slog.DiscardHandler)})
 	}()
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(dir, "docker.sock"))
@@ -59,7 +64,7 @@ func TestServeDocker_LeavesTheNodeAloneWhenItCannot(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	var log bytes.Buffer
-	if err := serveDocker(ctx, node.Config{RuntimeDir: dir, StateDir: dir, Log: slog.New(slog.NewTextHandler(&log, nil))}); err != nil {
+	if err := withoutDocker().serveDocker(ctx, node.Config{RuntimeDir: dir, StateDir: dir, Log: slog.New(slog.NewTextHandler(&log, nil))}); err != nil {
 		t.Error(err)
 	}
 	if !strings.Contains(log.String(), "docker.sock is in the way") {

@@ -10,12 +10,9 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -105,22 +102,14 @@ of flanneld that cannot mean anything here is named in a warning.`,
 			if err != nil {
 				return err
 			}
-			c.Beside = func(ctx context.Context) error { return serveDocker(ctx, c) }
+			c.Beside = func(ctx context.Context) error { return a.serveDocker(ctx, c) }
 			n, err := a.newNode(c)
 			if err != nil {
 				return usageError{err} // a node is made from flags alone
 			}
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
-			linking, unlink := context.WithCancel(ctx)
-			var besides sync.WaitGroup
-			besides.Go(func() {
-				a.dockerLink(linking, os.Getenv("XDG_RUNTIME_DIR"), filepath.Join(c.RuntimeDir, "docker.sock"), c.Log)
-			})
-			err = n.Run(ctx)
-			unlink()
-			besides.Wait()
-			return err
+			return n.Run(ctx)
 		},
 	}
 	f.etcd.register(cmd, "`URL`s of the etcd cluster to join, repeated or separated by commas (default: run an embedded etcd)")

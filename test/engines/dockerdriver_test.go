@@ -3,7 +3,6 @@
 package engines
 
 import (
-	"fmt"
 	"io"
 	"net/netip"
 	"os"
@@ -98,8 +97,8 @@ func reserved(t *testing.T, n *lab.Daemon) (addrs []string) {
 	return addrs
 }
 
-// asked is whom the server of a published port sees as its client.
-func asked2(t *testing.T, l *lab.Lab, at netip.AddrPort) string {
+// clientOf is whom the server of a published port sees as its client.
+func clientOf(t *testing.T, l *lab.Lab, at netip.AddrPort) string {
 	t.Helper()
 	resp, err := l.Outside.HTTPClient().Get("http://" + at.String() + "/cgi-bin/who")
 	if err != nil {
@@ -164,7 +163,7 @@ func TestDockerDriver_ContainersOfTwoHosts(t *testing.T) {
 		}
 		d2.finds("shop", "front")
 		for _, h := range []*lab.Host{h1, h2} {
-			if got := asked2(t, l, netip.AddrPortFrom(h.Addr, 8080)); got != lab.OutsideAddr.String() {
+			if got := clientOf(t, l, netip.AddrPortFrom(h.Addr, 8080)); got != lab.OutsideAddr.String() {
 				t.Errorf("%s: port 8080: the container sees %s, want the client's %s", h.Name, got, lab.OutsideAddr)
 			}
 		}
@@ -275,7 +274,7 @@ func TestDockerDriver_ContainersOfTwoHosts(t *testing.T) {
 		lab.Eventually(t, "its containers are off the overlay", func() bool { return len(n1.Attachments()) == 0 && len(reserved(t, n1)) == 0 })
 		d1 = startDocker(t, h1, "exec dockerd-rootless.sh")
 		d1.ready()
-		lab.EventuallyWithin(t, lab.Patience, "the container that is always restarted runs", func() bool {
+		lab.Eventually(t, "the container that is always restarted runs", func() bool {
 			return attachedAs(t, n1, "web").Name != ""
 		})
 		addr1 = d1.overlayAddr("web")
@@ -300,21 +299,19 @@ func TestDockerDriver_ContainersOfTwoHosts(t *testing.T) {
 	})
 }
 
-// kill ends all of a docker as a machine that loses its power does, but for the containers' files.
+// kill ends dockerd as a machine does that loses its power, but for the containers' processes.
 func (d *docker) kill() {
 	d.t.Helper()
-	for _, name := range []string{"docker.pid"} {
-		b, err := os.ReadFile(filepath.Join(d.host.XDGRuntimeDir(), name))
-		if err != nil {
-			d.t.Fatal(err)
-		}
-		pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
-		if err != nil {
-			d.t.Fatal(err)
-		}
-		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
-			d.t.Fatal(fmt.Errorf("dockerd: %w", err))
-		}
+	b, err := os.ReadFile(filepath.Join(d.host.XDGRuntimeDir(), "docker.pid"))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err == nil {
+		err = unix.Kill(pid, unix.SIGKILL)
+	}
+	if err != nil {
+		d.t.Fatalf("%s: dockerd: %v", d.host.Name, err)
 	}
 	<-d.ended
 }
