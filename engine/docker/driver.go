@@ -115,10 +115,10 @@ func (d *Driver) Handler() http.Handler {
 		do, known := calls[r.URL.Path]
 		switch {
 		case !known:
-			reply(w, http.StatusNotFound, failure{"rootless-ovl: this driver has no " + clip(r.URL.Path)})
+			reply(w, http.StatusNotFound, failed("rootless-ovl: this driver has no "+clip(r.URL.Path)))
 		case r.Method != http.MethodPost:
 			w.Header().Set("Allow", http.MethodPost)
-			reply(w, http.StatusMethodNotAllowed, failure{"rootless-ovl: docker's plugin protocol uses POST"})
+			reply(w, http.StatusMethodNotAllowed, failed("rootless-ovl: docker's plugin protocol uses POST"))
 		default:
 			pid, err := api.CallerPID(r.Context())
 			if err != nil {
@@ -138,12 +138,12 @@ func serve[R any](f func(context.Context, *R) (any, error)) call {
 	return func(ctx context.Context, w http.ResponseWriter, r *http.Request, pid int) {
 		req := new(R)
 		if err := decode(r.Body, req); err != nil {
-			reply(w, http.StatusBadRequest, failure{"rootless-ovl: " + err.Error()})
+			reply(w, http.StatusBadRequest, failed("rootless-ovl: "+err.Error()))
 			return
 		}
 		v, err := f(context.WithValue(ctx, pidKey{}, pid), req)
 		if err != nil {
-			v = failure{failureText(err)}
+			v = failed(failureText(err))
 		}
 		reply(w, http.StatusOK, v)
 	}
@@ -167,7 +167,7 @@ func answer(f func() any) call {
 	return func(_ context.Context, w http.ResponseWriter, _ *http.Request, _ int) { reply(w, http.StatusOK, f()) }
 }
 
-func refuse(text string) call { return answer(func() any { return failure{"rootless-ovl: " + text} }) }
+func refuse(text string) call { return answer(func() any { return failed("rootless-ovl: " + text) }) }
 
 // failureText is one line: docker puts it behind its own words.
 func failureText(err error) string {
@@ -177,7 +177,7 @@ func failureText(err error) string {
 func reply(w http.ResponseWriter, status int, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {
-		body, _ = json.Marshal(failure{"rootless-ovl: the answer is not JSON: " + err.Error()}) // a string always marshals
+		body, _ = json.Marshal(failed("rootless-ovl: the answer is not JSON: " + err.Error())) // a string always marshals
 	}
 	w.Header().Set("Content-Type", contentType)
 	w.WriteHeader(status)

@@ -332,8 +332,8 @@ func TestPublish_OpensWhatDockerBinds(t *testing.T) {
 		{"one at an address, one of UDP", `{"Proto":6,"Port":80,"HostIP":"127.0.0.1","HostPort":8080,"HostPortEnd":8080},{"Proto":17,"Port":53,"HostIP":"::1","HostPort":53}`,
 			[][]string{{"127.0.0.1:8080:80/tcp", "[::1]:53:53/udp"}}},
 		{"any port of the host", `{"Proto":6,"Port":80,"HostPort":0,"HostPortEnd":0}`, [][]string{{"0:80/tcp"}}},
-		{"a range is one", `{"Proto":6,"Port":9000,"HostPort":8000,"HostPortEnd":8000},{"Proto":6,"Port":9001,"HostPort":8001,"HostPortEnd":8001},` +
-			`{"Proto":6,"Port":9002,"HostPort":8002,"HostPortEnd":8002},{"Proto":6,"Port":9009,"HostPort":8003,"HostPortEnd":8003}`, [][]string{{"8000-8002:9000-9002/tcp", "8003:9009/tcp"}}},
+		{"a range is one", `{"Proto":6,"Port":9009,"HostPort":8003,"HostPortEnd":8003},{"Proto":6,"Port":9002,"HostPort":8002,"HostPortEnd":8002},` +
+			`{"Proto":6,"Port":9001,"HostPort":8001,"HostPortEnd":8001},{"Proto":6,"Port":9000,"HostPort":8000,"HostPortEnd":8000}`, [][]string{{"8000-8002:9000-9002/tcp", "8003:9009/tcp"}}},
 		{"the same twice is once", `{"Proto":6,"Port":80,"HostPort":8080,"HostPortEnd":8080},{"Proto":6,"Port":80,"HostPort":8080,"HostPortEnd":8080}`, [][]string{{"8080:80/tcp"}}},
 		{"the first free of a range", `{"Proto":6,"Port":80,"HostPort":7000,"HostPortEnd":7005}`, [][]string{{"7002:80/tcp"}}},
 	} {

@@ -288,6 +288,9 @@ func (s *served) fails(path, body string, what ...string) {
 	s.t.Helper()
 	_, answer := s.post(path, body)
 	text, _ := answer["Err"].(string)
+	if answer["Error"] != text { // an IPAM driver says it by this word
+		s.t.Errorf("%s: %v", path, answer)
+	}
 	for _, w := range what {
 		if !strings.Contains(text, w) {
 			s.t.Errorf("%s %s: error %q does not say %q", path, body, text, w)

@@ -4,6 +4,7 @@ package docker
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -153,6 +154,15 @@ func (f *following) listen(socket string) (there bool) {
 // setRight looks at dockerd's containers: their names, and what of ours belongs to none of them any more. Names that somebody else had are
 // tried again as long as ctx lasts.
 func (d *Driver) setRight(ctx context.Context, conn *dockerd) {
+	for { // a node that starts has not taken up its attachments yet
+		_, err := d.ready(ctx)
+		if err == nil {
+			break
+		}
+		if !d.pause(ctx, connectPause) {
+			return
+		}
+	}
 	before, err := d.look(ctx, conn)
 	if err == nil && before.any() && d.pause(ctx, d.settle) {
 		var now orphans
@@ -250,11 +260,18 @@ func (d *Driver) endpoints(ctx context.Context) (map[string]api.Attachment, erro
 // drop takes off what docker has forgotten.
 func (d *Driver) drop(ctx context.Context, o orphans) {
 	for id, a := range o.endpoints {
-		err := d.detach(ctx, id)
-		d.log.Info("detached: docker has no such container any more", "name", a.Name, "addr", a.Addr, "err", err)
+		if err := d.detach(ctx, id); err != nil {
+			d.log.Warn("docker has no such container any more, but it cannot be detached", "name", a.Name, "addr", a.Addr, "err", err)
+			continue
+		}
+		d.log.Info("detached: docker has no such container any more", "name", a.Name, "addr", a.Addr)
+		if addr, err := addrOf(a.Addr); err == nil {
+			o.addresses[addr.String()] = true
+		}
 	}
 	for addr := range o.addresses {
-		err := d.api.ReleaseAddress(ctx, addr)
-		d.log.Info("address released: docker has no container with it any more", "addr", addr, "err", err)
+		if err := d.api.ReleaseAddress(ctx, addr); err != nil && !errors.Is(err, api.ErrNotFound) {
+			d.log.Warn("docker has no container with this address any more, but it cannot be released", "addr", addr, "err", err)
+		}
 	}
 }

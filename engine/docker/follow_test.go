@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rootless-ovl/rootless-ovl/api"
 )
@@ -76,6 +77,18 @@ func TestFollow_NamesContainers(t *testing.T) {
 	engine.tell("container", "die", "c1")
 }
 
+func TestFollow_WaitsForANodeThatStarts(t *testing.T) {
+	f := newFakeNode()
+	f.status.State = api.StateStarting
+	engine := startDockerd(t, aContainer("c1", "web", "e1", "10.213.7.2"))
+	d := newDriver(t, f, engine.socket)
+	d.readyPatience = time.Minute
+	follow(t, d)
+	attach(t, f, "e1", "10.213.7.2")
+	f.change(func() { f.status.State = api.StateReady })
+	eventually(t, "named when the node knows its attachments", func() bool { return f.names() == "web" })
+}
+
 func TestFollow_FindsDockerdAgain(t *testing.T) {
 	f := newFakeNode()
 	attach(t, f, "e1", "10.213.7.2")
@@ -121,7 +134,7 @@ func TestFollow_DropsWhatDockerHasForgotten(t *testing.T) {
 	follow(t, newDriver(t, f, engine.socket))
 	eventually(t, "an endpoint and an address of no container are gone, and nothing else", func() bool {
 		left, err := f.Addresses(t.Context())
-		return err == nil && f.names() == "docker-3 web" && len(left) == 3
+		return err == nil && f.names() == "docker-3 web" && len(left) == 2
 	})
 }
 

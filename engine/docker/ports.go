@@ -3,6 +3,7 @@
 package docker
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -35,7 +36,7 @@ type binding struct {
 	proto       string
 }
 
-// bindingsOf reads the port map among a request's options. One that is listed twice, as docker does for both families, is one.
+// bindingsOf reads the port map among a request's options, sorted so that neighbours are beside each other. One that is listed twice is one.
 func bindingsOf(options map[string]json.RawMessage) ([]binding, error) {
 	raw := options[labelPortMap]
 	if len(raw) == 0 {
@@ -70,11 +71,12 @@ func bindingsOf(options map[string]json.RawMessage) ([]binding, error) {
 			}
 			b.addr = addr.Unmap()
 		}
-		if !slices.Contains(list, b) {
-			list = append(list, b)
-		}
+		list = append(list, b)
 	}
-	return list, nil
+	slices.SortFunc(list, func(a, b binding) int {
+		return cmp.Or(strings.Compare(a.proto, b.proto), a.addr.Compare(b.addr), cmp.Compare(a.first, b.first), cmp.Compare(a.port, b.port), cmp.Compare(a.last, b.last))
+	})
+	return slices.Compact(list), nil
 }
 
 // spec is n bindings that follow each other, b the first, as `publish` takes them, on the port host.

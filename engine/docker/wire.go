@@ -119,8 +119,10 @@ type operInfo struct{ Value map[string]string }
 
 type nothing struct{}
 
-// failure is an answer that says what went wrong.
-type failure struct{ Err string }
+// failure is an answer that says what went wrong: network drivers have another word for it than IPAM drivers.
+type failure struct{ Err, Error string }
+
+func failed(text string) failure { return failure{Err: text, Error: text} }
 
 // decode reads one JSON object into v. Members that v does not have are passed over: other versions of docker have more. An empty body is an
 // empty object, as docker sends it where there is nothing to say.

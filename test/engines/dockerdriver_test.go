@@ -135,7 +135,13 @@ func TestDockerDriver_ContainersOfTwoHosts(t *testing.T) {
 	d2.ready()
 	for _, d := range []*docker{d1, d2} {
 		d.ok("import", tarball, "busybox")
-		d.ok(strings.Fields(createOverlay + " ovl")...)
+	}
+	d1.ok(strings.Fields(createOverlay + " --subnet " + subnet.String() + " ovl")...) // --ip needs that it is said
+	d2.ok(strings.Fields(createOverlay + " ovl")...)
+	for _, d := range []*docker{d1, d2} {
+		if got := d.ok("network", "inspect", "-f", "{{range .IPAM.Config}}{{.Subnet}} {{.Gateway}}{{end}}", "ovl"); !strings.HasPrefix(got, "10.213.") {
+			t.Errorf("%s: the network has %q", d.host.Name, got)
+		}
 	}
 	web := func(d *docker, args ...string) {
 		t.Helper()
@@ -163,8 +169,8 @@ func TestDockerDriver_ContainersOfTwoHosts(t *testing.T) {
 		}
 		d2.finds("shop", "front")
 		for _, h := range []*lab.Host{h1, h2} {
-			if got := clientOf(t, l, netip.AddrPortFrom(h.Addr, 8080)); got != lab.OutsideAddr.String() {
-				t.Errorf("%s: port 8080: the container sees %s, want the client's %s", h.Name, got, lab.OutsideAddr)
+			if got := clientOf(t, l, netip.AddrPortFrom(h.Addr, 8080)); got != lab.RouterAddr.String() {
+				t.Errorf("%s: port 8080: the container sees %s, want the client's %s", h.Name, got, lab.RouterAddr)
 			}
 		}
 	}
@@ -176,7 +182,7 @@ func TestDockerDriver_ContainersOfTwoHosts(t *testing.T) {
 		t.Errorf("the outside sees the container as %s", got)
 	}
 	a := attachedAs(t, n1, "web")
-	if a.Problem != "" || a.Addr != addr1+"/24" || len(a.Ports) != 5 || a.Ports[1].HostAddr != "127.0.0.1" || a.Ports[4].Proto != "udp" || a.Ports[4].HostPort != 9002 {
+	if a.Problem != "" || a.Addr != addr1+"/24" || len(a.Ports) != 5 || a.Ports[1].HostAddr != "127.0.0.1" || a.Ports[4].Proto != "udp" || a.Ports[4].HostPort != 9002 || !slices.Equal(a.Aliases, []string{"front"}) {
 		t.Errorf("attached as %+v", a)
 	}
 	if got, err := h1.Fetch("http://127.0.0.1:8081/cgi-bin/who"); err != nil {
