@@ -28,7 +28,10 @@ type namespace struct {
 // openNamespace opens CNI_NETNS, which may be anything.
 func openNamespace(path string) (*namespace, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
-	if err != nil {
+	switch {
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return nil, fail(types.ErrInvalidNetNS, "%s=%.200s: %v: run the plugin as the container's user, and in no user namespace but the container's or one around it", envNetns, path, err)
+	case err != nil:
 		return nil, fail(types.ErrInvalidNetNS, "%s=%.200s: %v: is the container still there?", envNetns, path, err)
 	}
 	file := os.NewFile(uintptr(fd), path)
