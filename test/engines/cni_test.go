@@ -304,6 +304,63 @@ func TestCNI_InTheNamespacesOfRootlessKit(t *testing.T) {
 	}
 }
 
+// containerdScript has containerd, in RootlessKit, run a container in the root directory $1 that says what it has, and then one that answers. The
+// directories in which containerd's own client looks for CNI's files are fixed.
+const containerdScript = `
+rm -rf /etc/cni /opt/cni
+mkdir -p /etc/cni/net.d /opt/cni/bin /run/containerd
+mount -t tmpfs none /var/lib
+cp ~/.local/share/rootless-ovl/cni/rootless-ovl /usr/lib/cni/loopback /opt/cni/bin/
+cp ~/.config/cni/net.d/*.conflist /etc/cni/net.d/
+cat >~/containerd.toml <<END
+version = 2
+root = "$HOME/containerd"
+state = "/run/containerd/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+[grpc]
+address = "/run/containerd/containerd.sock"
+END
+containerd -c ~/containerd.toml >~/containerd.log 2>&1 &
+daemon=$!
+trap 'kill $daemon; wait $daemon' EXIT
+n=0
+until ctr version >/dev/null 2>&1; do n=$((n+1)); [ $n -lt 200 ] || { cat ~/containerd.log; exit 1; }; sleep 0.1; done
+ctr run --rm --cni --cgroup "" --cpu-shares 0 --rootfs "$1" one /bin/sh -c 'ip -4 -o addr show eth0; ip route; wget -q -O - http://web/cgi-bin/who'
+`
+
+func TestCNI_RootlessContainerd(t *testing.T) {
+	for name, pkg := range map[string]string{"containerd": "containerd", "ctr": "containerd", "rootlesskit": "rootlesskit", "slirp4netns": "slirp4netns"} {
+		program(t, name, pkg)
+	}
+	program(t, "loopback", "containernetworking-plugins", "/usr/lib/cni")
+	l := lab.New(t, 1)
+	h := l.Host(1)
+	d := h.Up()
+	ok(t, h, h.Binary(), "install", "cni")
+	root := filepath.Join(h.Home(), "root")
+	ok(t, h, "sh", "-ec", `mkdir "$0" && tar -x -C "$0" -f "$1"`, root, image(t, l.Dir))
+	writeAsUser(t, h, filepath.Join(root, "etc", "resolv.conf"), "nameserver "+d.Status().Gateway+"\nsearch ovl.internal\n")
+	server := sandbox(t, h, "-Urn", fmt.Sprintf("ip link set lo up; %s httpd -p 0.0.0.0:80 -h %s/www", busyboxPath, root))
+	ok(t, h, h.Binary(), "attach", "--name", "web", strconv.Itoa(server))
+
+	r := h.RunWith(func(c *exec.Cmd) {
+		c.Env = append(h.Env(), "USER=user", "CONTAINERD_ADDRESS=/run/containerd/containerd.sock")
+	},
+		"rootlesskit", "--state-dir="+filepath.Join(h.XDGRuntimeDir(), "rootlesskit"), "--net=slirp4netns", "--disable-host-loopback",
+		"--copy-up=/etc", "--copy-up=/run", "--copy-up=/opt", "sh", "-ec", containerdScript, "sh", root)
+	for _, want := range []string{" " + strings.TrimSuffix(d.Status().Gateway, "1"), "default via " + d.Status().Gateway + " dev eth0"} {
+		if r.Code != 0 || !strings.Contains(r.Stdout, want) {
+			t.Errorf("%q is not in, exit code %d\n%s%s", want, r.Code, r.Stdout, r.Stderr)
+		}
+	}
+	if fields := strings.Fields(r.Stdout); len(fields) == 0 || !strings.HasPrefix(fields[len(fields)-1], strings.TrimSuffix(d.Status().Gateway, "1")) {
+		t.Errorf("web, by name, saw no address of the overlay:\n%s", r.Stdout)
+	}
+	if got := ownersOf(h); !slices.Equal(got, []string{""}) {
+		t.Errorf("besides web there is %v after the container's end", got)
+	}
+}
+
 func TestCNI_InAChain(t *testing.T) {
 	bridge := filepath.Dir(program(t, "bridge", "containernetworking-plugins", "/usr/lib/cni"))
 	l := lab.New(t, 1)
