@@ -44,7 +44,7 @@ type exitWatch interface {
 // watchFor begins to watch for the end of an attachment, which is new or was there before this daemon.
 func (n *Node) watchFor(s *savedAttachment, before bool) (exitWatch, error) {
 	if s.Loose {
-		return newLooseWatch(), nil
+		return newLooseWatch(before), nil
 	}
 	if s.PID != 0 {
 		return n.edges.watchPID(s.PID)

@@ -33,12 +33,13 @@ type looseTimes struct {
 	poll     time.Duration // and from then on
 	untaken  time.Duration // at home: nobody has taken it
 	returned time.Duration // at home again
-	empty    time.Duration // in a namespace where nothing is any more
-	starting time.Duration // in a namespace where nothing has been yet
+	empty    time.Duration // in a namespace that all processes have left
+	kept     time.Duration // likewise, but it is still mounted somewhere
+	starting time.Duration // in a namespace where no process has been yet, and that is not mounted
 }
 
 // Docker takes an interface within some milliseconds, and tells of one that it has brought back at once.
-var usualLooseTimes = looseTimes{first: 100 * time.Millisecond, poll: time.Second, untaken: time.Minute, returned: 15 * time.Second, empty: 10 * time.Second, starting: time.Minute}
+var usualLooseTimes = looseTimes{first: 100 * time.Millisecond, poll: time.Second, untaken: time.Minute, returned: 15 * time.Second, empty: inodeGrace, kept: inodeKept, starting: inodeFirst}
 
 // savedHome is where a loose TAP was made.
 type savedHome struct {
@@ -89,11 +90,13 @@ func looseTAP(c nsutil.TAPConfig) nsutil.TAPConfig {
 type looseWatch struct {
 	done, stop chan struct{}
 	once       sync.Once
+	before     bool
 	why        string // constant once done is closed
 }
 
-func newLooseWatch() *looseWatch {
-	return &looseWatch{done: make(chan struct{}), stop: make(chan struct{})}
+// newLooseWatch is the watch of an attachment that is new, or was there before this daemon.
+func newLooseWatch(before bool) *looseWatch {
+	return &looseWatch{done: make(chan struct{}), stop: make(chan struct{}), before: before}
 }
 
 func (w *looseWatch) Done() <-chan struct{} { return w.done }
@@ -109,7 +112,7 @@ func (w *looseWatch) Close() error {
 // track looks where the TAP of a loose attachment is, until the attachment ends, or should.
 func (n *Node) track(a *attachment, w *looseWatch) {
 	t := n.loose
-	f := follower{n: n, a: a}
+	f := follower{n: n, a: a, seen: w.before}
 	for {
 		wait := t.poll
 		if !f.taken {
@@ -138,8 +141,8 @@ type follower struct {
 	n     *Node
 	a     *attachment
 	taken bool      // it has been elsewhere than at home
-	seen  bool      // there was something in the namespace where it is
-	where string    // what, as of edges.findInode
+	seen  bool      // there was a process in the namespace where it is
+	where string    // which, as of edges.findInode; empty: none is known
 	idle  time.Time // since when nobody has used it; zero: somebody does
 }
 
@@ -164,18 +167,10 @@ func (f *follower) look(now time.Time) (why string) {
 	}
 	home := at.Inode == f.a.saved.Home.Inode
 	f.taken = f.taken || !home
-	limit, why := f.n.loose.untaken, "nobody has taken its interface"
-	switch {
-	case home && f.taken:
-		limit, why = f.n.loose.returned, "its interface has been given back"
-	case home:
-	case f.occupied(at.Inode):
+	limit, why := f.limit(at.Inode, home)
+	if limit == 0 {
 		f.idle = time.Time{}
 		return ""
-	case f.seen:
-		limit, why = f.n.loose.empty, "its container has ended"
-	default:
-		limit, why = f.n.loose.starting, "its container has not been started"
 	}
 	if f.idle.IsZero() {
 		f.idle = now
@@ -183,26 +178,54 @@ func (f *follower) look(now time.Time) (why string) {
 	if now.Sub(f.idle) < limit {
 		return ""
 	}
-	if home && f.up(l, at) && f.occupied(at.Inode) { // somebody uses it where it was made
-		f.idle = time.Time{}
-		return ""
+	if home && f.up(l, at) { // somebody uses it where it was made, if anybody is there
+		if process, mounted := f.occupied(at.Inode); process || mounted {
+			f.idle = time.Time{}
+			return ""
+		}
 	}
 	return why
 }
 
-// occupied tells whether there is a process in the namespace, or something that keeps it.
-func (f *follower) occupied(inode uint64) bool {
+// limit is how long it may be as it is now before it ends, and why it ends then; 0: for ever.
+func (f *follower) limit(inode uint64, home bool) (limit time.Duration, why string) {
+	t := &f.n.loose
+	switch {
+	case home && f.taken:
+		return t.returned, "its interface has been given back"
+	case home:
+		return t.untaken, "nobody has taken its interface"
+	}
+	switch process, mounted := f.occupied(inode); {
+	case process, mounted && !f.seen:
+		return 0, ""
+	case mounted:
+		return t.kept, "its container has ended"
+	case f.seen:
+		return t.empty, "its container has ended"
+	}
+	return t.starting, "its container has not been started"
+}
+
+// occupied tells whether there is a process in the namespace, or else something that keeps it.
+func (f *follower) occupied(inode uint64) (process, mounted bool) {
 	where, err := f.n.edges.findInode(inode, f.where)
-	if errors.Is(err, nsutil.ErrGone) {
-		f.where = ""
-		f.n.noteProcess(f.a, 0)
-		return false
-	}
-	if err == nil && where != f.where {
+	switch {
+	case errors.Is(err, nsutil.ErrGone):
+	case err != nil: // it could not be looked for, so nothing is concluded
+		return true, false
+	case nsutil.IsMount(where):
+		mounted = true
+	default:
+		if where != f.where {
+			f.n.noteProcess(f.a, pidOfPath(where))
+		}
 		f.where, f.seen = where, true
-		f.n.noteProcess(f.a, pidOfPath(where))
+		return true, false
 	}
-	return true
+	f.where = ""
+	f.n.noteProcess(f.a, 0)
+	return false, mounted
 }
 
 // up tells whether the device is up.

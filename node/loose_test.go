@@ -174,6 +174,11 @@ func TestLoose_EndsWhenNobodyHasIt(t *testing.T) {
 			time.Sleep(2 * time.Second)
 			c.hold("")
 		}, 9 * time.Second, 13 * time.Second},
+		{"its container has ended, and its namespace is kept", func(home, c *container) {
+			take(home, c)
+			time.Sleep(2 * time.Second)
+			c.hold("/proc/10/root/run/docker/netns/12ab")
+		}, 58 * time.Second, 65 * time.Second},
 		{"its container never began", func(home, c *container) {
 			c.hold("")
 			take(home, c)
