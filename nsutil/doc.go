@@ -2,7 +2,7 @@
 // device there, gives back the descriptors, and makes a namespace of its own for `rootless-ovl run`. It needs no
 // capability on the host and no cgo.
 //
-// Place in the journey: node asks for a Namespace by process or path, has a TAP made in it, and gives the TAP's
+// Place in the journey: node asks for a Namespace by process, path or number (find.go), has a TAP made in it, and gives the TAP's
 // descriptors to internal/tap. From then on no packet passes through this package. Where a namespace has a whole subnet behind it, node
 // has its firewall let that through (transit.go). For published ports it makes connections of the container's own kernel (inside.go).
 //
@@ -23,5 +23,5 @@
 // Limits: Linux 5.3 or later; a fork child that has not answered within five seconds is killed; at most 64 queues a TAP.
 //
 // Sources: user_namespaces(7), network_namespaces(7), ioctl_ns(2), tun(4), Documentation/networking/tuntap.rst,
-// rtnetlink(7), netlink(7), pidfd_open(2), capabilities(7).
+// rtnetlink(7), netlink(7), pidfd_open(2), capabilities(7), proc_pid_mountinfo(5).
 package nsutil

@@ -53,8 +53,15 @@ func FindInode(inode uint64, last string) (string, error) {
 			continue // it has just ended
 		}
 		for point := range nsfsMounts(b, root) {
+			// What is there now may be something else, of the process's making.
 			found := path.Join(p, "root", point)
-			if at, err := InodeAt(found); err == nil && at == inode {
+			f, err := openNetns(found)
+			if err != nil {
+				continue
+			}
+			at, err := fileInode(f)
+			f.Close()
+			if err == nil && at == inode {
 				return found, nil
 			}
 		}
