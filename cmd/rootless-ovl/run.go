@@ -101,6 +101,14 @@ func (a *app) runUntil(early *signalContext, req api.AttachRequest, spec nsutil.
 	if err != nil {
 		return err
 	}
+	if status.State == api.StateStarting { // the node holds back all but the question for its status until it has started
+		if _, err = c.Attachments(early); err == nil {
+			status, err = c.Status(early)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	if status.Gateway == "" {
 		return api.Errorf(api.CodeUnavailable, "the node has no subnet yet (%s): `rootless-ovl status` says more", status.State)
 	}
