@@ -50,7 +50,9 @@ shell     completions and manual pages`,
 			if err != nil {
 				return err
 			}
-			s.EveryContainer = everyContainer
+			if cmd.Flags().Changed("every-container") {
+				s.EveryContainer = &everyContainer
+			}
 			if err := a.addShellFiles(&s); err != nil {
 				return err
 			}
@@ -72,7 +74,7 @@ shell     completions and manual pages`,
 		},
 	}
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "show what would be written, and write nothing")
-	cmd.Flags().BoolVar(&everyContainer, "every-container", false, "with podman: attach every container, not only annotated ones")
+	cmd.Flags().BoolVar(&everyContainer, "every-container", false, "with podman: attach every container, not only annotated ones; stays until it is set to false")
 	return cmd
 }
 

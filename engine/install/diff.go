@@ -5,6 +5,8 @@ package install
 import (
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 
 	"github.com/pmezard/go-difflib/difflib"
 )
@@ -36,7 +38,7 @@ func (c Change) diff(w io.Writer) error {
 	var old []string
 	if c.Old != nil {
 		from = c.Path
-		old = difflib.SplitLines(string(c.Old))
+		old = slices.Collect(strings.Lines(string(c.Old)))
 	}
-	return difflib.WriteUnifiedDiff(w, difflib.UnifiedDiff{A: old, B: difflib.SplitLines(string(c.New)), FromFile: from, ToFile: c.Path, Context: 3})
+	return difflib.WriteUnifiedDiff(w, difflib.UnifiedDiff{A: old, B: slices.Collect(strings.Lines(string(c.New))), FromFile: from, ToFile: c.Path, Context: 3})
 }

@@ -64,8 +64,10 @@ func (s Setup) wantedFor(parts []Part) []wanted {
 	return all
 }
 
+func (s Setup) everyContainer() bool { return s.EveryContainer != nil && *s.EveryContainer }
+
 func (s Setup) hook() []byte {
-	b, err := ocihook.File(s.Program, s.RuntimeDir, s.EveryContainer)
+	b, err := ocihook.File(s.Program, s.RuntimeDir, s.everyContainer())
 	if err != nil {
 		panic(err) // paths that are not absolute, which a Setup does not have
 	}

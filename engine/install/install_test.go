@@ -372,18 +372,27 @@ func TestInstall_KeepsTheUsersFlagsOverAnUpgrade(t *testing.T) {
 	}
 }
 
-func TestInstall_KeepsEveryContainerUntilPodmanIsNamed(t *testing.T) {
+func TestInstall_KeepsEveryContainerUntilItIsSaid(t *testing.T) {
 	s := homeOf(t, "podman version 4.3.1")
-	s.EveryContainer = true
+	yes, no := true, false
+	s.EveryContainer = &yes
 	installed(t, s, Podman)
-	s.EveryContainer = false
-	installed(t, s, Docker)
+	s.EveryContainer = nil
+	installed(t, s, Podman, Docker)
 	if hook := read(t, s.HookPath()); !strings.Contains(hook, `"always": true`) {
-		t.Errorf("after another part: %s", hook)
+		t.Errorf("after another installation: %s", hook)
 	}
+	uninstalled(t, s, Podman)
+	installed(t, s, Podman)
+	if hook := read(t, s.HookPath()); strings.Contains(hook, "always") {
+		t.Errorf("after it was taken back: %s", hook)
+	}
+	s.EveryContainer = &yes
+	installed(t, s, Podman)
+	s.EveryContainer = &no
 	installed(t, s, Podman)
 	if hook := read(t, s.HookPath()); strings.Contains(hook, "always") || !strings.Contains(hook, "annotations") {
-		t.Errorf("after podman: %s", hook)
+		t.Errorf("after it was said: %s", hook)
 	}
 }
 

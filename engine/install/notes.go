@@ -29,7 +29,7 @@ func (s Setup) installNotes(parts []Part) []string {
 		if s.ContainersConf != "" {
 			add("CONTAINERS_CONF is set: podman reads %s alone; add to its [engine]: hooks_dir = [%s]", s.ContainersConf, tomlString(s.HooksDir()))
 		}
-		if s.EveryContainer {
+		if s.everyContainer() {
 			add("podman now puts every new container on the overlay, and needs the daemon to start one")
 		} else {
 			add("podman: podman run --network none --annotation run.rootless-ovl.attach=NAME ...")
@@ -39,7 +39,7 @@ func (s Setup) installNotes(parts []Part) []string {
 		add("docker: docker network create -d rootless-ovl --ipam-driver rootless-ovl ovl; docker run --network ovl ...")
 	}
 	if slices.Contains(parts, CNI) {
-		add("CNI: the network is called rootless-ovl; CNI_PATH needs %s (podman knows it now), or link the plugin from a directory that is in it", s.cniDir())
+		add("CNI: the network is called rootless-ovl; podman finds the plugin, for others CNI_PATH needs %s", s.cniDir())
 	}
 	if slices.Contains(parts, Netavark) {
 		add("podman: podman network create -d rootless-ovl ovl; podman run --network ovl ...")

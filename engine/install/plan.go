@@ -58,8 +58,8 @@ func (s Setup) Install(view fs.FS, parts []Part) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	if !slices.Contains(parts, Podman) {
-		s.EveryContainer = rec.EveryContainer
+	if s.EveryContainer == nil {
+		s.EveryContainer = &rec.EveryContainer
 	}
 	after := union(rec.Parts(), parts)
 	all := s.wantedFor(after)
@@ -71,7 +71,7 @@ func (s Setup) Install(view fs.FS, parts []Part) (Plan, error) {
 		all = append(all, *drop)
 	}
 	p := &planner{view: view, was: rec, plan: Plan{recordPath: recordPath(s.StateDir)}}
-	p.plan.record = Record{Version: recordVersion, Program: s.Program, EveryContainer: s.EveryContainer, Dirs: slices.Clone(rec.Dirs)}
+	p.plan.record = Record{Version: recordVersion, Program: s.Program, EveryContainer: s.everyContainer(), Dirs: slices.Clone(rec.Dirs)}
 	for _, w := range all {
 		if err := p.want(w); err != nil {
 			return Plan{}, err
@@ -110,6 +110,9 @@ func (s Setup) Uninstall(view fs.FS, parts []Part) (Plan, error) {
 	p := &planner{view: view, was: rec, plan: Plan{recordPath: recordPath(s.StateDir)}}
 	p.plan.record = rec
 	p.plan.record.Files, p.plan.record.Dirs = nil, slices.Clone(rec.Dirs)
+	if slices.Contains(parts, Podman) {
+		p.plan.record.EveryContainer = false
+	}
 	for _, e := range rec.Files {
 		left := slices.DeleteFunc(slices.Clone(e.Parts), func(q Part) bool { return slices.Contains(parts, q) })
 		switch {

@@ -43,7 +43,7 @@ type Setup struct {
 	DataHome   string // ~/.local/share
 	LibHome    string // ~/.local/lib
 
-	EveryContainer bool // podman's hook is for every container, not only for annotated ones
+	EveryContainer *bool // podman's hook is for every container, not only for annotated ones; nil: as it is, or not
 
 	Completions map[string][]byte // by shell (bash, fish, zsh): the shells that are to have them
 	ManPages    map[string][]byte // by file name, all of section 1
