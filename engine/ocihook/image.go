@@ -2,7 +2,8 @@
 //
 // podman gives a container the annotations of its image's manifest beside the user's, and the state does not tell them apart. Whoever made an image
 // could so leave the isolation of --network none, or open a port of the host's loopback. So the manifest is looked up in podman's store, beside
-// which the bundle lies, and an annotation that is the image's word for word is refused.
+// which the bundle lies, and an annotation that is the image's word for word is refused. An image of another store (additional ones,
+// imagestore) is not found, and not looked at.
 
 package ocihook
 

@@ -239,6 +239,12 @@ func TestPodmanHook_RefusalsSayWhatToDo(t *testing.T) {
 	for _, runtime := range []string{"crun", "runc"} {
 		refused("is not a port", append([]string{"--runtime", runtime}, p.serving(runtime, "host-access=x")...)...)
 	}
+	// A container that cannot start has been attached.
+	if r := p.run("run", "-d", "--network", "none", "--annotation", "run.rootless-ovl.attach=broken", "localhost/busybox", "no-such-program"); r.Code == 0 {
+		t.Error("no-such-program runs")
+	}
+	lab.Eventually(t, "its address is free", func() bool { return slices.Equal(names(d), []string{"web"}) })
+
 	// An image that asks for itself.
 	context := filepath.Join(h.Home(), "build")
 	writeAsUser(t, h, filepath.Join(context, "Containerfile"), "FROM localhost/busybox\n")
