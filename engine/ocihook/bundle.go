@@ -9,9 +9,9 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/rootless-ovl/rootless-ovl/api"
 )
@@ -85,21 +85,16 @@ func (c bundle) network() (ns namespace, ok bool) {
 	return c.Linux.Namespaces[i], true
 }
 
-// procNetns is how an engine names the namespace of another container: by that one's process.
-var procNetns = regexp.MustCompile(`^/proc/([1-9][0-9]{0,9})/ns/net$`)
-
-// holder is the process whose namespace the container shares; 0 where it has one of its own.
+// holder is the process whose namespace the container shares, as engines name that of another container; 0 where it has one of its own.
 func (c bundle) holder() int {
 	ns, _ := c.network()
-	m := procNetns.FindStringSubmatch(path.Clean(ns.Path))
-	if m == nil {
+	number, found := strings.CutPrefix(path.Clean(ns.Path), "/proc/")
+	number, net := strings.CutSuffix(number, "/ns/net")
+	pid, err := strconv.ParseUint(number, 10, 31)
+	if !found || !net || err != nil {
 		return 0
 	}
-	pid, err := strconv.Atoi(m[1])
-	if err != nil {
-		return 0
-	}
-	return pid
+	return int(pid)
 }
 
 // mountOver is the mount that the container sees at a path, if there is one there or above; the last one made hides others.
@@ -114,14 +109,17 @@ func (c bundle) mountOver(p string) (mount, bool) {
 	return mount{}, false
 }
 
-// engineResolvConf is where podman and CRI-O keep the resolv.conf that they mount into a container, or into all of a pod. Another file
-// is the user's.
-var engineResolvConf = regexp.MustCompile(`/[0-9a-f]{64}/userdata/resolv\.conf$`)
+// isEngines tells whether a resolv.conf is where podman and CRI-O keep the one that they mount into a container, or into all of a pod:
+// .../ID/userdata/resolv.conf. Another file is the user's.
+func isEngines(resolvConf string) bool {
+	dir, found := strings.CutSuffix(resolvConf, "/userdata/resolv.conf")
+	return found && isStoreID(path.Base(dir))
+}
 
 // engineMakesNetwork tells whether the engine gives the container a network of its own only after this hook, as podman does where the container
 // has a user namespace of its own: it has made a resolv.conf, which it does for a container with a network alone.
 func (c bundle) engineMakesNetwork() bool {
 	ns, ok := c.network()
 	m, mounted := c.mountOver(resolvConf)
-	return ok && ns.Path == "" && mounted && engineResolvConf.MatchString(m.Source)
+	return ok && ns.Path == "" && mounted && isEngines(m.Source)
 }

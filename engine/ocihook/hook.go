@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -271,19 +270,22 @@ func (h *Hook) ask(ctx context.Context, question func() error) error {
 
 // inAnnotations says of an error of the daemon's, whose remedies are flags of the command line, what they are here.
 func inAnnotations(err error) error {
-	flag := flagWord.FindString(err.Error())
-	if flag == "" {
-		return err
+	words := []string{"name"}
+	for key := range options {
+		words = append(words, strings.TrimPrefix(key, Prefix))
 	}
-	word := strings.TrimPrefix(flag, "--")
-	if word == "name" {
-		word = "attach"
+	for flag := range strings.FieldsFuncSeq(err.Error(), func(r rune) bool { return r != '-' && (r < 'a' || r > 'z') }) {
+		word, is := strings.CutPrefix(flag, "--")
+		if !is || !slices.Contains(words, word) {
+			continue
+		}
+		if word == "name" {
+			word = "attach"
+		}
+		return fmt.Errorf("%w (here %s is the annotation %s%s)", err, flag, Prefix, word)
 	}
-	return fmt.Errorf("%w (here %s is the annotation %s%s)", err, flag, Prefix, word)
+	return err
 }
-
-// flagWord is a flag of attach that has an annotation.
-var flagWord = regexp.MustCompile(`--(name|alias|publish|snat|ip|mac|ifname|isolate|allow-from|allow-to|egress|host-access|no-default-route)\b`)
 
 func inNamespace(list []api.Attachment, inode uint64) (api.Attachment, bool) {
 	i := slices.IndexFunc(list, func(a api.Attachment) bool { return a.Inode == inode })

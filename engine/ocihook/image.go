@@ -16,7 +16,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -25,12 +24,6 @@ import (
 
 // maxStoreFile bounds what is read of the store's lists and manifests; in bytes.
 const maxStoreFile = 64 << 20
-
-// bundlePath is a bundle of containers/storage: STORE/DRIVER-containers/ID/userdata.
-var bundlePath = regexp.MustCompile(`^(/.*)/([a-z0-9]+)-containers/[0-9a-f]{64}/userdata$`)
-
-// imageID is the name of an image in the store.
-var imageID = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // refuseImageAnnotations refuses annotations of ours that are the image's. Engines without this store do not hand images' annotations on.
 func refuseImageAnnotations(s State) error {
@@ -49,27 +42,28 @@ func refuseImageAnnotations(s State) error {
 
 // imageAnnotations are those of the manifest of a container's image; nil where there is no image in this store.
 func imageAnnotations(bundle, id string) (map[string]string, error) {
-	m := bundlePath.FindStringSubmatch(filepath.Clean(bundle))
-	if m == nil {
+	dir, found := strings.CutSuffix(filepath.Clean(bundle), "/userdata") // STORE/DRIVER-containers/ID/userdata
+	containersDir := filepath.Dir(dir)
+	driver, named := strings.CutSuffix(filepath.Base(containersDir), "-containers")
+	if !found || !named || !isStoreID(filepath.Base(dir)) {
 		return nil, nil
 	}
-	store, driver := m[1], m[2]
 	for _, list := range []string{"containers.json", "volatile-containers.json"} {
 		var containers []struct {
 			ID    string `json:"id"`
 			Image string `json:"image"`
 		}
-		if err := readJSON(filepath.Join(store, driver+"-containers", list), &containers); err != nil {
+		if err := readJSON(filepath.Join(containersDir, list), &containers); err != nil {
 			return nil, err
 		}
 		for _, c := range containers {
-			if c.ID != id || !imageID.MatchString(c.Image) {
+			if c.ID != id || !isStoreID(c.Image) {
 				continue
 			}
 			var manifest struct {
 				Annotations map[string]string `json:"annotations"`
 			}
-			err := readJSON(filepath.Join(store, driver+"-images", c.Image, "manifest"), &manifest)
+			err := readJSON(filepath.Join(filepath.Dir(containersDir), driver+"-images", c.Image, "manifest"), &manifest)
 			return manifest.Annotations, err
 		}
 	}

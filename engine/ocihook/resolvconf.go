@@ -23,7 +23,7 @@ const (
 // directory that the user mounts there is left alone. What else the file says is the engine's, or the host's.
 func (h *Hook) writeResolvConf(c bundle, d api.DNS) error {
 	m, mounted := c.mountOver(resolvConf)
-	engines := mounted && engineResolvConf.MatchString(m.Source)
+	engines := mounted && isEngines(m.Source)
 	if mounted && !engines {
 		return nil
 	}

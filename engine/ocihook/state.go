@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"regexp"
 
 	"github.com/rootless-ovl/rootless-ovl/api"
 )
@@ -31,8 +30,30 @@ type State struct {
 	Annotations map[string]string `json:"annotations"`
 }
 
-// containerID is what runc and crun accept, short enough for an owner.
-var containerID = regexp.MustCompile(`^[A-Za-z0-9_+.-]{1,200}$`)
+// maxID bounds an id, so that it fits into an owner; in bytes.
+const maxID = 200
+
+// isContainerID tells whether id is one that runc and crun accept. (Nothing here is a regular expression: every command of the program
+// would pay for its making.)
+func isContainerID(id string) bool {
+	for _, c := range []byte(id) {
+		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+		if !letter && c != '_' && c != '+' && c != '.' && c != '-' {
+			return false
+		}
+	}
+	return id != "" && len(id) <= maxID
+}
+
+// isStoreID tells whether s is an id that an engine makes for a container or an image: 64 hexadecimal digits.
+func isStoreID(s string) bool {
+	for _, c := range []byte(s) {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return len(s) == 64
+}
 
 // ReadState reads a state and checks what does not depend on the stage. Errors have api.CodeInvalid.
 func ReadState(r io.Reader) (State, error) {
@@ -48,8 +69,8 @@ func ReadState(r io.Reader) (State, error) {
 		return State{}, api.Errorf(api.CodeInvalid, "standard input is not a container's state in JSON (%w): a container engine runs this program as a hook; `rootless-ovl attach` attaches by hand", err)
 	}
 	switch {
-	case !containerID.MatchString(s.ID):
-		return State{}, api.Errorf(api.CodeInvalid, "the container's state has the id %q: a runtime gives 1 to 200 letters, digits and _+.-", clip(s.ID))
+	case !isContainerID(s.ID):
+		return State{}, api.Errorf(api.CodeInvalid, "the container's state has the id %q: a runtime gives 1 to %d letters, digits and _+.-", clip(s.ID), maxID)
 	case s.PID < 0:
 		return State{}, api.Errorf(api.CodeInvalid, "the state of container %s has the pid %d: a runtime gives one above 0, or none at poststop", s.ID, s.PID)
 	case s.Bundle != "" && !filepath.IsAbs(s.Bundle):
@@ -66,7 +87,7 @@ const keySandbox = "io.kubernetes.cri-o.SandboxID"
 
 // podOwner owns the attachment of a pod of which s is a member; "" where it is of none.
 func (s State) podOwner() string {
-	if id := s.Annotations[keySandbox]; containerID.MatchString(id) {
+	if id := s.Annotations[keySandbox]; isContainerID(id) {
 		return Owner(id)
 	}
 	return ""
