@@ -218,6 +218,7 @@ func TestRun_TwoNodesSeeEachOther(t *testing.T) {
 
 func TestRun_ToleratesGarbageAmongTheLeases(t *testing.T) {
 	etcd := startEtcd(t, t.TempDir(), "127.0.0.1:0")
+	put(t, etcd.Endpoint(), DefaultEtcdPrefix+"/config", `{"Network":"10.213.0.0/16","SubnetMin":"10.213.20.0"}`) // the node's is none of these
 	put(t, etcd.Endpoint(), DefaultEtcdPrefix+"/subnets/10.213.9.0-24", "{garbage")
 	put(t, etcd.Endpoint(), DefaultEtcdPrefix+"/subnets/10.213.8.0-24", `{"PublicIP":"224.0.0.1"}`)
 	put(t, etcd.Endpoint(), DefaultEtcdPrefix+"/subnets/10.213.7.0-24", `{"PublicIP":"192.0.2.7","PublicIPv6":null}`)
