@@ -463,17 +463,18 @@ func TestCNI_PodmanOnTwoHosts(t *testing.T) {
 		t.Errorf("the published port: %q, %v", got, err)
 	}
 
-	// What is killed goes: the process, then podman's monitor before it can call DEL.
-	pid, err := strconv.Atoi(ok(t, h, p, "inspect", "-f", "{{.State.Pid}}", "web1"))
-	if err != nil {
-		t.Fatal(err)
+	// What is killed goes: podman's monitor, before it can call DEL, and the process.
+	kill := func(name string) {
+		t.Helper()
+		for _, which := range []string{"{{.State.ConmonPid}}", "{{.State.Pid}}"} {
+			pid, err := strconv.Atoi(ok(t, h, p, "inspect", "-f", which, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = unix.Kill(pid, syscall.SIGKILL)
+		}
 	}
-	conmon, err := strconv.Atoi(ok(t, h, p, "inspect", "-f", "{{.State.ConmonPid}}", "web1"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = unix.Kill(conmon, syscall.SIGKILL)
-	_ = unix.Kill(pid, syscall.SIGKILL)
+	kill("web1")
 	ok(t, h, p, "rm", "-f", "-t", "0", "web1")
 	lab.Eventually(t, "the address of a killed container to be free", func() bool { return len(ownersOf(h)) == 0 })
 	ok(t, h, p, "run", "-d", "--name", "web1", "--network", cniNetworkName, "--ip", addr, "localhost/busybox", "httpd", "-f", "-p", "0.0.0.0:80", "-h", "/www")
@@ -486,9 +487,10 @@ func TestCNI_PodmanOnTwoHosts(t *testing.T) {
 	addr = ok(t, h, p, "inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", "web1")
 	first.Kill()
 	first = h.Up("--listen-etcd", store.String())
-	if got := ok(t, l.Host(2), p, "exec", "web2", "timeout", "10", "wget", "-q", "-O", "-", "http://web1/cgi-bin/who"); got == "" {
-		t.Error("no answer by name after the daemon was killed")
-	}
+	lab.Eventually(t, "an answer by name after the daemon was killed", func() bool {
+		r := l.Host(2).Run(p, "exec", "web2", "timeout", "10", "wget", "-q", "-O", "-", "http://web1/cgi-bin/who")
+		return r.Code == 0 && r.Stdout != ""
+	})
 	if got := h.Run(h.Binary(), "exec", "web1", "--", "ip", "-4", "-o", "addr", "show", "eth0"); !strings.Contains(got.Stdout, " "+addr+"/") {
 		t.Errorf("after the daemon was killed %s has\n%s%s", addr, got.Stdout, got.Stderr)
 	}
@@ -502,6 +504,21 @@ func TestCNI_PodmanOnTwoHosts(t *testing.T) {
 	if n := second.Status().Attachments; n != 0 {
 		t.Errorf("%d attachments came back of a container that was removed while the daemon was away:\n%s", n, second.LogText())
 	}
+
+	// The host starts again: nothing runs, and the runtime directory is empty.
+	ok(t, h, p, "run", "-d", "--name", "web3", "--network", cniNetworkName, "localhost/busybox", "httpd", "-f", "-p", "0.0.0.0:80", "-h", "/www")
+	kill("web3")
+	second.Kill()
+	ok(t, h, "sh", "-c", `rm -rf "$XDG_RUNTIME_DIR"/* 2>/dev/null; true`)
+	third := h.Up("--listen-etcd", store.String())
+	if n := third.Status().Attachments; n != 0 {
+		t.Errorf("%d attachments outlive the host's start:\n%s", n, third.LogText())
+	}
+	ok(t, h, p, "start", "web3")
+	lab.Eventually(t, "an answer by name after the host was started again", func() bool { // the other host's node has been without its store
+		r := l.Host(2).Run(p, "exec", "web2", "timeout", "10", "wget", "-q", "-O", "-", "http://web3/cgi-bin/who")
+		return r.Code == 0 && r.Stdout != ""
+	})
 }
 
 // flannelPluginVar names flannel's own CNI plugin, which Debian does not have.
