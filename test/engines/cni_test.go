@@ -458,7 +458,8 @@ func TestCNI_PodmanOnTwoHosts(t *testing.T) {
 	if got := ok(t, h, p, "exec", "web1", "sh", "-c", "timeout 10 wget -q -O - http://web2/bulk | wc -c"); got != bulkText {
 		t.Errorf("got %s bytes of %s by name from the other host", got, bulkText)
 	}
-	// Of one host by the other, from outside: podman's own forwarder publishes.
+	ok(t, h, p, "exec", "web1", "timeout", "10", "wget", "-q", "-O", "/dev/null", "http://www/cgi-bin/who")
+	// From outside, where podman's own forwarder publishes.
 	if got, err := l.Outside.Fetch("http://" + netip.AddrPortFrom(h.Addr, 8080).String() + "/cgi-bin/who"); err != nil || got == "" {
 		t.Errorf("the published port: %q, %v", got, err)
 	}
