@@ -58,6 +58,7 @@ type attached struct {
 	Owner   string   `json:"owner"`
 	Aliases []string `json:"aliases"`
 	Addr    string   `json:"addr"`
+	Addr6   string   `json:"addr6"`
 	MAC     string   `json:"mac"`
 	IfName  string   `json:"ifname"`
 	Problem string   `json:"problem"`
@@ -305,6 +306,38 @@ func TestDockerDriver_ContainersOfTwoHosts(t *testing.T) {
 			t.Errorf("without a daemon: %+v", r)
 		}
 	})
+	d1.kill() // otherwise they would look for their driver for long
+	d2.kill()
+}
+
+func TestDockerDriver_DualStack(t *testing.T) {
+	l := lab.New(t, 1, lab.WithIPv6)
+	h := l.Host(1)
+	config := filepath.Join(l.Dir, "network.json")
+	if err := os.WriteFile(config, []byte(`{"Network": "10.215.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:215::/48", "Backend": {"Type": "vxlan"}}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	n := h.Up("--net-config-path", config)
+	d := startDocker(t, h, "exec dockerd-rootless.sh")
+	d.ready()
+	d.ok("import", image(t, l.Dir), "busybox")
+	d.ok(strings.Fields(createOverlay + " ovl")...)
+	var addr6 [2]string
+	for i, name := range []string{"one", "two"} {
+		d.ok("run", "-d", "--stop-signal", "KILL", "--name", name, "--net", "ovl", "busybox", "httpd", "-f")
+		addr6[i] = d.ok("inspect", "-f", "{{.NetworkSettings.Networks.ovl.GlobalIPv6Address}}", name)
+		lab.Eventually(t, name+" has its name and its addresses", func() bool {
+			a := attachedAs(t, n, name)
+			return a.Addr6 == addr6[i]+"/64"
+		})
+	}
+	if !d.pings("one", addr6[1]) || !d.pings("one", d.overlayAddr("two")) {
+		t.Errorf("%v do not reach each other:\n%s", addr6, d.ok("exec", "one", "ip", "addr"))
+	}
+	if !d.pings("one", lab.RouterAddr6.String()) {
+		t.Errorf("the outside is not reached by IPv6:\n%s", d.ok("exec", "one", "ip", "-6", "route"))
+	}
+	d.finds("one", "two")
 }
 
 // kill ends dockerd as a machine does that loses its power, but for the containers' processes.
