@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -401,4 +402,35 @@ func FuzzHandler(f *testing.F) {
 			t.Errorf("%s %q: %d %s", path, body, w.Code, w.Body)
 		}
 	})
+}
+
+// What docker 20.10.24 sent, word for word but for the addresses: a network with a --subnet, a container with published ports, one with --ip and
+// --mac-address, and their ends.
+func TestHandler_AnswersWhatWasRecorded(t *testing.T) {
+	recorded, err := os.ReadFile("testdata/docker-20.10.24.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := newFakeNode()
+	s := serveDriver(t, newDriver(t, f, ""))
+	given := ""
+	for line := range strings.Lines(string(recorded)) {
+		path, body, _ := strings.Cut(strings.TrimSpace(line), " ")
+		answer := s.ok(strings.TrimPrefix(path, "/"), body)
+		if path == "/IpamDriver.RequestAddress" {
+			given, _ = answer["Address"].(string)
+		}
+		if path == "/NetworkDriver.CreateEndpoint" && !strings.Contains(body, `"Address":"`+given+`"`) {
+			t.Errorf("the recording is of another address than %s: %s", given, body)
+		}
+	}
+	if len(f.requests) != 2 || f.requests[1].MAC != "02:00:00:00:00:77" || f.requests[1].Addr != "10.213.7.77" {
+		t.Errorf("attached %+v", f.requests)
+	}
+	if want := [][]string{{"8080:80/tcp", "127.0.0.1:8081:80/tcp", "9000-9002:9000-9002/udp"}}; !reflect.DeepEqual(f.published, want) {
+		t.Errorf("published %v, want %v", f.published, want)
+	}
+	if len(f.attached) != 0 || len(f.reserved) != 0 {
+		t.Errorf("left behind: %v %v", f.attached, f.reserved)
+	}
 }
