@@ -203,8 +203,8 @@ func TestLoose_EndsWhenNobodyHasIt(t *testing.T) {
 				}
 				time.Sleep(tc.until - tc.stays)
 				synctest.Wait()
-				if left := append(home.interfaces(), c.interfaces()...); len(left) != 0 {
-					t.Errorf("left: %v", left)
+				if left := append(home.interfaces(), c.interfaces()...); len(left) != 0 || home.opened+c.opened != 0 {
+					t.Errorf("left: %v, and %d namespaces open", left, home.opened+c.opened)
 				}
 				nothingLeft(t, w, n)
 			})
@@ -294,8 +294,42 @@ func TestAdopt_FindsLooseOnesWhereverTheyAre(t *testing.T) {
 					t.Error(err)
 				}
 				nothingLeft(t, w, n)
+				if open := home.opened + c.opened + other.opened; open != 0 {
+					t.Errorf("%d namespaces are left open", open)
+				}
 			})
 		})
+	}
+}
+
+// RootlessKit may keep the namespace that docker's interfaces begin in apart from its child's; after a restart of the daemon there is the path alone.
+func TestAttach_LooseIsMadeWhereRootlessKitKeepsItsNamespace(t *testing.T) {
+	const path = "/proc/10/root/run/user/1000/dockerd-rootless/netns"
+	w := newWorld()
+	kept, other := w.start(11), w.startHeld(10)
+	kept.hold(path)
+	conf := testConfig(t)
+	begin := func() *Node {
+		n := readyNode(t, w, conf, "10.5.72.0/24")
+		n.edges.detached = func(pid int) string {
+			if pid == 10 {
+				return path
+			}
+			return ""
+		}
+		return n
+	}
+	n := begin()
+	if a, err := n.Attach(t.Context(), api.AttachRequest{PID: 10, Loose: true, IfName: "rovl1"}); err != nil || a.Inode != kept.inode || a.Name != "rovl1" {
+		t.Fatalf("attached %+v, %v", a, err)
+	}
+	stopNode(n)
+	n = begin()
+	if err := n.adopt(); err != nil {
+		t.Fatal(err)
+	}
+	if a := only(t, n); a.Inode != kept.inode || len(other.interfaces()) != 0 {
+		t.Errorf("taken up as %+v", a)
 	}
 }
 

@@ -114,6 +114,10 @@ func TestPlaceOf_FollowsTheTAP(t *testing.T) {
 		}
 	}
 	devices(Device{IfName: "eth0", MAC: c.MAC})
+	if a := h.run("nsenter", "-t", strconv.Itoa(pid), "-n", "ip", "-d", "-j", "link", "show", "dev", "eth0"); !strings.Contains(a.Out, fmt.Sprintf(`"gso_max_size":%d,`, c.GSOMaxSize)) ||
+		!strings.Contains(a.Out, fmt.Sprintf(`"mtu":%d,`, c.MTU)) || !strings.Contains(a.Out, fmt.Sprintf(`"txqlen":%d,`, c.TxQueueLen)) {
+		t.Errorf("it has lost something on its way: %s %s", a.Out, a.Err)
+	}
 	inside := func(args ...string) {
 		t.Helper()
 		if a := h.run(append([]string{"nsenter", "-t", strconv.Itoa(pid), "-n", "ip"}, args...)...); a.Err != "" {

@@ -82,6 +82,14 @@ func TestLoose_CarriesPacketsWhereverItIsTaken(t *testing.T) {
 			asked, seen, err := askWho(t, s.h2.Space, "tcp", port(s.h1.Addr, 8080))
 			return err == nil && asked == seen
 		})
+		lab.Eventually(t, "its connections are the kernel's own, in the container's namespace", func() bool {
+			_, _, err := askWho(t, s.h2.Space, "tcp", port(s.h1.Addr, 8080))
+			ports := portsOf(t, s.h1, "web")
+			return err == nil && len(ports) == 1 && ports[0].Counters["spliced"] > 0
+		})
+		if r := s.h1.CLI("exec", "web", "--", "cat", "/proc/net/dev"); r.Code != 0 || !strings.Contains(r.Stdout, "eth0:") {
+			t.Errorf("exec: %+v", r)
+		}
 	}
 	e.shown(t, "eth0", web.Container)
 	works(t)
