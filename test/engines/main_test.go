@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 		fmt.Println("not asked for: make engines, as root")
 		return
 	}
-	os.Exit(lab.RootedMain(m.Run))
+	os.Exit(lab.RootedMain(m.Run, "README.md"))
 }
 
 // busyboxPath is where Debian's busybox-static puts a busybox that runs without libraries.
@@ -33,6 +33,9 @@ const busyboxPath = "/bin/busybox"
 const bulk = 8 << 20
 
 var bulkText = strconv.Itoa(bulk)
+
+// nginxCommand has image's serve as nginx does.
+const nginxCommand = `CMD ["httpd", "-f", "-p", "0.0.0.0:80", "-h", "/www"]`
 
 // image writes the root of a container for `docker import` into dir.
 func image(t *testing.T, dir string) string {
@@ -67,6 +70,8 @@ func image(t *testing.T, dir string) string {
 	}
 	add(tar.Header{Name: "www/", Typeflag: tar.TypeDir}, nil)
 	add(tar.Header{Name: "www/bulk", Typeflag: tar.TypeReg}, make([]byte, bulk))
+	add(tar.Header{Name: "www/index.html", Typeflag: tar.TypeReg, Mode: 0o644}, []byte(page+"\n"))
+	add(tar.Header{Name: "bin/curl", Typeflag: tar.TypeReg}, []byte("#!/bin/sh\nfor url; do :; done\nexec timeout 10 wget -q -O - \"$url\"\n"))
 	// What a client's address is to the server.
 	add(tar.Header{Name: "www/cgi-bin/", Typeflag: tar.TypeDir}, nil)
 	add(tar.Header{Name: "www/cgi-bin/who", Typeflag: tar.TypeReg}, []byte("#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'\nprintf %s \"$REMOTE_ADDR\"\n"))
