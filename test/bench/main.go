@@ -128,6 +128,13 @@ func run(args []string) int {
 		}
 		return 0
 	}
+	if len(args) > 1 && args[0] == reapCommand {
+		code, err := reap(args[1:])
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "bench reap: %v\n", err)
+		}
+		return code
+	}
 	o, err := parseOptions(args, os.Stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"time"
@@ -27,6 +28,7 @@ const busyboxPath = "/bin/busybox"
 // engine is a container engine of the host's user. A run is what follows `run --rm` on its command line.
 type engine struct {
 	lab         *lab
+	home        string // the user's, for this engine
 	command     []string
 	plain, ours []string
 }
@@ -89,18 +91,49 @@ func (e *engine) run(ctx context.Context, network []string) error {
 
 // do runs a command of the engine's.
 func (e *engine) do(ctx context.Context, args ...string) error {
-	return e.lab.userDo(ctx, append(slices.Clone(e.command), args...)...)
+	return e.userDo(ctx, append(slices.Clone(e.command), args...)...)
 }
 
 // userDo runs a command of host 1's user.
-func (l *lab) userDo(ctx context.Context, argv ...string) error {
-	cmd := l.command(true, l.h1.home, argv[0], argv[1:]...)
+func (e *engine) userDo(ctx context.Context, argv ...string) error {
+	cmd := e.lab.command(true, e.home, "/proc/self/exe", append([]string{reapCommand}, argv...)...)
 	limit := time.AfterFunc(commandLimit, func() { _ = cmd.Process.Kill() })
 	defer limit.Stop()
-	if _, err := l.h1.output(cmd); err != nil {
+	if _, err := e.lab.h1.output(cmd); err != nil {
 		return err
 	}
 	return ctx.Err()
+}
+
+// reapCommand runs a command and waits for its orphans too. podman waits for the end of its conmon, which is nobody's child; the bench is the
+// first process of its PID namespace, and waits for none but its own.
+const reapCommand = "reap"
+
+func reap(argv []string) (int, error) {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return 1, fmt.Errorf("subreaper: %w", err)
+	}
+	path, err := exec.LookPath(argv[0])
+	if err != nil {
+		return 1, err
+	}
+	p, err := os.StartProcess(path, argv, &os.ProcAttr{Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}})
+	if err != nil {
+		return 1, err
+	}
+	for {
+		var status unix.WaitStatus
+		pid, err := unix.Wait4(-1, &status, 0, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return 1, fmt.Errorf("wait: %w", err)
+		case pid == p.Pid && status.Exited():
+			return status.ExitStatus(), nil
+		case pid == p.Pid:
+			return 1, fmt.Errorf("%s: ended by signal %v", argv[0], status.Signal())
+		}
+	}
 }
 
 // openPodman sets up podman with our hook.
@@ -112,15 +145,24 @@ func openPodman(ctx context.Context, l *lab) (*engine, error) {
 	if err != nil {
 		return nil, err
 	}
+	// podman 4.3 hangs where its paths are longer than a user's.
+	home, err := os.MkdirTemp("", "rovl")
+	if err != nil {
+		return nil, err
+	}
+	l.onClose(func() { _ = os.RemoveAll(home) })
+	if err := errors.Join(os.Chmod(home, 0o700), os.Chown(home, l.uid, l.uid)); err != nil {
+		return nil, err
+	}
 	e := &engine{
-		lab: l, command: []string{"podman"}, plain: []string{"--network", "none"},
+		lab: l, home: home, command: []string{"podman"}, plain: []string{"--network", "none"},
 		ours: []string{"--network", "none", "--annotation", "run.rootless-ovl.attach=bench"},
 	}
 	for name, text := range map[string]string{
 		"containers.conf": "[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\nruntime = \"crun\"\n",
 		"storage.conf":    "[storage]\ndriver = \"vfs\"\n", // works on every file system
 	} {
-		if err := l.userFile(".config/containers/"+name, text); err != nil {
+		if err := e.userFile(".config/containers/"+name, text); err != nil {
 			return nil, err
 		}
 	}
@@ -141,10 +183,10 @@ func openDocker(ctx context.Context, l *lab) (*engine, error) {
 		return nil, err
 	}
 	e := &engine{
-		lab: l, command: []string{"/usr/bin/docker", "--host", "unix://" + filepath.Join(l.h1.home, "docker.sock")},
+		lab: l, home: l.h1.home, command: []string{"/usr/bin/docker", "--host", "unix://" + filepath.Join(l.h1.home, "docker.sock")},
 		plain: []string{"--network", "none"}, ours: []string{"--network", "ovl"},
 	}
-	if err := l.userFile(".config/docker/daemon.json", `{"storage-driver": "vfs"}`); err != nil {
+	if err := e.userFile(".config/docker/daemon.json", `{"storage-driver": "vfs"}`); err != nil {
 		return nil, err
 	}
 	if err := l.pureCgroups(); err != nil {
@@ -168,11 +210,10 @@ func openDocker(ctx context.Context, l *lab) (*engine, error) {
 
 // teach installs what makes an engine know our node, and gives it an image.
 func (o *ours) teach(ctx context.Context, part string, e *engine) error {
-	l := o.lab
-	if err := l.userDo(ctx, append([]string{l.program}, o.args(l.h1, "install", part)...)...); err != nil {
+	if err := e.userDo(ctx, append([]string{o.lab.program}, o.args(o.lab.h1, "install", part)...)...); err != nil {
 		return err
 	}
-	image := filepath.Join(l.h1.home, part+".tar")
+	image := filepath.Join(e.home, part+".tar")
 	if err := writeImage(image); err != nil {
 		return err
 	}
@@ -198,20 +239,20 @@ func (l *lab) pureCgroups() error {
 	return nil
 }
 
-// userFile writes a file into the home directory of host 1's user.
-func (l *lab) userFile(name, text string) error {
-	path := l.h1.home
+// userFile writes a file into the user's home directory.
+func (e *engine) userFile(name, text string) error {
+	path, uid := e.home, e.lab.uid
 	for _, dir := range splitPath(filepath.Dir(name)) {
 		path = filepath.Join(path, dir)
 		if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 			return err
 		}
-		if err := os.Chown(path, l.uid, l.uid); err != nil {
+		if err := os.Chown(path, uid, uid); err != nil {
 			return err
 		}
 	}
-	path = filepath.Join(l.h1.home, name)
-	return errors.Join(os.WriteFile(path, []byte(text), 0o644), os.Chown(path, l.uid, l.uid))
+	path = filepath.Join(e.home, name)
+	return errors.Join(os.WriteFile(path, []byte(text), 0o644), os.Chown(path, uid, uid))
 }
 
 func splitPath(path string) []string {
