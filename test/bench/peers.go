@@ -22,6 +22,8 @@ const (
 	peerPastaT      = "pasta -t"
 	peerKit         = "rootlesskit-builtin"
 	peerKitSlirp    = "rootlesskit-slirp4netns"
+	peerNone        = "no network"   // of a container engine: --network none
+	peerOwn         = "engine's own" // network of a container engine
 	peerOurs        = "rootless-ovl"
 	peerOursStack   = "rootless-ovl-stack" // published ports where no sockets can be had in the container's namespace
 	peerOursBuffers = "rootless-ovl-4MiB"  // beside rootless-ovl with the stock receive buffer
