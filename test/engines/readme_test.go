@@ -98,6 +98,7 @@ func TestReadme_Docker(t *testing.T) {
 	asCommand(t, h)
 	d := startDocker(t, h, "dockerd-rootless.sh")
 	d.ready()
+	t.Cleanup(func() { script(t, h, "docker ps -aq | xargs -r docker rm -f") }) // dockerd would wait for them
 	d.ok("import", "--change", nginxCommand, image(t, l.Dir), "nginx")
 	if got := script(t, h, snippets(t, "docker**", "sh")[0]); !strings.HasSuffix(got, page) {
 		t.Errorf("printed %q", got)
