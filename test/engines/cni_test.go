@@ -501,6 +501,10 @@ func TestCNI_PodmanOnTwoHosts(t *testing.T) {
 		t.Errorf("without a daemon: exit code %d, %s", r.Code, r.Stderr)
 	}
 	ok(t, h, p, "rm", "-f", "-t", "0", "web1")
+	// The kernel gives the numbers of namespaces out again: what has that of web1 now is none of ours.
+	for i := range 4 {
+		ok(t, h, p, "run", "-d", "--name", fmt.Sprintf("alone%d", i), "--network", "none", "localhost/busybox", "httpd", "-f", "-p", "0.0.0.0:80")
+	}
 	second := h.Up("--listen-etcd", store.String())
 	if n := second.Status().Attachments; n != 0 {
 		t.Errorf("%d attachments came back of a container that was removed while the daemon was away:\n%s", n, second.LogText())
