@@ -12,6 +12,8 @@ import (
 // user namespace below the user's it would not own the containers' any more. RestrictNamespaces= would forbid setns(2). The daemon starts no
 // programs, so that NoNewPrivileges=, which the filters of system calls imply, costs nothing.
 //
+// Exit status 2 is a command line that is wrong, which starting it again does not mend.
+//
 // It is told to be ready once it has a subnet, or goes on with that of its last run. Engines whose containers are started at boot wait for that,
 // for TimeoutStartSec= at most.
 func (s Setup) service() []byte {
@@ -30,6 +32,7 @@ Type=notify
 EnvironmentFile=-%[2]s
 ExecStart=%[3]s --runtime-dir %[4]s --state-dir %[5]s up $ROOTLESS_OVL_UP
 Restart=on-failure
+RestartPreventExitStatus=2
 RestartSec=2
 TimeoutStartSec=90
 TimeoutStopSec=30
