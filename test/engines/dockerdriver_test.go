@@ -255,6 +255,15 @@ func TestDockerDriver_ContainersOfTwoHosts(t *testing.T) {
 		d1.finds("web", "shop")
 	})
 
+	t.Run("a container is restarted", func(t *testing.T) {
+		d1.ok("restart", "-t", "0", "web")
+		addr1 = d1.overlayAddr("web")
+		reach(t)
+		if got := reserved(t, n1); len(n1.Attachments()) != 1 || !slices.Equal(got, []string{addr1}) {
+			t.Errorf("reserved %v, want %s", got, addr1)
+		}
+	})
+
 	t.Run("dockerd is restarted", func(t *testing.T) {
 		d1.stop()
 		lab.Eventually(t, "its containers are off the overlay", func() bool { return len(n1.Attachments()) == 0 && len(reserved(t, n1)) == 0 })
