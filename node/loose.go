@@ -21,6 +21,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/rootless-ovl/rootless-ovl/nsutil"
 )
 
@@ -55,7 +57,7 @@ type whereabouts struct {
 	pid int // a process there; 0: none is known
 }
 
-var errNotTaken = errors.New("nobody has taken its interface to a container yet")
+var errNotTaken = errors.New("nobody has taken its interface to a container yet, or has configured it there")
 
 // looseIfName is a name for an interface that will get another.
 func looseIfName() string {
@@ -257,7 +259,7 @@ func (n *Node) notePlace(a *attachment, at nsutil.Place) (moved bool) {
 		n.log.Error("attachments not saved", "err", err)
 	}
 	n.log.Debug("interface moved or named", "name", name, "ifname", at.IfName, "netns", at.Inode, "home", at.Inode == a.saved.Home.Inode)
-	n.renewInside(a)
+	n.renewInside(a, at)
 	return moved
 }
 
@@ -280,20 +282,28 @@ func pidOfPath(path string) int {
 	return pid
 }
 
-// renewInside gives up the sockets that published ports have where the TAP was. They are made again where it is, once it is configured there.
-func (n *Node) renewInside(a *attachment) {
+// renewInside has published ports reach the TAP by sockets of the namespace where it is, and not of that where it was.
+func (n *Node) renewInside(a *attachment, at nsutil.Place) {
 	n.portsMu.Lock()
 	defer n.portsMu.Unlock()
-	if s := a.inside.sockets.Swap(nil); s != nil {
+	if s := a.inside.sockets.Load(); s != nil {
+		if a.inside.at == at {
+			return
+		}
+		a.inside.sockets.Store(nil)
 		if err := (*s).Close(); err != nil {
 			n.log.Debug("sockets in a container's namespace", "name", n.nameOf(a), "err", err)
 		}
 	}
 	a.inside.never = false
+	n.mu.Lock()
+	list := slices.Clone(a.ports)
+	n.mu.Unlock()
+	n.openInside(a, list)
 	n.retryLater(a)
 }
 
-// looseSockets makes sockets in the namespace where a loose TAP is.
+// looseSockets makes sockets in the namespace where a loose TAP is. The caller holds portsMu.
 func (n *Node) looseSockets(a *attachment) (kernelSockets, error) {
 	n.mu.Lock()
 	l, s := a.link, a.saved
@@ -315,8 +325,12 @@ func (n *Node) looseSockets(a *attachment) (kernelSockets, error) {
 	s.IfName = at.IfName
 	sockets, err := ns.sockets(s)
 	if err != nil {
+		if errors.Is(err, unix.EADDRNOTAVAIL) { // it does not have its address yet
+			err = errNotTaken
+		}
 		return nil, errors.Join(err, ns.Close())
 	}
+	a.inside.at = at
 	return sockets, nil
 }
 

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -154,6 +156,57 @@ func TestLoose_IsShownWhereItIs(t *testing.T) {
 		}
 		nothingLeft(t, w, n)
 	})
+}
+
+func TestLoose_PortsReachItByItsOwnNamespace(t *testing.T) {
+	w := newWorld()
+	home, c, other := w.startHeld(10), w.startHeld(20), w.startHeld(30)
+	n := readyNode(t, w, testConfig(t), "10.5.72.0/24")
+	n.loose.first, n.loose.poll = time.Millisecond, time.Millisecond
+	sockets := func(want ...int) {
+		t.Helper()
+		var got []int
+		for range 5000 {
+			w.mu.Lock()
+			got = []int{home.sockets, c.sockets, other.sockets}
+			w.mu.Unlock()
+			if slices.Equal(got, want) {
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+		t.Errorf("sockets at home, in the container and in the other one: %v, want %v", got, want)
+	}
+	if _, err := n.Attach(t.Context(), api.AttachRequest{PID: 10, Loose: true, Name: "web", IfName: "rovl1", Publish: []string{"127.0.0.1::80"}}); err != nil {
+		t.Fatal(err)
+	}
+	sockets(0, 0, 0)
+	home.give("rovl1", c, "eth0")
+	sockets(0, 1, 0)
+	c.give("eth0", other, "eth0")
+	sockets(0, 0, 1)
+	w.mu.Lock()
+	home.socketsErr = errKernel // which nobody meets
+	c.socketsErr = fmt.Errorf("%w: %w", errors.ErrUnsupported, syscall.EADDRNOTAVAIL)
+	w.mu.Unlock()
+	n.mu.Lock()
+	a := n.attachments["web"]
+	n.mu.Unlock()
+	for _, to := range []*container{c, home} { // it is not configured yet, or at home
+		other.give("eth0", to, "eth0")
+		sockets(0, 0, 0)
+		n.portsMu.Lock()
+		if _, err := n.socketsIn(a); !errors.Is(err, errNotTaken) || a.inside.never {
+			t.Errorf("sockets: %v, and never: %t", err, a.inside.never)
+		}
+		n.portsMu.Unlock()
+		to.give("eth0", other, "eth0")
+		sockets(0, 0, 1)
+	}
+	if err := n.Detach(t.Context(), "web"); err != nil {
+		t.Error(err)
+	}
+	nothingLeft(t, w, n)
 }
 
 func TestLoose_EndsWhenNobodyHasIt(t *testing.T) {

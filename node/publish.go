@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/rootless-ovl/rootless-ovl/api"
+	"github.com/rootless-ovl/rootless-ovl/nsutil"
 	"github.com/rootless-ovl/rootless-ovl/publish"
 )
 
@@ -121,9 +122,10 @@ type portInside struct {
 	sockets atomic.Pointer[kernelSockets]
 
 	// Guarded by Node.portsMu.
-	never  bool // it takes none: errors.ErrUnsupported
-	told   bool // that it takes none at the moment
-	trying bool // something is tried again, see retryPorts
+	at     nsutil.Place // where the sockets are, of a loose attachment
+	never  bool         // it takes none: errors.ErrUnsupported
+	told   bool         // that it takes none at the moment
+	trying bool         // something is tried again, see retryPorts
 }
 
 // DialTCP says errors.ErrUnsupported where the namespace takes no sockets of ours.
