@@ -64,7 +64,7 @@ interop: check-deps check-interop build ## flannel's own packages against ours: 
 
 .PHONY: engines
 engines: check-tun build engines-test ## rootless docker and podman with our node, on simulated hosts (root; their daemons are not)
-	ROOTLESS_OVL_ENGINES=1 ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) bin/engines.test -test.timeout 5m $(patsubst -%,-test.%,$(TESTFLAGS))
+	ROOTLESS_OVL_ENGINES=1 ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) bin/engines.test -test.timeout 8m $(patsubst -%,-test.%,$(TESTFLAGS))
 
 .PHONY: engines-test
 engines-test:
