@@ -39,28 +39,30 @@ const roleVar = "ROOTLESS_OVL_CI_ROLE"
 // jobPort is where a job's server listens.
 const jobPort = "8080"
 
-// play is what server.sh and test.sh of a job are: the server ends when it has been asked once; the test asks the server at a URL, or at
-// $API, for as long as it takes to start, and prints its answer, which is the address that the server saw.
+// play is what server.sh and test.sh of a job are: the test asks the server at a URL, or at $API, for as long as it takes to start, prints its
+// answer, which is the address that the server saw, and then asks for the server's end.
 func play(role string, args []string) int {
 	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
 	defer cancel()
 	switch role {
 	case "server":
-		asked := make(chan struct{}, 1)
+		done := make(chan struct{}, 1)
 		server := &http.Server{Addr: ":" + jobPort, ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			host, _, _ := net.SplitHostPort(r.RemoteAddr)
 			_, _ = io.WriteString(w, host)
-			select {
-			case asked <- struct{}{}:
-			default:
+			if r.URL.Path == "/done" {
+				select {
+				case done <- struct{}{}:
+				default:
+				}
 			}
 		})}
 		go func() {
 			select {
-			case <-asked:
+			case <-done:
 			case <-ctx.Done():
 			}
-			_ = server.Shutdown(ctx) // when the answer is out
+			_ = server.Shutdown(ctx)
 		}()
 		if err := server.ListenAndServe(); err != http.ErrServerClosed {
 			fmt.Fprintln(os.Stderr, "server:", err)
@@ -72,16 +74,21 @@ func play(role string, args []string) int {
 		if len(args) > 0 {
 			url = args[0]
 		}
+		client := &http.Client{Timeout: 5 * time.Second}
 		var err error
 		for ; ctx.Err() == nil; time.Sleep(100 * time.Millisecond) {
 			var resp *http.Response
-			if resp, err = http.Get(url); err != nil {
+			if resp, err = client.Get(url); err != nil {
 				continue
 			}
 			_, err = io.Copy(os.Stdout, resp.Body)
 			resp.Body.Close()
 			if err == nil {
 				fmt.Println()
+				// Its network may go before its answer has come.
+				if resp, err := client.Get(strings.TrimSuffix(url, "/") + "/done"); err == nil {
+					resp.Body.Close()
+				}
 				return 0
 			}
 		}
