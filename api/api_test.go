@@ -73,8 +73,11 @@ func TestClient_GetsWhatTheBackendSays(t *testing.T) {
 	if err := c.Detach(ctx, "web"); err != nil {
 		t.Errorf("Detach: %v", err)
 	}
-	if !reflect.DeepEqual(b.attached, []AttachRequest{req}) || !slices.Equal(b.detached, []string{"web"}) {
-		t.Errorf("the backend was asked to attach %+v and detach %q", b.attached, b.detached)
+	if err := c.DetachSoon(ctx, "db"); err != nil {
+		t.Errorf("DetachSoon: %v", err)
+	}
+	if !reflect.DeepEqual(b.attached, []AttachRequest{req}) || !slices.Equal(b.detached, []string{"web"}) || !slices.Equal(b.detachedSoon, []string{"db"}) {
+		t.Errorf("the backend was asked to attach %+v, detach %q and detach %q soon", b.attached, b.detached, b.detachedSoon)
 	}
 }
 

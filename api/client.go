@@ -69,6 +69,15 @@ func (c *Client) Detach(ctx context.Context, nameOrPID string) error {
 	return c.do(ctx, http.MethodDelete, PathAttachments+"/"+url.PathEscape(nameOrPID), nil, nil)
 }
 
+// DetachSoon is Detach for a container that has ended: it does not wait until the kernel has removed its interface. A later Attach that wants its
+// name or address waits for that.
+func (c *Client) DetachSoon(ctx context.Context, nameOrPID string) error {
+	if err := CheckRef(nameOrPID); err != nil {
+		return err
+	}
+	return c.do(ctx, http.MethodDelete, PathAttachments+"/"+url.PathEscape(nameOrPID)+"?wait=false", nil, nil)
+}
+
 // Attachments lists what is attached.
 func (c *Client) Attachments(ctx context.Context) ([]Attachment, error) {
 	var list []Attachment

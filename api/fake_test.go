@@ -22,12 +22,13 @@ type fakeBackend struct {
 	err         error // what every method fails with
 	carry       func(ctx context.Context, to string, s *Stream)
 
-	mu       sync.Mutex
-	config   json.RawMessage
-	attached []AttachRequest
-	detached []string
-	renamed  []string
-	caller   int // of the last attach
+	mu           sync.Mutex
+	config       json.RawMessage
+	attached     []AttachRequest
+	detached     []string
+	detachedSoon []string
+	renamed      []string
+	caller       int // of the last attach
 
 	published, unpublished []string
 	addresses              []Address
@@ -47,6 +48,13 @@ func (f *fakeBackend) Detach(_ context.Context, ref string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.detached = append(f.detached, ref)
+	return f.err
+}
+
+func (f *fakeBackend) DetachSoon(_ context.Context, ref string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.detachedSoon = append(f.detachedSoon, ref)
 	return f.err
 }
 

@@ -30,6 +30,8 @@ type Backend interface {
 	Attach(ctx context.Context, r AttachRequest) (Attachment, error)
 	// Detach takes a name, or a pid in decimal.
 	Detach(ctx context.Context, nameOrPID string) error
+	// DetachSoon returns when packets do not flow any more; the rest of Detach follows by itself.
+	DetachSoon(ctx context.Context, nameOrPID string) error
 	Attachments(ctx context.Context) ([]Attachment, error)
 	// Rename gets a name, or a pid in decimal, and a valid request.
 	Rename(ctx context.Context, nameOrPID string, r NamesRequest) (Attachment, error)
@@ -82,7 +84,14 @@ func Handler(b Backend) http.Handler {
 			if err != nil {
 				return nil, err
 			}
-			return nil, b.Detach(r.Context(), ref)
+			switch wait := r.URL.Query().Get("wait"); wait {
+			case "", "true":
+				return nil, b.Detach(r.Context(), ref)
+			case "false":
+				return nil, b.DetachSoon(r.Context(), ref)
+			default:
+				return nil, Errorf(CodeInvalid, "wait=%s: it is true or false", clip(wait))
+			}
 		},
 	})
 	methods(mux, PathAttachments+"/{ref}/names", map[string]action{

@@ -23,9 +23,14 @@ type savedAddress struct {
 }
 
 // ReserveAddress keeps an address. Its owner gets it again if he asks again.
-func (n *Node) ReserveAddress(_ context.Context, r api.AddressRequest) (api.Address, error) {
+func (n *Node) ReserveAddress(ctx context.Context, r api.AddressRequest) (api.Address, error) {
 	if err := r.Validate(); err != nil {
 		return api.Address{}, err
+	}
+	if r.Addr != "" {
+		if err := n.awaitLeaving(ctx, api.AttachRequest{Addr: r.Addr}); err != nil {
+			return api.Address{}, err
+		}
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -482,10 +482,18 @@ func (n *Node) enter(a *attachment, l link, exit exitWatch, mtu int) error {
 // leave takes a live attachment off the overlay and removes its TAP; why is for the log. It reports whether it was this
 // call that did.
 func (n *Node) leave(a *attachment, why string) (bool, error) {
+	if !n.disconnect(a) {
+		return false, nil
+	}
+	return true, n.remove(a, why)
+}
+
+// disconnect is the first half of leave: no packet of a comes or goes any more.
+func (n *Node) disconnect(a *attachment) bool {
 	n.mu.Lock()
 	if a.phase != live {
 		n.mu.Unlock()
-		return false, nil
+		return false
 	}
 	a.phase = leaving
 	if err := n.publishLocked(); err != nil {
@@ -495,6 +503,12 @@ func (n *Node) leave(a *attachment, why string) (bool, error) {
 
 	n.stopPorts(a)
 	n.path.RemovePort(a.port)
+	return true
+}
+
+// remove is the second half of leave: of its namespace, its name and its address nothing is ours any more. The kernel takes up to 20 ms for
+// the TAP, and the store its time for the name.
+func (n *Node) remove(a *attachment, why string) error {
 	n.mu.Lock()
 	n.retireLocked(a.link)
 	removed := a.link
@@ -517,25 +531,19 @@ func (n *Node) leave(a *attachment, why string) (bool, error) {
 	if serr := n.saveAttachmentsLocked(); serr != nil {
 		n.log.Error("attachments not saved", "err", serr)
 	}
-	return true, err
+	return err
 }
+
+// askedTo is why an attachment leaves that somebody detached.
+const askedTo = "asked to"
 
 // Detach takes an attachment off the overlay, found by its name, or by its pid in decimal.
 func (n *Node) Detach(ctx context.Context, nameOrPID string) error {
-	n.mu.Lock()
-	a := n.findLocked(nameOrPID)
-	var now phase
-	if a != nil {
-		now = a.phase
+	a, err := n.detachable(nameOrPID)
+	if err != nil {
+		return err
 	}
-	n.mu.Unlock()
-	switch {
-	case a == nil:
-		return api.Errorf(api.CodeNotFound, "no attachment %q: `rootless-ovl ps` lists them", nameOrPID)
-	case now == pending:
-		return api.Errorf(api.CodeUnavailable, "attachment %q is still being made: try again", nameOrPID)
-	}
-	done, err := n.leave(a, "asked to")
+	done, err := n.leave(a, askedTo)
 	if !done { // somebody else is at it: our caller may rely on its being gone, all the same
 		select {
 		case <-a.off:
@@ -547,6 +555,35 @@ func (n *Node) Detach(ctx context.Context, nameOrPID string) error {
 		return fmt.Errorf("detach %s: the address is free, but removing %s failed: %w", nameOrPID, a.saved.IfName, err)
 	}
 	return nil
+}
+
+// DetachSoon takes an attachment off the overlay as Detach does, but returns before its TAP is removed and its name and address are free: an
+// attach that wants them waits (leaving.go).
+func (n *Node) DetachSoon(_ context.Context, nameOrPID string) error {
+	a, err := n.detachable(nameOrPID)
+	if err != nil || !n.disconnect(a) {
+		return err
+	}
+	n.watchers.Go(func() {
+		if err := n.remove(a, askedTo); err != nil {
+			n.log.Warn("the interface of a detached container was not removed", "name", a.saved.Name, "ifname", a.saved.IfName, "err", err)
+		}
+	})
+	return nil
+}
+
+// detachable finds an attachment that is not being made.
+func (n *Node) detachable(nameOrPID string) (*attachment, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	a := n.findLocked(nameOrPID)
+	switch {
+	case a == nil:
+		return nil, api.Errorf(api.CodeNotFound, "no attachment %q: `rootless-ovl ps` lists them", nameOrPID)
+	case a.phase == pending:
+		return nil, api.Errorf(api.CodeUnavailable, "attachment %q is still being made: try again", nameOrPID)
+	}
+	return a, nil
 }
 
 func (n *Node) findLocked(nameOrPID string) *attachment {

@@ -237,6 +237,34 @@ func TestAttach_ManyAtOnceGetDifferentAddresses(t *testing.T) {
 	nothingLeft(t, w, n)
 }
 
+func TestDetachSoon_DoesNotWaitForTheKernel(t *testing.T) {
+	w := newWorld()
+	w.start(1)
+	n := readyNode(t, w, testConfig(t), "10.5.72.0/24")
+	first, err := n.Attach(t.Context(), api.AttachRequest{PID: 1, Name: "web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.DetachSoon(t.Context(), "web"); err != nil {
+		t.Fatal(err)
+	}
+	// Whoever wants what it had waits.
+	w.start(2)
+	again, err := n.Attach(t.Context(), api.AttachRequest{PID: 2, Name: "web", Addr: netip.MustParsePrefix(first.Addr).Addr().String()})
+	if err != nil || again.Addr != first.Addr {
+		t.Fatalf("attached again: %+v, %v", again, err)
+	}
+	if err := n.DetachSoon(t.Context(), "nobody"); !errors.Is(err, api.ErrNotFound) {
+		t.Errorf("of nobody: %v", err)
+	}
+	if err := n.DetachSoon(t.Context(), "web"); err != nil {
+		t.Fatal(err)
+	}
+	if a, err := n.ReserveAddress(t.Context(), api.AddressRequest{Addr: netip.MustParsePrefix(first.Addr).Addr().String(), Owner: "docker/1"}); err != nil || a.Addr != first.Addr {
+		t.Errorf("reserved: %+v, %v", a, err)
+	}
+}
+
 func TestDetach_SaysWhenThereIsNoSuchAttachment(t *testing.T) {
 	n := readyNode(t, newWorld(), testConfig(t), "10.5.72.0/24")
 	for _, ref := range []string{"web", "77", "-1"} {

@@ -81,6 +81,8 @@ func (f *fakeDaemon) Attach(_ context.Context, r api.AttachRequest) (api.Attachm
 	}, cmp.Or(f.err, f.attachErr)
 }
 
+func (f *fakeDaemon) DetachSoon(ctx context.Context, ref string) error { return f.Detach(ctx, ref) }
+
 func (f *fakeDaemon) Detach(_ context.Context, ref string) error {
 	f.notes.add("detach %s", ref)
 	return cmp.Or(f.err, f.detachErr)

@@ -74,7 +74,7 @@ func (f *fakeNode) Attach(_ context.Context, r api.AttachRequest) (api.Attachmen
 	return a, nil
 }
 
-func (f *fakeNode) Detach(_ context.Context, ref string) error {
+func (f *fakeNode) DetachSoon(_ context.Context, ref string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if _, is := f.attached[ref]; !is {

@@ -30,6 +30,7 @@ const (
 type API interface {
 	Attach(context.Context, api.AttachRequest) (api.Attachment, error)
 	Detach(ctx context.Context, nameOrPID string) error
+	DetachSoon(ctx context.Context, nameOrPID string) error
 	Attachments(context.Context) ([]api.Attachment, error)
 	AttachmentsOf(ctx context.Context, owner string) ([]api.Attachment, error)
 }
@@ -241,7 +242,8 @@ func (h *Hook) resolve(c bundle, w wish, att api.Attachment) error {
 func (h *Hook) detach(ctx context.Context, s State) error {
 	list, err := h.api.AttachmentsOf(ctx, Owner(s.ID))
 	for _, att := range list {
-		if derr := h.api.Detach(ctx, att.Name); derr != nil && !errors.Is(derr, api.ErrNotFound) {
+		// podman waits for its hook, and the container is gone.
+		if derr := h.api.DetachSoon(ctx, att.Name); derr != nil && !errors.Is(derr, api.ErrNotFound) {
 			err = errors.Join(err, derr)
 		}
 	}

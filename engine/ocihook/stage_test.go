@@ -66,6 +66,8 @@ func (d *fakeDaemon) Attach(_ context.Context, r api.AttachRequest) (api.Attachm
 	return att, nil
 }
 
+func (d *fakeDaemon) DetachSoon(ctx context.Context, ref string) error { return d.Detach(ctx, ref) }
+
 func (d *fakeDaemon) Detach(_ context.Context, ref string) error {
 	if err := d.here(); err != nil {
 		return err
