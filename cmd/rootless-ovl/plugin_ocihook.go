@@ -12,7 +12,7 @@ func (a *app) pluginOCIHookCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "oci-hook",
 		Short: "Attach and detach a container as a hook of its OCI runtime",
-		Long: `Attach and detach a container as a hook of its OCI runtime, at the stages createRuntime and poststop. Standard input is the
+		Long: `Attach and detach a container as a hook of its OCI runtime, at the stages createRuntime, poststart and poststop. Standard input is the
 container's state; what is asked for stands in its annotations run.rootless-ovl.*: docs/podman.md lists them.`,
 		Example: `  rootless-ovl --runtime-dir /run/user/1000/rootless-ovl plugin oci-hook < state.json`,
 		Args: func(_ *cobra.Command, args []string) error {

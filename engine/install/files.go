@@ -67,7 +67,7 @@ func (s Setup) wantedFor(parts []Part) []wanted {
 func (s Setup) everyContainer() bool { return s.EveryContainer != nil && *s.EveryContainer }
 
 func (s Setup) hook() []byte {
-	b, err := ocihook.File(s.Program, s.RuntimeDir, s.everyContainer())
+	b, err := ocihook.File(s.Program, s.RuntimeDir, s.everyContainer(), s.podmanAtLeast(4, 6))
 	if err != nil {
 		panic(err) // paths that are not absolute, which a Setup does not have
 	}

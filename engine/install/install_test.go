@@ -487,7 +487,7 @@ func TestScripts_StartTheProgramWithItsArguments(t *testing.T) {
 }
 
 func TestHook_IsWhatPodmanReads(t *testing.T) {
-	s := homeOf(t, "")
+	s := homeOf(t, "podman version 4.3.1")
 	s.Program, s.RuntimeDir = "/usr/bin/rootless-ovl", "/run/user/1000/rootless-ovl"
 	want := `{
   "version": "1.0.0",
@@ -515,6 +515,12 @@ func TestHook_IsWhatPodmanReads(t *testing.T) {
 `
 	if diff := cmp.Diff(want, string(s.hook())); diff != "" {
 		t.Error(diff)
+	}
+	for _, version := range []string{"podman version 4.6.0", "podman version 5.4.2", "podman, somehow"} {
+		s.PodmanVersion = version
+		if got, want := string(s.hook()), strings.Replace(want, `    "poststop"`, `    "poststart",`+"\n"+`    "poststop"`, 1); got != want {
+			t.Errorf("%s: %s", version, cmp.Diff(want, got))
+		}
 	}
 }
 

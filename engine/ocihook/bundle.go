@@ -97,10 +97,10 @@ func (c bundle) holder() int {
 	return int(pid)
 }
 
-// mountOver is the mount that the container sees at a path, if there is one there or above; the last one made hides others.
-func (c bundle) mountOver(p string) (mount, bool) {
+// overResolvConf is the mount that the container sees at resolvConf, if there is one there or above; the last one made hides others.
+func (c bundle) overResolvConf() (mount, bool) {
 	for _, m := range slices.Backward(c.Mounts) {
-		for at := p; at != "/"; at = path.Dir(at) {
+		for at := resolvConf; at != "/"; at = path.Dir(at) {
 			if path.Clean(m.Destination) == at {
 				return m, true
 			}
@@ -120,6 +120,6 @@ func isEngines(resolvConf string) bool {
 // has a user namespace of its own: it has made a resolv.conf, which it does for a container with a network alone.
 func (c bundle) engineMakesNetwork() bool {
 	ns, ok := c.network()
-	m, mounted := c.mountOver(resolvConf)
+	m, mounted := c.overResolvConf()
 	return ok && ns.Path == "" && mounted && isEngines(m.Source)
 }

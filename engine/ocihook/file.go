@@ -38,8 +38,8 @@ type hookWhen struct {
 
 // File is the content of the hook's file: program is the absolute path of rootless-ovl, runtimeDir the daemon's runtime directory, which is always
 // named because a hook has no environment at poststop. The hook is for containers that have an annotation of ours, or for every
-// container. Errors have api.CodeInvalid.
-func File(program, runtimeDir string, every bool) ([]byte, error) {
+// container; with late for an engine that may write a container's resolv.conf after createRuntime, too. Errors have api.CodeInvalid.
+func File(program, runtimeDir string, every, late bool) ([]byte, error) {
 	for _, p := range []string{program, runtimeDir} {
 		if !filepath.IsAbs(p) {
 			return nil, api.Errorf(api.CodeInvalid, "%q is not an absolute path: a container engine runs hooks in directories of its own", p)
@@ -48,6 +48,10 @@ func File(program, runtimeDir string, every bool) ([]byte, error) {
 	when := hookWhen{Annotations: map[string]string{"^" + regexp.QuoteMeta(Prefix): ".*"}}
 	if every {
 		when = hookWhen{Always: true}
+	}
+	stages := []string{"createRuntime", "poststop"}
+	if late {
+		stages = []string{"createRuntime", "poststart", "poststop"}
 	}
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
@@ -61,7 +65,7 @@ func File(program, runtimeDir string, every bool) ([]byte, error) {
 			Timeout: Timeout,
 		},
 		When:   when,
-		Stages: []string{"createRuntime", "poststop"},
+		Stages: stages,
 	})
 	return b.Bytes(), err
 }

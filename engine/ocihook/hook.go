@@ -69,12 +69,19 @@ func (h *Hook) Run(ctx context.Context, stdin io.Reader) error {
 			fmt.Fprintf(h.stderr, "rootless-ovl: the engine is not told: %v\n", terr)
 		}
 		return err
+	case statusRunning:
+		ctx, cancel := context.WithTimeout(ctx, detachTime)
+		defer cancel()
+		if err := h.started(ctx, s); err != nil { // not an error of the stage, for which a runtime would end the container
+			fmt.Fprintf(h.stderr, "rootless-ovl: container %s: %v\n", short(s.ID), err)
+		}
+		return nil
 	case statusStopped:
 		ctx, cancel := context.WithTimeout(ctx, detachTime)
 		defer cancel()
 		return h.detach(ctx, s)
 	}
-	return api.Errorf(api.CodeInvalid, "container %s is %q: run this hook at the stages createRuntime and poststop only", short(s.ID), clip(s.Status))
+	return api.Errorf(api.CodeInvalid, "container %s is %q: run this hook at the stages createRuntime, poststart and poststop only", short(s.ID), clip(s.Status))
 }
 
 // attach puts the container on the overlay.
@@ -123,6 +130,8 @@ func (h *Hook) attach(ctx context.Context, s State) error {
 		}
 	case is && att.Owner != Owner(s.ID):
 		return h.join(c, w, att)
+	case is && att.PID == s.PID: // runc before 1.3 runs poststart right after createRuntime, and calls the container the same
+		return h.resolve(c, w, att)
 	}
 	att, err := h.attachNew(ctx, s, c, w, list)
 	if errors.Is(err, api.ErrInUse) && c.holder() != 0 { // another member of the pod may have been first
@@ -236,6 +245,33 @@ func (h *Hook) resolve(c bundle, w wish, att api.Attachment) error {
 		return nil
 	}
 	return err
+}
+
+// started writes the engine's resolv.conf again, which podman may write after createRuntime where the container has a network of podman's.
+func (h *Hook) started(ctx context.Context, s State) error {
+	w, err := readWish(s.Annotations, s.ID)
+	if err != nil || w.leave || w.keepDNS {
+		return err
+	}
+	c, err := readBundle(s.Bundle)
+	if err != nil {
+		return err
+	}
+	if m, mounted := c.overResolvConf(); !mounted || !isEngines(m.Source) {
+		return nil
+	}
+	inode, err := h.netnsOf(fmt.Sprint(s.PID))
+	if err != nil {
+		return err
+	}
+	list, err := h.api.Attachments(ctx)
+	if err != nil {
+		return err
+	}
+	if att, is := inNamespace(list, inode); is {
+		return h.resolve(c, w, att)
+	}
+	return nil
 }
 
 // detach takes what the container owns off the overlay.

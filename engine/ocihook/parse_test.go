@@ -50,7 +50,7 @@ func TestBundle_TellsWhoseTheNetworkIs(t *testing.T) {
 
 func TestFile_IsForPodman(t *testing.T) {
 	for _, every := range []bool{false, true} {
-		b, err := File("/home/u/bin/rootless-ovl", "/run/user/1000/rootless-ovl", every)
+		b, err := File("/home/u/bin/rootless-ovl", "/run/user/1000/rootless-ovl", every, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -77,8 +77,11 @@ func TestFile_IsForPodman(t *testing.T) {
 			}
 		}
 	}
+	if b, err := File("/bin/rootless-ovl", "/run", false, true); err != nil || !strings.Contains(string(b), `"poststart"`) {
+		t.Errorf("for an engine that writes late: %s, %v", b, err)
+	}
 	for _, paths := range [][2]string{{"rootless-ovl", "/run"}, {"/bin/rootless-ovl", "run"}} {
-		if _, err := File(paths[0], paths[1], false); err == nil || !strings.Contains(err.Error(), "absolute") {
+		if _, err := File(paths[0], paths[1], false, false); err == nil || !strings.Contains(err.Error(), "absolute") {
 			t.Errorf("%v: %v", paths, err)
 		}
 	}
@@ -124,7 +127,7 @@ func FuzzParseBundle(f *testing.F) {
 		if c.holder() < 0 {
 			t.Errorf("holder %d", c.holder())
 		}
-		c.mountOver(resolvConf)
+		c.overResolvConf()
 		c.engineMakesNetwork()
 	})
 }

@@ -22,7 +22,7 @@ const (
 // writeResolvConf writes the container's file: the engine's, where it mounts one, and in the container's root otherwise. A file or
 // directory that the user mounts there is left alone. What else the file says is the engine's, or the host's.
 func (h *Hook) writeResolvConf(c bundle, d api.DNS) error {
-	m, mounted := c.mountOver(resolvConf)
+	m, mounted := c.overResolvConf()
 	engines := mounted && isEngines(m.Source)
 	if mounted && !engines {
 		return nil
@@ -31,11 +31,14 @@ func (h *Hook) writeResolvConf(c bundle, d api.DNS) error {
 	if engines {
 		before = m.Source
 	}
-	content := d.ResolvConf(readSome(before))
+	text := readSome(before)
+	content := d.ResolvConf(text)
 	var err error
-	if engines {
+	switch {
+	case engines && text == string(content): // and read by the container's processes, perhaps
+	case engines:
 		err = rewrite(m.Source, content)
-	} else {
+	default:
 		err = writeInRoot(c.Root.Path, content)
 	}
 	if err != nil {

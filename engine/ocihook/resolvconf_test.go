@@ -136,3 +136,55 @@ func TestResolvConf_IsKeptOnDemand(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// As newer versions of podman do for a container with a network of its own: the file is empty until the container has been created.
+func TestResolvConf_IsWrittenAgainAtPoststart(t *testing.T) {
+	const podmans, ours = "nameserver 10.0.2.3\nsearch corp\n", "nameserver 10.213.7.1\nsearch ovl.internal corp\n"
+	for name, tt := range map[string]struct {
+		annotations map[string]string
+		change      func(s *stage)
+		want        string
+	}{
+		"attached":        {attach, func(*stage) {}, ours},
+		"kept":            {map[string]string{"run.rootless-ovl.dns": "keep"}, func(*stage) {}, podmans},
+		"not attached":    {attach, func(s *stage) { s.daemon.list = nil }, podmans},
+		"no daemon":       {attach, func(s *stage) { s.daemon.down = 1 }, podmans},
+		"ended meanwhile": {attach, func(s *stage) { _ = os.Remove(filepath.Join(s.hook.proc, "4242/ns/net")) }, podmans},
+		"no container's":  {attach, func(s *stage) { s.config["mounts"] = nil }, podmans},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStage(t)
+			s.mounts(map[string]string{"/etc/resolv.conf": s.write(engineFile, "")})
+			if err := s.create(tt.annotations); err != nil {
+				t.Fatal(err)
+			}
+			s.daemon.list[0].Inode = newInode
+			s.write(engineFile, podmans)
+			tt.change(s)
+			if err := s.run("running", containerA, pidA, tt.annotations); err != nil {
+				t.Errorf("%v: a runtime ends the container for this", err)
+			}
+			if got := s.read(engineFile); got != tt.want {
+				t.Errorf("%q, want %q", got, tt.want)
+			}
+			if len(s.daemon.attached) != 1 || len(s.daemon.detached) != 0 {
+				t.Errorf("attached %+v, detached %v", s.daemon.attached, s.daemon.detached)
+			}
+		})
+	}
+}
+
+// As runc before 1.3 runs poststart.
+func TestResolvConf_AtAPoststartThatLooksLikeCreateRuntime(t *testing.T) {
+	s := newStage(t)
+	s.mounts(map[string]string{"/etc/resolv.conf": s.write(engineFile, "")})
+	for range 2 {
+		if err := s.create(attach); err != nil {
+			t.Fatal(err)
+		}
+		s.daemon.list[0].Inode = newInode
+	}
+	if len(s.daemon.attached) != 1 || len(s.daemon.detached) != 0 {
+		t.Errorf("attached %+v, detached %v", s.daemon.attached, s.daemon.detached)
+	}
+}

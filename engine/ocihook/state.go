@@ -18,6 +18,7 @@ const maxState = 4 << 20
 const (
 	statusCreating = "creating"
 	statusCreated  = "created"
+	statusRunning  = "running"
 	statusStopped  = "stopped"
 )
 

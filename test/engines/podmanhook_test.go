@@ -266,6 +266,41 @@ func TestPodmanHook_RefusalsSayWhatToDo(t *testing.T) {
 	}
 }
 
+// Newer versions of podman write resolv.conf between createRuntime and poststart. Here a hook of somebody else's does, which comes before ours.
+func TestPodmanHook_WritesResolvConfAgainAtPoststart(t *testing.T) {
+	l := lab.New(t, 1)
+	h := l.Host(1)
+	d := h.Up()
+	p := hookPodman(t, h, image(t, l.Dir), false)
+	hooks := filepath.Join(h.Home(), ".local", "share", "rootless-ovl", "hooks.d")
+	file, err := os.ReadFile(filepath.Join(hooks, "rootless-ovl.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(file), "poststart") { // which is installed for newer ones alone
+		file = []byte(strings.Replace(string(file), `"createRuntime",`, `"createRuntime", "poststart",`, 1))
+	}
+	writeAsUser(t, h, filepath.Join(hooks, "rootless-ovl.json"), string(file))
+	writeAsUser(t, h, filepath.Join(hooks, "0-late.json"), `{"version": "1.0.0", "hook": {"path": "/bin/sh", "args": ["sh", "-c",
+		"for f in `+h.XDGRuntimeDir()+`/containers/*/$(grep -o '[0-9a-f]\\{64\\}' | head -1)/userdata/resolv.conf; do [ ! -e $f ] || echo nameserver 192.0.2.1 >$f; done"]},
+		"when": {"always": true}, "stages": ["poststart"]}`)
+	p.serve("probe", "attach=probe")
+	for _, runtime := range []string{"crun", "runc"} {
+		for _, network := range []string{"none", "slirp4netns"} {
+			name := runtime + "-" + network
+			p.ok(append([]string{"--runtime", runtime, "run", "-d", "--name", name, "--network", network, "--stop-signal", "KILL", "--annotation", "run.rootless-ovl.attach=" + name,
+				"localhost/busybox"}, httpd...)...)
+			if got := p.get(name, "http://probe/cgi-bin/who"); got == "" || got != addrOf(d, name) {
+				t.Errorf("probe sees %s as %q, attached are %v", name, got, names(d))
+			}
+		}
+	}
+	p.ok("rm", "-f", "-t", "0", "-a")
+	if got := names(d); len(got) != 0 {
+		t.Errorf("attached are %v", got)
+	}
+}
+
 func TestPodmanHook_Pods(t *testing.T) {
 	l := lab.New(t, 1)
 	h := l.Host(1)
