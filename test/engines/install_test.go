@@ -5,6 +5,7 @@ package engines
 import (
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -68,7 +69,8 @@ func TestInstall_LeavesAHomeAsItWasAndPodmansOwnHooksRun(t *testing.T) {
 	writeAsUser(t, h, filepath.Join(home, ".config", "docker", "daemon.json"), `{"storage-driver": "vfs"}`)
 	ok(t, h, p, "import", image(t, l.Dir), "localhost/busybox")
 	config := filepath.Join(home, ".config")
-	before, beforeLocal := snapshot(t, config), h.Run("find", filepath.Join(home, ".local"), "-not", "-path", "*/containers/*").Stdout
+	before, beforeHooks := snapshot(t, config), snapshot(t, filepath.Join(home, "hooks"))
+	beforeLocal := h.Run("find", filepath.Join(home, ".local"), "-not", "-path", "*/containers/*").Stdout
 
 	ok(t, h, h.Binary(), "install", "podman", "docker", "cni", "systemd", "shell")
 	if got := ok(t, h, h.Binary(), "install", "podman", "docker", "cni", "systemd", "shell"); !strings.HasPrefix(got, "nothing to do") {
@@ -98,10 +100,19 @@ func TestInstall_LeavesAHomeAsItWasAndPodmansOwnHooksRun(t *testing.T) {
 	}
 
 	ok(t, h, h.Binary(), "uninstall")
-	for path, what := range snapshot(t, config) {
-		if before[path] != what {
-			t.Errorf("after uninstall %s is %q, it was %q", path, what, before[path])
+	left := snapshot(t, config)
+	for path := range left {
+		if _, was := before[path]; !was {
+			t.Errorf("after uninstall there is %s", path)
 		}
+	}
+	for path, what := range before {
+		if left[path] != what {
+			t.Errorf("after uninstall %s is %q, it was %q", path, left[path], what)
+		}
+	}
+	if hooks := snapshot(t, filepath.Join(home, "hooks")); !maps.Equal(hooks, beforeHooks) {
+		t.Errorf("after uninstall the user's hooks are %v, they were %v", hooks, beforeHooks)
 	}
 	if left := h.Run("find", filepath.Join(home, ".local"), "-not", "-path", "*/containers/*").Stdout; left != beforeLocal {
 		t.Errorf("below .local there is\n%snot\n%s", left, beforeLocal)

@@ -301,10 +301,22 @@ func TestPodmanHook_WritesResolvConfAgainAtPoststart(t *testing.T) {
 	}
 }
 
+// reachedFrom has a command on another host ask a server by its names and addresses.
+func reachedFrom(t *testing.T, h *lab.Host, servers ...string) {
+	t.Helper()
+	for _, server := range servers {
+		if r := h.CLI("run", "--", busyboxPath, "timeout", "10", busyboxPath, "wget", "-q", "-O", "-", "http://"+server+"/cgi-bin/who"); r.Code != 0 {
+			t.Errorf("%s: %s: exit code %d\n%s", h.Name, server, r.Code, r.Stderr)
+		}
+	}
+}
+
 func TestPodmanHook_Pods(t *testing.T) {
-	l := lab.New(t, 1)
+	l := lab.New(t, 2)
 	h := l.Host(1)
-	d := h.Up()
+	store := netip.AddrPortFrom(h.Addr, 2379)
+	d := h.Up("--listen-etcd", store.String())
+	l.Host(2).Up("--etcd-endpoints", "http://"+store.String())
 	program(t, "catatonit", "catatonit", "/usr/libexec/podman", "/usr/libexec/catatonit")
 	p := hookPodman(t, h, image(t, l.Dir), false)
 	p.serve("probe", "attach=probe")
@@ -330,6 +342,7 @@ func TestPodmanHook_Pods(t *testing.T) {
 		if got := p.get("probe", "http://s/cgi-bin/who"); got != addrOf(d, "probe") {
 			t.Errorf("the pod sees probe as %s", got)
 		}
+		reachedFrom(t, l.Host(2), "shop", shop, "s")
 		p.ok("rm", "-f", "-t", "0", "back")
 		if got := p.get("front", "http://probe/cgi-bin/who"); got != shop {
 			t.Errorf("after a member's end probe sees the pod as %q", got)
@@ -383,6 +396,7 @@ spec:
 		if got := p.get("probe", "http://kube/cgi-bin/who"); got != addrOf(d, "probe") {
 			t.Errorf("the pod sees probe as %s", got)
 		}
+		reachedFrom(t, l.Host(2), "kube", addrOf(d, "kube"))
 		if got := p.get("kube-side", "http://probe/cgi-bin/who"); got != addrOf(d, "kube") {
 			t.Errorf("probe sees the pod as %s", got)
 		}
@@ -397,9 +411,11 @@ spec:
 
 // Beside the project's own network: podman-compose 1.0.3 adds it, whatever network_mode says.
 func TestPodmanHook_Compose(t *testing.T) {
-	l := lab.New(t, 1)
+	l := lab.New(t, 2)
 	h := l.Host(1)
-	d := h.Up()
+	store := netip.AddrPortFrom(h.Addr, 2379)
+	d := h.Up("--listen-etcd", store.String())
+	l.Host(2).Up("--etcd-endpoints", "http://"+store.String())
 	compose := program(t, "podman-compose", "podman-compose")
 	p := hookPodman(t, h, image(t, l.Dir), false)
 	dir := filepath.Join(h.Home(), "shop")
@@ -427,6 +443,7 @@ func TestPodmanHook_Compose(t *testing.T) {
 	if got := p.get("shop_client_1", "http://web.ovl.internal/cgi-bin/who"); got != addrOf(d, "client") {
 		t.Errorf("web sees client as %s", got)
 	}
+	reachedFrom(t, l.Host(2), "web", addrOf(d, "web"))
 	if got, err := l.Outside.Fetch("http://" + netip.AddrPortFrom(h.Addr, 8080).String() + "/cgi-bin/who"); err != nil || got != d.Status().Gateway {
 		t.Errorf("the container saw %q, %v; want the gateway", got, err)
 	}

@@ -19,8 +19,8 @@ import (
 // page is what the stand-in for nginx serves.
 const page = "Welcome to nginx!"
 
-// snippets are the fenced blocks of a language below a bold heading of README.md.
-func snippets(t *testing.T, heading, language string) []string {
+// snippets are the fenced blocks of a language below a bold heading of README.md, of which there are so many: none is left out.
+func snippets(t *testing.T, heading, language string, count int) []string {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(lab.Repository(), "README.md"))
 	if err != nil {
@@ -35,8 +35,8 @@ func snippets(t *testing.T, heading, language string) []string {
 	for _, m := range regexp.MustCompile("(?ms)^```"+language+"\n(.*?)^```$").FindAllStringSubmatch(section, -1) {
 		list = append(list, m[1])
 	}
-	if len(list) == 0 {
-		t.Fatalf("**%s** of README.md has no %s", heading, language)
+	if len(list) != count {
+		t.Fatalf("**%s** of README.md has %d blocks of %s, %d are tested", heading, len(list), language, count)
 	}
 	return list
 }
@@ -75,7 +75,7 @@ func TestReadme_Podman(t *testing.T) {
 	p := podman(t, h)
 	t.Cleanup(func() { h.Run(p, "rm", "-f", "-t", "0", "-a") })
 	ok(t, h, p, "import", "--change", nginxCommand, image(t, l.Dir), "docker.io/library/nginx")
-	if got := script(t, h, snippets(t, "podman**", "sh")[0]); !strings.HasSuffix(got, page) {
+	if got := script(t, h, snippets(t, "podman**", "sh", 1)[0]); !strings.HasSuffix(got, page) {
 		t.Errorf("printed %q", got)
 	}
 
@@ -83,7 +83,7 @@ func TestReadme_Podman(t *testing.T) {
 		compose := program(t, "podman-compose", "podman-compose")
 		ok(t, h, p, "rm", "-f", "-t", "0", "-a")
 		file := filepath.Join(h.Home(), "project", "podman-compose.yml")
-		writeAsUser(t, h, file, snippets(t, "compose**", "yaml")[1])
+		writeAsUser(t, h, file, snippets(t, "compose**", "yaml", 2)[1])
 		script(t, h, "cd ~/project && "+compose+" up -d")
 		if got := script(t, h, "podman run --rm --network none --annotation run.rootless-ovl.attach=true docker.io/library/nginx curl -s http://web/"); got != page {
 			t.Errorf("a container sees %q", got)
@@ -100,7 +100,7 @@ func TestReadme_Docker(t *testing.T) {
 	d.ready()
 	t.Cleanup(func() { script(t, h, "docker ps -aq | xargs -r docker rm -f") }) // dockerd would wait for them
 	d.ok("import", "--change", nginxCommand, image(t, l.Dir), "nginx")
-	if got := script(t, h, snippets(t, "docker**", "sh")[0]); !strings.HasSuffix(got, page) {
+	if got := script(t, h, snippets(t, "docker**", "sh", 1)[0]); !strings.HasSuffix(got, page) {
 		t.Errorf("printed %q", got)
 	}
 
@@ -108,7 +108,7 @@ func TestReadme_Docker(t *testing.T) {
 		compose := program(t, "docker-compose", "docker-compose")
 		d.ok("rm", "-f", "web")
 		file := filepath.Join(h.Home(), "project", "docker-compose.yml")
-		writeAsUser(t, h, file, snippets(t, "compose**", "yaml")[0])
+		writeAsUser(t, h, file, snippets(t, "compose**", "yaml", 2)[0])
 		script(t, h, "cd ~/project && "+compose+" up -d")
 		if got := script(t, h, "docker run --rm --network ovl nginx curl -s http://web/"); got != page {
 			t.Errorf("a container sees %q", got)
