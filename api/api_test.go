@@ -70,13 +70,13 @@ func TestClient_GetsWhatTheBackendSays(t *testing.T) {
 	if err != nil || a.Addr != "10.213.7.2/24" {
 		t.Errorf("Attach: %+v, %v", a, err)
 	}
-	if err := c.Detach(ctx, "web"); err != nil {
+	if err := c.Detach(ctx, "web", ""); err != nil {
 		t.Errorf("Detach: %v", err)
 	}
-	if err := c.DetachSoon(ctx, "db"); err != nil {
+	if err := c.DetachSoon(ctx, "db", "docker/1"); err != nil {
 		t.Errorf("DetachSoon: %v", err)
 	}
-	if !reflect.DeepEqual(b.attached, []AttachRequest{req}) || !slices.Equal(b.detached, []string{"web"}) || !slices.Equal(b.detachedSoon, []string{"db"}) {
+	if !reflect.DeepEqual(b.attached, []AttachRequest{req}) || !slices.Equal(b.detached, []string{"web"}) || !slices.Equal(b.detachedSoon, []string{"dbdocker/1"}) {
 		t.Errorf("the backend was asked to attach %+v, detach %q and detach %q soon", b.attached, b.detached, b.detachedSoon)
 	}
 }
@@ -291,12 +291,12 @@ func TestClient_RefusesWhatIsNoNameBeforeAsking(t *testing.T) {
 	b := &fakeBackend{}
 	c := serve(t, b)
 	for _, ref := range []string{"", ".", "..", "a/b", "a b", "-x", strings.Repeat("x", 64), "1234567890123456789012"} {
-		if err := c.Detach(context.Background(), ref); !errors.Is(err, ErrInvalid) {
+		if err := c.Detach(context.Background(), ref, ""); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%q: %v", ref, err)
 		}
 	}
 	for _, ref := range []string{"web", "4711", "a.b_c-d", "1a"} {
-		if err := c.Detach(context.Background(), ref); err != nil {
+		if err := c.Detach(context.Background(), ref, ""); err != nil {
 			t.Errorf("%q: %v", ref, err)
 		}
 	}

@@ -61,21 +61,30 @@ func (c *Client) Attach(ctx context.Context, r AttachRequest) (Attachment, error
 	return a, err
 }
 
-// Detach takes the attachment with that name, or pid in decimal, off the overlay.
-func (c *Client) Detach(ctx context.Context, nameOrPID string) error {
-	if err := CheckRef(nameOrPID); err != nil {
-		return err
-	}
-	return c.do(ctx, http.MethodDelete, PathAttachments+"/"+url.PathEscape(nameOrPID), nil, nil)
+// Detach takes the attachment with that name, or pid in decimal, off the overlay. It must be owner's unless that is empty, else the error is
+// ErrNotFound: between a list and a detach a name may have become another's.
+func (c *Client) Detach(ctx context.Context, nameOrPID, owner string) error {
+	return c.detach(ctx, nameOrPID, owner, url.Values{})
 }
 
 // DetachSoon is Detach for a container that has ended: it does not wait until the kernel has removed its interface. A later Attach that wants its
 // name or address waits for that.
-func (c *Client) DetachSoon(ctx context.Context, nameOrPID string) error {
+func (c *Client) DetachSoon(ctx context.Context, nameOrPID, owner string) error {
+	return c.detach(ctx, nameOrPID, owner, url.Values{"wait": {"false"}})
+}
+
+func (c *Client) detach(ctx context.Context, nameOrPID, owner string, query url.Values) error {
 	if err := CheckRef(nameOrPID); err != nil {
 		return err
 	}
-	return c.do(ctx, http.MethodDelete, PathAttachments+"/"+url.PathEscape(nameOrPID)+"?wait=false", nil, nil)
+	if owner != "" {
+		query.Set("owner", owner)
+	}
+	path := PathAttachments + "/" + url.PathEscape(nameOrPID)
+	if len(query) > 0 {
+		path += "?" + query.Encode()
+	}
+	return c.do(ctx, http.MethodDelete, path, nil, nil)
 }
 
 // Attachments lists what is attached.

@@ -44,17 +44,17 @@ func (f *fakeBackend) Attach(ctx context.Context, r AttachRequest) (Attachment, 
 	return Attachment{Name: r.Name, PID: r.PID, Netns: r.Netns, Addr: "10.213.7.2/24"}, f.err
 }
 
-func (f *fakeBackend) Detach(_ context.Context, ref string) error {
+func (f *fakeBackend) Detach(_ context.Context, ref, owner string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.detached = append(f.detached, ref)
+	f.detached = append(f.detached, ref+owner)
 	return f.err
 }
 
-func (f *fakeBackend) DetachSoon(_ context.Context, ref string) error {
+func (f *fakeBackend) DetachSoon(_ context.Context, ref, owner string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.detachedSoon = append(f.detachedSoon, ref)
+	f.detachedSoon = append(f.detachedSoon, ref+owner)
 	return f.err
 }
 

@@ -300,11 +300,11 @@ func TestServer_RefusesPIDsOfAnotherNamespace(t *testing.T) {
 		c := NewClient(path)
 		_, byPID := c.Attach(context.Background(), AttachRequest{PID: 1})
 		_, byPath := c.Attach(context.Background(), AttachRequest{Netns: "/x/../proc/1/ns/net"})
-		fmt.Printf("attach pid: %v\nattach path: %v\ndetach pid: %v\n", byPID, byPath, c.Detach(context.Background(), "1"))
+		fmt.Printf("attach pid: %v\nattach path: %v\ndetach pid: %v\n", byPID, byPath, c.Detach(context.Background(), "1", ""))
 		_, status := c.Status(context.Background())
 		_, named := c.Attach(context.Background(), AttachRequest{Netns: "/run/netns/x"})
 		_, byFD := c.Attach(context.Background(), AttachRequest{NetnsFD: 5})
-		fmt.Printf("others: %v %v %v %v\n", status, named, byFD, c.Detach(context.Background(), "web"))
+		fmt.Printf("others: %v %v %v %v\n", status, named, byFD, c.Detach(context.Background(), "web", ""))
 		return
 	}
 	b := &fakeBackend{}
@@ -337,7 +337,7 @@ func TestServer_RefusesPIDsOfAnotherNamespace(t *testing.T) {
 	if _, err := c.Attach(context.Background(), AttachRequest{PID: 1}); err != nil {
 		t.Errorf("from our own PID namespace: %v", err)
 	}
-	if err := c.Detach(context.Background(), "1"); err != nil {
+	if err := c.Detach(context.Background(), "1", ""); err != nil {
 		t.Errorf("from our own PID namespace: %v", err)
 	}
 }

@@ -28,10 +28,10 @@ type Backend interface {
 	// Attach gets a request that has passed Validate; whose the descriptor in it is, CallerPID tells. When ctx ends before it is done it leaves
 	// nothing behind.
 	Attach(ctx context.Context, r AttachRequest) (Attachment, error)
-	// Detach takes a name, or a pid in decimal.
-	Detach(ctx context.Context, nameOrPID string) error
+	// Detach takes a name, or a pid in decimal, and whose it must be, "" for anybody's: another owner's is CodeNotFound.
+	Detach(ctx context.Context, nameOrPID, owner string) error
 	// DetachSoon returns when packets do not flow any more; the rest of Detach follows by itself.
-	DetachSoon(ctx context.Context, nameOrPID string) error
+	DetachSoon(ctx context.Context, nameOrPID, owner string) error
 	Attachments(ctx context.Context) ([]Attachment, error)
 	// Rename gets a name, or a pid in decimal, and a valid request.
 	Rename(ctx context.Context, nameOrPID string, r NamesRequest) (Attachment, error)
@@ -84,11 +84,18 @@ func Handler(b Backend) http.Handler {
 			if err != nil {
 				return nil, err
 			}
-			switch wait := r.URL.Query().Get("wait"); wait {
+			query := r.URL.Query()
+			owner := query.Get("owner")
+			if query.Has("owner") {
+				if err := CheckOwner(owner); err != nil {
+					return nil, err
+				}
+			}
+			switch wait := query.Get("wait"); wait {
 			case "", "true":
-				return nil, b.Detach(r.Context(), ref)
+				return nil, b.Detach(r.Context(), ref, owner)
 			case "false":
-				return nil, b.DetachSoon(r.Context(), ref)
+				return nil, b.DetachSoon(r.Context(), ref, owner)
 			default:
 				return nil, Errorf(CodeInvalid, "wait=%s: it is true or false", clip(wait))
 			}

@@ -54,7 +54,7 @@ func TestReserveAddress_KeepsItForWhoNamesIt(t *testing.T) {
 	if got := reserveAddr(t, n, "10.5.72.4", "docker/2"); got.Addr != "10.5.72.4/29" {
 		t.Errorf("reserved again: %+v", got)
 	}
-	if err := n.Detach(t.Context(), "1"); err != nil {
+	if err := n.Detach(t.Context(), "1", ""); err != nil {
 		t.Fatal(err)
 	}
 	got, err := n.Attach(t.Context(), api.AttachRequest{PID: 1, Name: "web", Addr: "10.5.72.4"})
@@ -64,7 +64,7 @@ func TestReserveAddress_KeepsItForWhoNamesIt(t *testing.T) {
 	if r := reservedAddrs(t, n); r["10.5.72.4/29"] != "docker/2 web" || r["10.5.72.2/29"] != "docker/1 " || len(r) != 2 {
 		t.Errorf("reserved: %v", r)
 	}
-	if err := n.Detach(t.Context(), "web"); err != nil {
+	if err := n.Detach(t.Context(), "web", ""); err != nil {
 		t.Fatal(err)
 	}
 	if r := reservedAddrs(t, n); r["10.5.72.4/29"] != "docker/2 " {

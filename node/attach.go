@@ -537,9 +537,9 @@ func (n *Node) remove(a *attachment, why string) error {
 // askedTo is why an attachment leaves that somebody detached.
 const askedTo = "asked to"
 
-// Detach takes an attachment off the overlay, found by its name, or by its pid in decimal.
-func (n *Node) Detach(ctx context.Context, nameOrPID string) error {
-	a, err := n.detachable(nameOrPID)
+// Detach takes an attachment off the overlay, found by its name, or by its pid in decimal, if it is owner's or owner is empty.
+func (n *Node) Detach(ctx context.Context, nameOrPID, owner string) error {
+	a, err := n.detachable(nameOrPID, owner)
 	if err != nil {
 		return err
 	}
@@ -559,8 +559,8 @@ func (n *Node) Detach(ctx context.Context, nameOrPID string) error {
 
 // DetachSoon takes an attachment off the overlay as Detach does, but returns before its TAP is removed and its name and address are free: an
 // attach that wants them waits (leaving.go).
-func (n *Node) DetachSoon(_ context.Context, nameOrPID string) error {
-	a, err := n.detachable(nameOrPID)
+func (n *Node) DetachSoon(_ context.Context, nameOrPID, owner string) error {
+	a, err := n.detachable(nameOrPID, owner)
 	if err != nil || !n.disconnect(a) {
 		return err
 	}
@@ -573,13 +573,15 @@ func (n *Node) DetachSoon(_ context.Context, nameOrPID string) error {
 }
 
 // detachable finds an attachment that is not being made.
-func (n *Node) detachable(nameOrPID string) (*attachment, error) {
+func (n *Node) detachable(nameOrPID, owner string) (*attachment, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	a := n.findLocked(nameOrPID)
 	switch {
 	case a == nil:
 		return nil, api.Errorf(api.CodeNotFound, "no attachment %q: `rootless-ovl ps` lists them", nameOrPID)
+	case owner != "" && a.saved.Owner != owner:
+		return nil, api.Errorf(api.CodeNotFound, "attachment %q is not of owner %q: `rootless-ovl ps` lists them", nameOrPID, owner)
 	case a.phase == pending:
 		return nil, api.Errorf(api.CodeUnavailable, "attachment %q is still being made: try again", nameOrPID)
 	}

@@ -77,7 +77,7 @@ func TestAttach_GivesTheContainerWhatItNeeds(t *testing.T) {
 	if names := savedNames(t, n); !slices.Equal(names, []string{"pid-77"}) {
 		t.Errorf("state file: %v", names)
 	}
-	if err := n.Detach(t.Context(), "77"); err != nil {
+	if err := n.Detach(t.Context(), "77", ""); err != nil {
 		t.Fatal(err)
 	}
 	if len(c.interfaces()) != 0 {
@@ -197,7 +197,7 @@ func TestAttach_SaysWhenTheSubnetIsFull(t *testing.T) {
 	if _, err := n.Attach(t.Context(), api.AttachRequest{PID: 14}); !errors.Is(err, api.ErrExhausted) {
 		t.Errorf("got %v", err)
 	}
-	if err := n.Detach(t.Context(), "pid-3"); err != nil {
+	if err := n.Detach(t.Context(), "pid-3", ""); err != nil {
 		t.Fatal(err)
 	}
 	if a, err := n.Attach(t.Context(), api.AttachRequest{PID: 14}); err != nil || a.Addr != "10.5.72.68/28" {
@@ -228,7 +228,7 @@ func TestAttach_ManyAtOnceGetDifferentAddresses(t *testing.T) {
 	}
 	for i := range count {
 		wg.Go(func() {
-			if err := n.Detach(t.Context(), fmt.Sprintf("pid-%d", i+1)); err != nil {
+			if err := n.Detach(t.Context(), fmt.Sprintf("pid-%d", i+1), ""); err != nil {
 				t.Error(err)
 			}
 		})
@@ -245,7 +245,7 @@ func TestDetachSoon_DoesNotWaitForTheKernel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := n.DetachSoon(t.Context(), "web"); err != nil {
+	if err := n.DetachSoon(t.Context(), "web", ""); err != nil {
 		t.Fatal(err)
 	}
 	// Whoever wants what it had waits.
@@ -254,10 +254,10 @@ func TestDetachSoon_DoesNotWaitForTheKernel(t *testing.T) {
 	if err != nil || again.Addr != first.Addr {
 		t.Fatalf("attached again: %+v, %v", again, err)
 	}
-	if err := n.DetachSoon(t.Context(), "nobody"); !errors.Is(err, api.ErrNotFound) {
+	if err := n.DetachSoon(t.Context(), "nobody", ""); !errors.Is(err, api.ErrNotFound) {
 		t.Errorf("of nobody: %v", err)
 	}
-	if err := n.DetachSoon(t.Context(), "web"); err != nil {
+	if err := n.DetachSoon(t.Context(), "web", ""); err != nil {
 		t.Fatal(err)
 	}
 	if a, err := n.ReserveAddress(t.Context(), api.AddressRequest{Addr: netip.MustParsePrefix(first.Addr).Addr().String(), Owner: "docker/1"}); err != nil || a.Addr != first.Addr {
@@ -268,7 +268,7 @@ func TestDetachSoon_DoesNotWaitForTheKernel(t *testing.T) {
 func TestDetach_SaysWhenThereIsNoSuchAttachment(t *testing.T) {
 	n := readyNode(t, newWorld(), testConfig(t), "10.5.72.0/24")
 	for _, ref := range []string{"web", "77", "-1"} {
-		if err := n.Detach(t.Context(), ref); !errors.Is(err, api.ErrNotFound) || !strings.Contains(err.Error(), ref) {
+		if err := n.Detach(t.Context(), ref, ""); !errors.Is(err, api.ErrNotFound) || !strings.Contains(err.Error(), ref) {
 			t.Errorf("%s: %v", ref, err)
 		}
 	}
@@ -367,7 +367,7 @@ func TestAdopt_KeepsWhatItHasNotComeToYet(t *testing.T) {
 			if _, err := second.Unpublish(t.Context(), "pid-1", api.UnpublishRequest{}); !errors.Is(err, api.ErrUnavailable) {
 				t.Errorf("Unpublish: %v", err)
 			}
-			if err := second.Detach(t.Context(), "pid-1"); err != nil {
+			if err := second.Detach(t.Context(), "pid-1", ""); err != nil {
 				t.Error(err)
 			}
 			if names, saved := savedNames(t, second), savedPortsOf(t, second); !slices.Equal(names, []string{"pid-2", "pid-3"}) || !slices.Equal(saved, ports) {

@@ -3,6 +3,7 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"slices"
@@ -31,7 +32,7 @@ func TestAttach_ByDescriptorOfTheCaller(t *testing.T) {
 	if _, err := n.Attach(t.Context(), api.AttachRequest{NetnsFD: 8}); !errors.Is(err, api.ErrNotFound) || !strings.Contains(err.Error(), "descriptor 8") {
 		t.Errorf("of a descriptor that is not there: %v", err)
 	}
-	if err := n.Detach(t.Context(), got.Name); err != nil {
+	if err := n.Detach(t.Context(), got.Name, ""); err != nil {
 		t.Fatal(err)
 	}
 	if c.opened != 0 {
@@ -52,7 +53,12 @@ func TestAttach_OwnersAreUnique(t *testing.T) {
 	if !errors.Is(err, api.ErrInUse) || !strings.Contains(err.Error(), `"web"`) || !strings.Contains(err.Error(), "10.5.72.2") {
 		t.Errorf("got %v", err)
 	}
-	if err := n.Detach(t.Context(), "web"); err != nil {
+	for _, detach := range []func(context.Context, string, string) error{n.Detach, n.DetachSoon} {
+		if err := detach(t.Context(), "web", "docker/def"); !errors.Is(err, api.ErrNotFound) || only(t, n).Name != "web" {
+			t.Errorf("detached for another owner: %v", err)
+		}
+	}
+	if err := n.Detach(t.Context(), "web", "docker/abc"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := n.Attach(t.Context(), api.AttachRequest{PID: 2, Owner: "docker/abc"}); err != nil {

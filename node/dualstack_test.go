@@ -213,7 +213,7 @@ func TestAttach_GivesBothAddressesInADualStackNetwork(t *testing.T) {
 	if err != nil || len(list) != 1 || list[0].Addr6 != got.Addr6 || !w.routed()[addr6.Addr()] {
 		t.Errorf("taken up again: %+v, %v, routed %v", list, err, w.routed())
 	}
-	if err := again.Detach(t.Context(), "77"); err != nil {
+	if err := again.Detach(t.Context(), "77", ""); err != nil {
 		t.Fatal(err)
 	}
 	if !slices.Contains(w.released, netip.PrefixFrom(addr6.Addr(), 128)) {

@@ -72,7 +72,7 @@ func TestAttachGateway_RoutesTheSubnetToTheNamespace(t *testing.T) {
 	if w.table.Gateway.String() != "10.5.72.1" {
 		t.Errorf("errors to peers come from %v, which is not of our subnet", w.table.Gateway)
 	}
-	if err := n.Detach(t.Context(), "77"); err != nil {
+	if err := n.Detach(t.Context(), "77", ""); err != nil {
 		t.Fatal(err)
 	}
 	if len(c.interfaces()) != 0 || c.transit != nil {
@@ -111,7 +111,7 @@ func TestAttachGateway_FindsTheNamespaceThatRootlessKitKeepsApart(t *testing.T) 
 	if got := attachGateway(t, n, 77); got.Name != "pid-77" || got.PID != 0 || got.Netns != path {
 		t.Errorf("got %+v", got)
 	}
-	if err := n.Detach(t.Context(), "pid-77"); err != nil {
+	if err := n.Detach(t.Context(), "pid-77", ""); err != nil {
 		t.Fatal(err)
 	}
 	if c.transit != nil {

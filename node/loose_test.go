@@ -120,7 +120,7 @@ func TestAttach_LooseMakesTheInterfaceOnly(t *testing.T) {
 		}
 	}
 	for _, ref := range []string{got.Name, "web", "10"} {
-		if err := n.Detach(t.Context(), ref); err != nil {
+		if err := n.Detach(t.Context(), ref, ""); err != nil {
 			t.Error(err)
 		}
 	}
@@ -151,7 +151,7 @@ func TestLoose_IsShownWhereItIs(t *testing.T) {
 		if a := only(t, n); a.Name != "web" {
 			t.Errorf("there is %+v", a)
 		}
-		if err := n.Detach(t.Context(), "20"); err != nil { // the pid that was shown
+		if err := n.Detach(t.Context(), "20", ""); err != nil { // the pid that was shown
 			t.Error(err)
 		}
 		nothingLeft(t, w, n)
@@ -203,7 +203,7 @@ func TestLoose_PortsReachItByItsOwnNamespace(t *testing.T) {
 		to.give("eth0", other, "eth0")
 		sockets(0, 0, 1)
 	}
-	if err := n.Detach(t.Context(), "web"); err != nil {
+	if err := n.Detach(t.Context(), "web", ""); err != nil {
 		t.Error(err)
 	}
 	nothingLeft(t, w, n)
@@ -343,7 +343,7 @@ func TestAdopt_FindsLooseOnesWhereverTheyAre(t *testing.T) {
 				if l := where.links[ifName]; l == nil || !l.held || len(l.config.Addrs) > 0 {
 					t.Errorf("the interface: %+v", l)
 				}
-				if err := n.Detach(t.Context(), "web"); err != nil {
+				if err := n.Detach(t.Context(), "web", ""); err != nil {
 					t.Error(err)
 				}
 				nothingLeft(t, w, n)

@@ -143,7 +143,7 @@ func TestNames_AreFoundOnEveryNode(t *testing.T) {
 		if got := two.says(t, "10.5.2.2", "host.ovl.internal.", mdns.TypeA); got != "NOERROR 10.5.2.1" {
 			t.Errorf("the gateway is %s", got)
 		}
-		if err := one.Detach(t.Context(), "Web"); err != nil {
+		if err := one.Detach(t.Context(), "Web", ""); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
@@ -252,7 +252,7 @@ func TestAttach_GoesOnWhileTheStoreIsAway(t *testing.T) {
 		if got := one.problem(t); !strings.Contains(got, "do not know its name yet") {
 			t.Errorf("the problem is %q", got)
 		}
-		if err := one.Detach(t.Context(), "db2"); err != nil {
+		if err := one.Detach(t.Context(), "db2", ""); err != nil {
 			t.Error(err)
 		}
 		// Meanwhile somebody else takes a name, with a way to the store.
@@ -352,7 +352,7 @@ func TestNames_OfTwoThatDifferInCaseOneIsPublished(t *testing.T) {
 		if !strings.Contains(problem, `name "web" is taken by 10.5.1.2`) {
 			t.Errorf("the problem is %q", problem)
 		}
-		if err := one.Detach(t.Context(), "Web"); err != nil {
+		if err := one.Detach(t.Context(), "Web", ""); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()

@@ -46,7 +46,7 @@ func TestAttach_ReplacesWhatALostStateFileLeftBehind(t *testing.T) {
 			if got := container.interfaces(); !slices.Equal(got, []string{tc.want}) {
 				t.Errorf("interfaces %v", got)
 			}
-			if err := second.Detach(t.Context(), "77"); err != nil {
+			if err := second.Detach(t.Context(), "77", ""); err != nil {
 				t.Fatal(err)
 			}
 			nothingLeft(t, w, second)

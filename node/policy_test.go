@@ -75,7 +75,7 @@ func TestAttach_HoldsTheContainerToItsPolicy(t *testing.T) {
 	if list, err := again.Attachments(context.Background()); err != nil || len(list) != 1 || !reflect.DeepEqual(list[0].Policy, p) {
 		t.Errorf("attachments %+v, %v", list, err)
 	}
-	if err := again.Detach(t.Context(), "web"); err != nil {
+	if err := again.Detach(t.Context(), "web", ""); err != nil {
 		t.Fatal(err)
 	}
 	if len(w.policies) != 0 {

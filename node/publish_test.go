@@ -342,7 +342,7 @@ func TestPorts_GoWithTheirAttachment(t *testing.T) {
 	w := newWorld()
 	n := readyNode(t, w, testConfig(t), "10.5.72.0/24")
 	for name, end := range map[string]func(*container){
-		"detach":               func(*container) { _ = n.Detach(t.Context(), "web") },
+		"detach":               func(*container) { _ = n.Detach(t.Context(), "web", "") },
 		"the container's exit": func(c *container) { c.exit() },
 	} {
 		c := w.start(7)

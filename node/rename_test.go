@@ -57,7 +57,7 @@ func TestRename_IsSeenEverywhere(t *testing.T) {
 				t.Errorf("%+v: state file: %v", step.r, names)
 			}
 		}
-		if err := one.Detach(t.Context(), "Web"); err != nil {
+		if err := one.Detach(t.Context(), "Web", ""); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
@@ -163,7 +163,7 @@ func TestRename_WhileOthersLook(t *testing.T) {
 		}
 	}
 	<-done
-	if err := n.Detach(t.Context(), "1"); err != nil {
+	if err := n.Detach(t.Context(), "1", ""); err != nil {
 		t.Fatal(err)
 	}
 	nothingLeft(t, w, n)

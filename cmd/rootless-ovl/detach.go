@@ -38,7 +38,7 @@ func (a *app) detachCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := c.Detach(cmd.Context(), args[0]); err != nil {
+			if err := c.Detach(cmd.Context(), args[0], ""); err != nil {
 				return err
 			}
 			return a.print(map[string]string{"detached": args[0]}, func(w io.Writer) { fmt.Fprintln(w, "detached", args[0]) })

@@ -81,9 +81,11 @@ func (f *fakeDaemon) Attach(_ context.Context, r api.AttachRequest) (api.Attachm
 	}, cmp.Or(f.err, f.attachErr)
 }
 
-func (f *fakeDaemon) DetachSoon(ctx context.Context, ref string) error { return f.Detach(ctx, ref) }
+func (f *fakeDaemon) DetachSoon(ctx context.Context, ref, owner string) error {
+	return f.Detach(ctx, ref, owner)
+}
 
-func (f *fakeDaemon) Detach(_ context.Context, ref string) error {
+func (f *fakeDaemon) Detach(_ context.Context, ref, _ string) error {
 	f.notes.add("detach %s", ref)
 	return cmp.Or(f.err, f.detachErr)
 }

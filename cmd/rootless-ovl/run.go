@@ -194,7 +194,7 @@ func (a *app) warn(warnings []string) int {
 func (a *app) detachAfterRun(ctx context.Context, c *api.Client, pid int) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), detachPatience)
 	defer cancel()
-	if err := c.Detach(ctx, strconv.Itoa(pid)); err != nil && !errors.Is(err, api.ErrNotFound) {
+	if err := c.Detach(ctx, strconv.Itoa(pid), ""); err != nil && !errors.Is(err, api.ErrNotFound) {
 		fmt.Fprintln(a.stderr, "rootless-ovl: warning: the command has ended and could not be detached:", err)
 	}
 }

@@ -113,7 +113,7 @@ func (c *call) attach(ctx context.Context, r api.AttachRequest, ns *namespace) (
 		return att, err
 	}
 	for _, a := range stale {
-		if err := c.daemon.Detach(ctx, a.Name); err != nil && !errors.Is(err, api.ErrNotFound) {
+		if err := c.daemon.Detach(ctx, a.Name, a.Owner); err != nil && !errors.Is(err, api.ErrNotFound) {
 			return att, err
 		}
 	}
@@ -130,7 +130,7 @@ func (c *call) undo() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), undoPatience)
 	defer cancel()
-	if err := c.daemon.Detach(ctx, c.made); err != nil {
+	if err := c.daemon.Detach(ctx, c.made, c.owner()); err != nil {
 		c.tell("not detached again: %v", err)
 	}
 }

@@ -61,7 +61,7 @@ func (f *fakeAPI) AttachmentsOf(_ context.Context, owner string) ([]api.Attachme
 	return list, f.err
 }
 
-func (f *fakeAPI) Detach(_ context.Context, ref string) error {
+func (f *fakeAPI) Detach(_ context.Context, ref, _ string) error {
 	f.detached = append(f.detached, ref)
 	return cmp.Or(f.err, f.detachErr)
 }

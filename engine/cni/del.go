@@ -40,7 +40,7 @@ func (c *call) del(ctx context.Context) (any, error) {
 func (c *call) detach(ctx context.Context, list []api.Attachment) error {
 	var failed []error
 	for _, a := range list {
-		if err := c.daemon.Detach(ctx, a.Name); err != nil && !errors.Is(err, api.ErrNotFound) {
+		if err := c.daemon.Detach(ctx, a.Name, a.Owner); err != nil && !errors.Is(err, api.ErrNotFound) {
 			failed = append(failed, fmt.Errorf("%s: %w", a.Owner, err))
 		}
 	}

@@ -37,7 +37,7 @@ type API interface {
 	Attach(ctx context.Context, r api.AttachRequest) (api.Attachment, error)
 	Attachments(ctx context.Context) ([]api.Attachment, error)
 	AttachmentsOf(ctx context.Context, owner string) ([]api.Attachment, error)
-	Detach(ctx context.Context, nameOrPID string) error
+	Detach(ctx context.Context, nameOrPID, owner string) error
 }
 
 // Plugin is one call of the plugin. All exported fields are needed.

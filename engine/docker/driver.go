@@ -24,7 +24,7 @@ const SocketName = "docker.sock"
 type API interface {
 	Status(ctx context.Context) (api.Status, error)
 	Attach(ctx context.Context, r api.AttachRequest) (api.Attachment, error)
-	DetachSoon(ctx context.Context, ref string) error
+	DetachSoon(ctx context.Context, ref, owner string) error
 	Attachments(ctx context.Context) ([]api.Attachment, error)
 	AttachmentsOf(ctx context.Context, owner string) ([]api.Attachment, error)
 	Rename(ctx context.Context, ref string, r api.NamesRequest) (api.Attachment, error)

@@ -119,7 +119,7 @@ func (d *Driver) detach(ctx context.Context, endpoint string) error {
 		if err != nil {
 			return err
 		}
-		if err = d.api.DetachSoon(ctx, a.Name); err == nil || !errors.Is(err, api.ErrNotFound) {
+		if err = d.api.DetachSoon(ctx, a.Name, a.Owner); err == nil || !errors.Is(err, api.ErrNotFound) {
 			return err
 		}
 	}

@@ -74,11 +74,11 @@ func (f *fakeNode) Attach(_ context.Context, r api.AttachRequest) (api.Attachmen
 	return a, nil
 }
 
-func (f *fakeNode) DetachSoon(_ context.Context, ref string) error {
+func (f *fakeNode) DetachSoon(_ context.Context, ref, owner string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if _, is := f.attached[ref]; !is {
-		return api.Errorf(api.CodeNotFound, "no attachment %q", ref)
+	if a, is := f.attached[ref]; !is || a.Owner != owner {
+		return api.Errorf(api.CodeNotFound, "no attachment %q of %q", ref, owner)
 	}
 	delete(f.attached, ref)
 	return nil

@@ -24,7 +24,7 @@ const patience = 45 * time.Second
 type API interface {
 	Status(ctx context.Context) (api.Status, error)
 	Attach(ctx context.Context, r api.AttachRequest) (api.Attachment, error)
-	Detach(ctx context.Context, nameOrPID string) error
+	Detach(ctx context.Context, nameOrPID, owner string) error
 	AttachmentsOf(ctx context.Context, owner string) ([]api.Attachment, error)
 }
 

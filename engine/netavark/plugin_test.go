@@ -43,7 +43,7 @@ func (f *fakeDaemon) Attach(_ context.Context, r api.AttachRequest) (api.Attachm
 	return f.attach, f.err
 }
 
-func (f *fakeDaemon) Detach(_ context.Context, name string) error {
+func (f *fakeDaemon) Detach(_ context.Context, name, _ string) error {
 	f.detached = append(f.detached, name)
 	return f.err
 }
@@ -455,7 +455,7 @@ func TestTeardown_OfWhatIsGone(t *testing.T) {
 // endedDaemon lists attachments that are gone when they are detached.
 type endedDaemon struct{ fakeDaemon }
 
-func (d *endedDaemon) Detach(context.Context, string) error {
+func (d *endedDaemon) Detach(context.Context, string, string) error {
 	return api.Errorf(api.CodeNotFound, "gone")
 }
 

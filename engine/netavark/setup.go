@@ -48,7 +48,7 @@ func (p *Plugin) setup(ctx context.Context, path string) error {
 		err = p.answer(statusOf(a, c.Network.DNS))
 	}
 	if err != nil { // podman takes the container for not connected
-		return errors.Join(err, daemon.Detach(context.WithoutCancel(ctx), a.Name))
+		return errors.Join(err, daemon.Detach(context.WithoutCancel(ctx), a.Name, a.Owner))
 	}
 	return nil
 }
@@ -64,7 +64,7 @@ func attach(ctx context.Context, daemon API, r api.AttachRequest) (api.Attachmen
 		return a, err
 	}
 	for _, o := range old {
-		if derr := daemon.Detach(ctx, o.Name); derr != nil && !errors.Is(derr, api.ErrNotFound) {
+		if derr := daemon.Detach(ctx, o.Name, o.Owner); derr != nil && !errors.Is(derr, api.ErrNotFound) {
 			return a, errors.Join(err, derr)
 		}
 	}
@@ -261,7 +261,7 @@ func (p *Plugin) teardown(ctx context.Context) error {
 		return err
 	}
 	for _, a := range list {
-		if derr := daemon.Detach(ctx, a.Name); derr != nil && !errors.Is(derr, api.ErrNotFound) {
+		if derr := daemon.Detach(ctx, a.Name, a.Owner); derr != nil && !errors.Is(derr, api.ErrNotFound) {
 			err = errors.Join(err, derr)
 		}
 	}

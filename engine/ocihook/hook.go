@@ -29,8 +29,8 @@ const (
 // API is what the hook asks of the daemon; *api.Client has it.
 type API interface {
 	Attach(context.Context, api.AttachRequest) (api.Attachment, error)
-	Detach(ctx context.Context, nameOrPID string) error
-	DetachSoon(ctx context.Context, nameOrPID string) error
+	Detach(ctx context.Context, nameOrPID, owner string) error
+	DetachSoon(ctx context.Context, nameOrPID, owner string) error
 	Attachments(context.Context) ([]api.Attachment, error)
 	AttachmentsOf(ctx context.Context, owner string) ([]api.Attachment, error)
 }
@@ -125,7 +125,7 @@ func (h *Hook) attach(ctx context.Context, s State) error {
 	switch att, is := inNamespace(list, inode); {
 	case is && att.Owner != Owner(s.ID) && w.asked && s.podIsUnnamed(att):
 		// The pod's own container, which has no annotations, was one of every container. The first member that asks for something decides.
-		if err := h.api.Detach(ctx, att.Name); err != nil && !errors.Is(err, api.ErrNotFound) {
+		if err := h.api.Detach(ctx, att.Name, att.Owner); err != nil && !errors.Is(err, api.ErrNotFound) {
 			return err
 		}
 	case is && att.Owner != Owner(s.ID):
@@ -150,7 +150,7 @@ func (h *Hook) attach(ctx context.Context, s State) error {
 	}
 	if err := h.resolve(c, w, att); err != nil {
 		// The container is not started, and has no poststop then.
-		return errors.Join(err, h.api.Detach(context.WithoutCancel(ctx), att.Name))
+		return errors.Join(err, h.api.Detach(context.WithoutCancel(ctx), att.Name, att.Owner))
 	}
 	return nil
 }
@@ -180,7 +180,7 @@ func (h *Hook) attachNew(ctx context.Context, s State, c bundle, w wish, list []
 	for _, old := range list {
 		// The container, or the pod, is created anew, so what is left of an earlier life of it is no longer anybody's.
 		if old.Owner != "" && old.Owner == r.Owner {
-			if err := h.api.Detach(ctx, old.Name); err != nil && !errors.Is(err, api.ErrNotFound) {
+			if err := h.api.Detach(ctx, old.Name, old.Owner); err != nil && !errors.Is(err, api.ErrNotFound) {
 				return api.Attachment{}, err
 			}
 		}
@@ -279,7 +279,7 @@ func (h *Hook) detach(ctx context.Context, s State) error {
 	list, err := h.api.AttachmentsOf(ctx, Owner(s.ID))
 	for _, att := range list {
 		// podman waits for its hook, and the container is gone.
-		if derr := h.api.DetachSoon(ctx, att.Name); derr != nil && !errors.Is(derr, api.ErrNotFound) {
+		if derr := h.api.DetachSoon(ctx, att.Name, att.Owner); derr != nil && !errors.Is(derr, api.ErrNotFound) {
 			err = errors.Join(err, derr)
 		}
 	}

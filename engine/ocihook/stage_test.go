@@ -66,14 +66,16 @@ func (d *fakeDaemon) Attach(_ context.Context, r api.AttachRequest) (api.Attachm
 	return att, nil
 }
 
-func (d *fakeDaemon) DetachSoon(ctx context.Context, ref string) error { return d.Detach(ctx, ref) }
+func (d *fakeDaemon) DetachSoon(ctx context.Context, ref, owner string) error {
+	return d.Detach(ctx, ref, owner)
+}
 
-func (d *fakeDaemon) Detach(_ context.Context, ref string) error {
+func (d *fakeDaemon) Detach(_ context.Context, ref, owner string) error {
 	if err := d.here(); err != nil {
 		return err
 	}
 	d.detached = append(d.detached, ref)
-	d.list = slices.DeleteFunc(d.list, func(a api.Attachment) bool { return a.Name == ref })
+	d.list = slices.DeleteFunc(d.list, func(a api.Attachment) bool { return a.Name == ref && a.Owner == owner })
 	return nil
 }
 
