@@ -197,7 +197,7 @@ func (h *Hook) attachNew(ctx context.Context, s State, c bundle, w wish, list []
 // that must be there.
 func (h *Hook) join(c bundle, w wish, att api.Attachment) error {
 	if lacks := w.beyond(att); lacks != "" {
-		return api.Errorf(api.CodeInvalid, "the container shares a network that is on the overlay as %q, without %s: give the annotations to the pod, or to the container whose network it is", att.Name, lacks)
+		return api.Errorf(api.CodeInvalid, "the container shares a network that is on the overlay as %q, without %s: give every container of the pod the same annotations, or these to the container whose network it is", att.Name, lacks)
 	}
 	return h.resolve(c, w, att)
 }

@@ -4,6 +4,9 @@ package ocihook
 
 import (
 	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -58,10 +61,10 @@ func TestFile_IsForPodman(t *testing.T) {
 		if err := json.Unmarshal(b, &f); err != nil {
 			t.Fatal(err)
 		}
-		if f.Version != "1.0.0" || f.Hook.Path != "/home/u/bin/rootless-ovl" || !slices.Equal(f.Stages, []string{"createRuntime", "poststop"}) || f.When.Always != every {
+		if f.Version != "1.0.0" || f.Hook.Path != "/bin/sh" || !slices.Equal(f.Stages, []string{"createRuntime", "poststop"}) || f.When.Always != every {
 			t.Errorf("%s", b)
 		}
-		if want := []string{"rootless-ovl", "--runtime-dir", "/run/user/1000/rootless-ovl", "plugin", "oci-hook"}; !slices.Equal(f.Hook.Args, want) {
+		if want := []string{"sh", "-c", start, "/home/u/bin/rootless-ovl", "/run/user/1000/rootless-ovl"}; !slices.Equal(f.Hook.Args, want) {
 			t.Errorf("args %v, want %v", f.Hook.Args, want)
 		}
 		if every {
@@ -84,6 +87,49 @@ func TestFile_IsForPodman(t *testing.T) {
 		if _, err := File(paths[0], paths[1], false, false); err == nil || !strings.Contains(err.Error(), "absolute") {
 			t.Errorf("%v: %v", paths, err)
 		}
+	}
+}
+
+// A runtime's hook is a child of the runtime, which here is a shell with a runtime's command line.
+func TestFile_StartsTheProgramOrRefuses(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "it's here")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	program, log := filepath.Join(dir, "rootless-ovl"), filepath.Join(dir, "oci-log")
+	b, err := File(program, "/run/a b", true, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var f hookFile
+	if err := json.Unmarshal(b, &f); err != nil {
+		t.Fatal(err)
+	}
+	run := func() (string, error) {
+		argv := append([]string{"-c", `"$@"; exit $?`, "crun", f.Hook.Path}, f.Hook.Args[1:]...)
+		cmd := exec.Command("/bin/sh", append(argv, "--log-format=json", "--log", log, "create")...)
+		cmd.Env = []string{}
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	if err := os.WriteFile(log, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := run()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(out, "rootless-ovl install podman") {
+		t.Errorf("without the program: %q, %v", out, err)
+	}
+	told, err := os.ReadFile(log)
+	var line struct{ Msg string }
+	if err != nil || json.Unmarshal(told, &line) != nil || !strings.Contains(line.Msg, "rootless-ovl has moved") {
+		t.Errorf("the engine is told %q, %v", told, err)
+	}
+	if err := os.WriteFile(program, []byte("#!/bin/sh\nprintf '%s|' \"$@\"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := run(); err != nil || out != "--runtime-dir|/run/a b|plugin|oci-hook|" {
+		t.Errorf("the program is given %q, %v", out, err)
 	}
 }
 

@@ -136,6 +136,9 @@ func (h host) podmanHook(s install.Setup) Check {
 	case len(hidden) > 0:
 		return warn(id, title, filepath.Base(s.DropInPath())+" hides from podman what was added to hooks_dir since: "+strings.Join(hidden, ", "), runInstall+"podman")
 	}
+	if _, err := fs.Stat(h.view, strings.TrimPrefix(rec.Program, "/")); errors.Is(err, fs.ErrNotExist) {
+		return bad(id, title, fmt.Sprintf("the hook starts %s, which is not there: the containers that it is for cannot start", rec.Program), runInstall+"podman with the program that is")
+	}
 	which := "annotated containers"
 	if rec.EveryContainer {
 		which = "every container"

@@ -86,6 +86,7 @@ func TestRun_FindsWhatBecameOfAnInstallation(t *testing.T) {
 		{"flags changed", write("home/me/.config/rootless-ovl/up.env", "X=1"), "installed-files", OK, "", ""},
 		{"the program gone", remove("opt/bin/rootless-ovl"), "installed-files", Fail, "/opt/bin/rootless-ovl, which is not there", "rootless-ovl install podman"},
 		{"a broken record", write(record, "{"), "installed-files", Warn, "install.json", "rootless-ovl install"},
+		{"the hook's program gone", remove("opt/bin/rootless-ovl"), "podman-hook", Fail, "/opt/bin/rootless-ovl, which is not there", "rootless-ovl install podman"},
 		{"no podman", func(_ *fake, o *Options, _ fstest.MapFS) { o.Installed.PodmanVersion = "" }, "podman-hook", Skipped, "no podman", ""},
 		{"no hook", nothing, "podman-hook", Skipped, "rootless-ovl install podman", ""},
 		{"hooks_dir removed", remove(dropIn), "podman-hook", Warn, "hooks_dir does not have", "rootless-ovl install podman"},

@@ -266,6 +266,30 @@ func TestPodmanHook_RefusalsSayWhatToDo(t *testing.T) {
 	}
 }
 
+// podman passes over a hook whose path is not there. A container that is to be closed must not start open for that.
+func TestPodmanHook_RefusesContainersWhenTheProgramHasMoved(t *testing.T) {
+	l := lab.New(t, 1)
+	h := l.Host(1)
+	h.Up()
+	p := hookPodman(t, h, image(t, l.Dir), false)
+	ok(t, h, h.Binary(), "uninstall", "podman")
+	moved := filepath.Join(h.Home(), "rootless-ovl")
+	ok(t, h, "cp", h.Binary(), moved)
+	ok(t, h, moved, "install", "podman")
+	p.serve("web", "attach=web")
+	p.ok("rm", "-f", "-t", "0", "web")
+	ok(t, h, "rm", moved)
+	for _, runtime := range []string{"crun", "runc"} {
+		r := p.run("--runtime", runtime, "run", "--rm", "--annotation", "run.rootless-ovl.egress=deny", "localhost/busybox", "true")
+		if r.Code == 0 || !strings.Contains(r.Stderr, "rootless-ovl install podman") {
+			t.Errorf("%s: exit code %d\n%s", runtime, r.Code, r.Stderr)
+		}
+	}
+	if r := h.Run(h.Binary(), "doctor"); !strings.Contains(r.Stdout, "the hook starts "+moved+", which is not there") {
+		t.Errorf("doctor: %s%s", r.Stdout, r.Stderr)
+	}
+}
+
 // Newer versions of podman write resolv.conf between createRuntime and poststart. Here a hook of somebody else's does, which comes before ours.
 func TestPodmanHook_WritesResolvConfAgainAtPoststart(t *testing.T) {
 	l := lab.New(t, 1)
@@ -326,7 +350,7 @@ func TestPodmanHook_Pods(t *testing.T) {
 		member := func(name string, args ...string) {
 			t.Helper()
 			p.ok(append([]string{"run", "-d", "--pod", "shop", "--name", name, "--stop-signal", "KILL", "--annotation", "run.rootless-ovl.attach=shop",
-				"--annotation", "run.rootless-ovl.alias=s", "localhost/busybox"}, args...)...)
+				"--annotation", "run.rootless-ovl.alias=s", "--annotation", "run.rootless-ovl.publish=8080:80", "localhost/busybox"}, args...)...)
 		}
 		member("front", httpd...)
 		member("back", "sleep", "infinity")
@@ -343,6 +367,14 @@ func TestPodmanHook_Pods(t *testing.T) {
 			t.Errorf("the pod sees probe as %s", got)
 		}
 		reachedFrom(t, l.Host(2), "shop", shop, "s")
+		p.ok("pod", "stop", "-t", "0", "shop")
+		p.ok("pod", "start", "shop") // in any order
+		shop = addrOf(d, "shop")
+		for _, container := range []string{"front", "back"} {
+			if got := p.get(container, "http://probe/cgi-bin/who"); got != shop {
+				t.Errorf("after a stop of the pod probe sees %s as %s, want %s", container, got, shop)
+			}
+		}
 		p.ok("rm", "-f", "-t", "0", "back")
 		if got := p.get("front", "http://probe/cgi-bin/who"); got != shop {
 			t.Errorf("after a member's end probe sees the pod as %q", got)
