@@ -43,12 +43,14 @@ type Hook struct {
 	parent   int    // the process that runs the hook
 	patience time.Duration
 
-	hostResolvConf string // path
+	hostResolvConf string   // path
+	storageConf    []string // paths of podman's storage.conf, for all users
 }
 
 // New makes a Hook that asks that daemon, and writes what a person may want to know to stderr.
 func New(daemon API, stderr io.Writer) *Hook {
-	return &Hook{api: daemon, stderr: stderr, proc: "/proc", parent: os.Getppid(), patience: patience, hostResolvConf: resolvConf}
+	return &Hook{api: daemon, stderr: stderr, proc: "/proc", parent: os.Getppid(), patience: patience, hostResolvConf: resolvConf,
+		storageConf: []string{"/etc/containers/storage.conf", "/usr/share/containers/storage.conf"}}
 }
 
 // Run serves the stage that the state on stdin is of. An error of an attach is told to the engine, too.
@@ -90,15 +92,17 @@ func (h *Hook) attach(ctx context.Context, s State) error {
 	if err != nil || w.leave {
 		return err
 	}
-	if err := refuseImageAnnotations(s); err != nil {
-		return err
-	}
 	if s.PID == 0 {
 		return api.Errorf(api.CodeInvalid, "the state of container %s has no pid: run this hook at createRuntime, not before the runtime has made its namespaces", short(s.ID))
 	}
 	c, err := readBundle(s.Bundle)
 	if err != nil {
 		return err
+	}
+	if w.asked {
+		if err := h.refuseImageAnnotations(s, c); err != nil {
+			return err
+		}
 	}
 	inode, err := h.netnsOf(fmt.Sprint(s.PID))
 	if err != nil {
@@ -133,7 +137,7 @@ func (h *Hook) attach(ctx context.Context, s State) error {
 	case is && att.PID == s.PID: // runc before 1.3 runs poststart right after createRuntime, and calls the container the same
 		return h.resolve(c, w, att)
 	}
-	att, err := h.attachNew(ctx, s, c, w, list)
+	att, err := h.attachNew(ctx, s, c, w, inode, list)
 	if errors.Is(err, api.ErrInUse) && c.holder() != 0 { // another member of the pod may have been first
 		list, lerr := h.api.Attachments(ctx)
 		if first, is := inNamespace(list, inode); lerr == nil && is {
@@ -155,11 +159,11 @@ func (h *Hook) attach(ctx context.Context, s State) error {
 	return nil
 }
 
-// attachNew attaches a namespace that is not attached.
-func (h *Hook) attachNew(ctx context.Context, s State, c bundle, w wish, list []api.Attachment) (api.Attachment, error) {
+// attachNew attaches the container's namespace, which has that inode and is not attached.
+func (h *Hook) attachNew(ctx context.Context, s State, c bundle, w wish, inode uint64, list []api.Attachment) (api.Attachment, error) {
 	r := w.request
 	r.PID, r.Owner = s.PID, Owner(s.ID)
-	if holder := c.holder(); holder != 0 {
+	if holder := c.holder(); holder != 0 && h.isIn(holder, inode) {
 		// The namespace is there before and after this container, with whose end it must not go: the holder's end ends it.
 		r.PID, r.Owner = holder, s.podOwner()
 	}

@@ -168,6 +168,25 @@ func TestHook_AttachesAPodOnce(t *testing.T) {
 	}
 }
 
+// Of one that has ended, say, whose number another process has now.
+func TestHook_AttachesTheContainerWhereTheHolderIsElsewhere(t *testing.T) {
+	for name, change := range map[string]func(s *stage){
+		"in another namespace": func(s *stage) { s.netns("4300", newInode) },
+		"ended":                func(*stage) {},
+	} {
+		s := newStage(t)
+		s.sharesWith(4300)
+		change(s)
+		if err := s.run("created", containerA, pidB, map[string]string{"run.rootless-ovl.attach": "web"}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		want := []api.AttachRequest{{PID: pidB, Name: "web", Owner: Owner(containerA)}}
+		if !reflect.DeepEqual(s.daemon.attached, want) {
+			t.Errorf("%s: attached %+v, want %+v", name, s.daemon.attached, want)
+		}
+	}
+}
+
 func TestHook_GivesAPodOfEveryContainerItsName(t *testing.T) {
 	const sandbox = "io.kubernetes.cri-o.SandboxID"
 	s := newStage(t)

@@ -38,6 +38,12 @@ func (h *Hook) netnsOf(process string) (uint64, error) {
 	return inode, nil
 }
 
+// isIn tells whether a process is in the network namespace with that inode. Another may have the number of one that has ended.
+func (h *Hook) isIn(pid int, inode uint64) bool {
+	its, err := h.netnsOf(strconv.Itoa(pid))
+	return err == nil && its == inode
+}
+
 // hasNetwork tells whether the engine has given the process's namespace a network already: the interface that would be ours, or a
 // default route. Other interfaces may be the kernel's, which makes some in every namespace.
 func (h *Hook) hasNetwork(pid int) (bool, error) {

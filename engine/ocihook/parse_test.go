@@ -25,7 +25,8 @@ func TestReadState_RefusesWhatIsNone(t *testing.T) {
 		`{"id": "a/b"}`:              "a/b",
 		`{"id": "a", "pid": -1}`:     "-1",
 		`{"id": "a", "bundle": "x"}`: "absolute",
-		`{"id": "a"}` + strings.Repeat(" ", maxState): "annotations",
+		`{"id": "a"}`:                "absolute",
+		`{"id": "b"}` + strings.Repeat(" ", maxState): "annotations",
 	} {
 		_, err := ReadState(strings.NewReader(text))
 		if err == nil || !strings.Contains(err.Error(), says) {

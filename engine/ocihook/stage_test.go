@@ -106,10 +106,12 @@ func newStage(t *testing.T) *stage {
 	s := &stage{t: t, daemon: &fakeDaemon{}, dir: t.TempDir()}
 	s.hook = New(s.daemon, &s.stderr)
 	s.hook.proc, s.hook.parent, s.hook.patience = filepath.Join(s.dir, "proc"), 4000, 0
+	s.hook.storageConf = []string{filepath.Join(s.dir, "storage.conf")}
 	s.hook.hostResolvConf = s.write("resolv.conf", "search lan\nnameserver 192.0.2.53\n")
 	s.netns("self", hostInode)
 	s.netns("4242", newInode)
 	s.netns("4243", podInode)
+	s.netns("4200", podInode)
 	s.network(pidA, loOnly, noRoutes)
 	s.network(pidB, loOnly, noRoutes)
 	s.write("proc/4000/cmdline", "crun\x00create\x00")

@@ -74,7 +74,7 @@ func ReadState(r io.Reader) (State, error) {
 		return State{}, api.Errorf(api.CodeInvalid, "the container's state has the id %q: a runtime gives 1 to %d letters, digits and _+.-", clip(s.ID), maxID)
 	case s.PID < 0:
 		return State{}, api.Errorf(api.CodeInvalid, "the state of container %s has the pid %d: a runtime gives one above 0, or none at poststop", s.ID, s.PID)
-	case s.Bundle != "" && !filepath.IsAbs(s.Bundle):
+	case !filepath.IsAbs(s.Bundle):
 		return State{}, api.Errorf(api.CodeInvalid, "the state of container %s has the bundle %q: a runtime gives an absolute path", s.ID, clip(s.Bundle))
 	}
 	return s, nil
