@@ -8,15 +8,19 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/rootless-ovl/rootless-ovl/api"
 )
 
-// resolvConf is where a container looks; inRoot is the same in its root.
+// resolvConf is where a container looks; inEtc is the same in etc, a directory of its root.
 const (
 	resolvConf = "/etc/resolv.conf"
-	inRoot     = "etc/resolv.conf"
-	inRootNew  = "etc/.resolv.conf.rootless-ovl"
+	etc        = "etc"
+	inEtc      = "resolv.conf"
+	inEtcNew   = ".resolv.conf.rootless-ovl"
 )
 
 // writeResolvConf writes the container's file: the engine's, where it mounts one, and in the container's root otherwise. A file or
@@ -68,31 +72,45 @@ func rewrite(name string, content []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-// writeInRoot puts a new file into the container's root. The image has made what is there: nothing leads out of the root, and what the file
-// was, a link into /run perhaps, is replaced.
+// writeInRoot puts a new file into the container's root. The image has made what is there: /etc may be a link, which leads to where it leads the
+// container, never out of the root, and what the file was, a link into /run perhaps, is replaced.
 func writeInRoot(dir string, content []byte) error {
-	root, err := os.OpenRoot(dir)
+	root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: dir, Err: err}
+	}
+	defer unix.Close(root)
+	if err := unix.Mkdirat(root, etc, 0o755); err != nil && err != unix.EEXIST {
+		return &fs.PathError{Op: "mkdir", Path: filepath.Join(dir, etc), Err: err}
+	}
+	at, err := unix.Openat2(root, etc, &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS})
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: filepath.Join(dir, etc), Err: err}
+	}
+	defer unix.Close(at)
+	if err := replaceAt(at, content); err != nil {
+		return fmt.Errorf("in %s: %w", filepath.Join(dir, etc), err)
+	}
+	return nil
+}
+
+// replaceAt writes the file in the directory that at is a descriptor of.
+func replaceAt(at int, content []byte) error {
+	if err := unix.Unlinkat(at, inEtcNew, 0); err != nil && err != unix.ENOENT { // of a hook that was killed
+		return err
+	}
+	fd, err := unix.Openat(at, inEtcNew, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o644)
 	if err != nil {
 		return err
 	}
-	defer root.Close()
-	if err := root.Mkdir("etc", 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	if err := root.Remove(inRootNew); err != nil && !errors.Is(err, fs.ErrNotExist) { // of a hook that was killed
-		return err
-	}
-	f, err := root.OpenFile(inRootNew, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return err
-	}
+	f := os.NewFile(uintptr(fd), inEtcNew)
 	_, err = f.Write(content)
 	// Whoever the container's processes are, and whatever the engine's umask.
 	if err = errors.Join(err, f.Chmod(0o644), f.Close()); err == nil {
-		err = root.Rename(inRootNew, inRoot)
+		err = unix.Renameat(at, inEtcNew, at, inEtc)
 	}
 	if err != nil {
-		_ = root.Remove(inRootNew)
+		_ = unix.Unlinkat(at, inEtcNew, 0)
 	}
 	return err
 }

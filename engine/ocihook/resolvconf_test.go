@@ -69,6 +69,29 @@ func TestResolvConf_StaysInsideTheRoot(t *testing.T) {
 	}
 }
 
+func TestResolvConf_WhereTheContainerSeesEtc(t *testing.T) {
+	for _, target := range []string{"/system/etc", "system/etc", "../../../system/etc", "/etc2"} {
+		s := newStage(t)
+		s.config["root"] = map[string]any{"path": "linked"}
+		s.write("bundle/linked/system/etc/resolv.conf", "nameserver 9.9.9.9\n")
+		s.write("system/etc/resolv.conf", "theirs\n")
+		for to, name := range map[string]string{target: "etc", "/system/etc": "etc2"} {
+			if err := os.Symlink(to, filepath.Join(s.dir, "bundle/linked", name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.create(attach); err != nil {
+			t.Errorf("%s: %v", target, err)
+		}
+		if got := s.read("bundle/linked/system/etc/resolv.conf"); got != fromHost {
+			t.Errorf("%s: %q, want %q", target, got, fromHost)
+		}
+		if got := s.read("system/etc/resolv.conf"); got != "theirs\n" {
+			t.Errorf("%s: the host's file is %q", target, got)
+		}
+	}
+}
+
 func TestResolvConf_OfARootWithoutEtc(t *testing.T) {
 	s := newStage(t)
 	s.config["root"] = map[string]any{"path": filepath.Join(s.dir, "scratch")}
