@@ -68,6 +68,7 @@ type attachment struct {
 	exit    exitWatch
 	ns      namespace     // see keepNamespace; nil: none is kept
 	at      whereabouts   // of a loose one
+	entered bool          // as of savedAttachment
 	off     chan struct{} // closed when nothing of it is left
 	next    string        // the name that Rename is about to give it
 
@@ -76,7 +77,7 @@ type attachment struct {
 }
 
 func (n *Node) newAttachment(s savedAttachment) *attachment {
-	a := &attachment{saved: s, off: make(chan struct{}), inside: portInside{gateway: n.gateway}}
+	a := &attachment{saved: s, entered: s.Entered, off: make(chan struct{}), inside: portInside{gateway: n.gateway}}
 	if s.Loose {
 		a.at.Place = nsutil.Place{Inode: s.Inode, IfName: s.IfName}
 	}
@@ -377,7 +378,7 @@ func (n *Node) connect(ctx context.Context, a *attachment, ns namespace) (err er
 	if err := n.keepNamespace(a, ns); err != nil {
 		return err
 	}
-	exit, err := n.watchFor(&a.saved, false)
+	exit, err := n.watchFor(a)
 	if err != nil {
 		return err
 	}
@@ -654,7 +655,7 @@ func (n *Node) tapConfig(s savedAttachment) (nsutil.TAPConfig, error) {
 		c = gatewayTAP(c, s.Addr, network)
 	}
 	if s.Loose {
-		c = looseTAP(c)
+		c = looseTAP(c, s.Mark)
 	}
 	return c, nil
 }
@@ -764,7 +765,7 @@ func (n *Node) adoptOne(s savedAttachment) (err error) {
 	if err := n.keepNamespace(a, ns); err != nil {
 		return err
 	}
-	exit, err := n.watchFor(&a.saved, true)
+	exit, err := n.watchFor(a)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -160,6 +161,52 @@ func TestAdopt_FindsANamespaceByItsNumber(t *testing.T) {
 		t.Errorf("what the ended one had is not free: %+v, %v", a, err)
 	}
 	w.checkOrder(t)
+}
+
+// An engine mounts the namespace first and starts the container when it likes, also while the daemon is started again.
+func TestAdopt_RemembersWhetherAContainerHasBegun(t *testing.T) {
+	const mount = "/proc/6/root/run/netns/x"
+	for _, loose := range []bool{false, true} {
+		for _, begun := range []bool{false, true} {
+			t.Run(fmt.Sprintf("loose %t, begun %t", loose, begun), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld()
+					conf := testConfig(t)
+					n := readyNode(t, w, conf, "10.5.72.0/24")
+					c, r := w.startApart(77, 7), api.AttachRequest{NetnsFD: 7, Name: "web"}
+					c.hold(mount)
+					if loose {
+						w.startHeld(10)
+						r = api.AttachRequest{PID: 10, Loose: true, Name: "web", IfName: "rovl1"}
+					}
+					if _, err := n.Attach(t.Context(), r); err != nil {
+						t.Fatal(err)
+					}
+					if loose {
+						w.containers[10].give("rovl1", c, "eth0")
+					}
+					time.Sleep(10 * time.Second)
+					if begun {
+						c.hold("/proc/5/ns/net")
+						time.Sleep(10 * time.Second)
+						c.hold(mount)
+					}
+					time.Sleep(5 * time.Second)
+					stopNode(n)
+					n = readyNode(t, w, conf, "10.5.72.0/24")
+					if err := n.adopt(); err != nil {
+						t.Fatal(err)
+					}
+					only(t, n)
+					time.Sleep(10 * time.Minute)
+					synctest.Wait()
+					if list, err := n.Attachments(t.Context()); err != nil || (len(list) == 1) == begun {
+						t.Errorf("after a while: %+v, %v", list, err)
+					}
+				})
+			})
+		}
+	}
 }
 
 // The numbers of processes and namespaces begin anew with the host, and so may be those of others.

@@ -41,10 +41,11 @@ type exitWatch interface {
 	Close() error
 }
 
-// watchFor begins to watch for the end of an attachment, which is new or was there before this daemon.
-func (n *Node) watchFor(s *savedAttachment, before bool) (exitWatch, error) {
+// watchFor begins to watch for the end of an attachment.
+func (n *Node) watchFor(a *attachment) (exitWatch, error) {
+	s := &a.saved
 	if s.Loose {
-		return newLooseWatch(before), nil
+		return newLooseWatch(s.Entered), nil
 	}
 	if s.PID != 0 {
 		return n.edges.watchPID(s.PID)
@@ -52,7 +53,20 @@ func (n *Node) watchFor(s *savedAttachment, before bool) (exitWatch, error) {
 	if s.Netns != "" {
 		return watchPath(s.Netns, s.Inode), nil
 	}
-	return watchInode(s.Inode, n.edges.findInode, before), nil
+	return watchInode(s.Inode, n.edges.findInode, s.Entered, func() { n.noteEntered(a) }), nil
+}
+
+// noteEntered writes down that there was a process in a's namespace: the next daemon is to know whether its container has ended or not begun.
+func (n *Node) noteEntered(a *attachment) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if a.entered {
+		return
+	}
+	a.entered = true
+	if err := n.saveAttachmentsLocked(); err != nil {
+		n.log.Error("attachments not saved", "err", err)
+	}
 }
 
 // pollWatch looks again and again.
@@ -70,8 +84,9 @@ func watchPath(path string, inode uint64) *pollWatch {
 	})
 }
 
-// watchInode is done when find has found the namespace empty for a time. entered tells whether processes have been in it.
-func watchInode(inode uint64, find func(inode uint64, last string) (string, error), entered bool) *pollWatch {
+// watchInode is done when find has found the namespace empty for a time. entered tells whether processes have been in it; first is
+// called when that becomes known.
+func watchInode(inode uint64, find func(inode uint64, last string) (string, error), entered bool, first func()) *pollWatch {
 	process := "" // a path of the last one that was seen
 	inside, kept := time.Now(), time.Now()
 	return watchPoll(inodePoll, func() bool {
@@ -85,7 +100,11 @@ func watchInode(inode uint64, find func(inode uint64, last string) (string, erro
 			kept = time.Now()
 		default:
 			inside, kept = time.Now(), time.Now()
-			process, entered = at, true
+			process = at
+			if !entered {
+				entered = true
+				first()
+			}
 		}
 		if !entered {
 			return time.Since(kept) >= inodeFirst

@@ -66,9 +66,16 @@ func looseIfName() string {
 	return loosePrefix + hex.EncodeToString(b[:])
 }
 
+// looseMark is an alias for an interface that only who may look at it knows: MAC addresses and names are anybody's to choose, in a namespace of his own.
+func looseMark() string {
+	var b [16]byte
+	rand.Read(b[:])
+	return loosePrefix + " " + hex.EncodeToString(b[:])
+}
+
 // makeLoose makes s that of an interface that somebody takes.
 func (s *savedAttachment) makeLoose() {
-	s.Loose = true
+	s.Loose, s.Mark = true, looseMark()
 	s.Home = savedHome{PID: s.PID, StartTime: s.StartTime, Netns: s.Netns, Inode: s.Inode}
 	s.PID, s.StartTime, s.Netns = 0, 0, ""
 }
@@ -76,15 +83,16 @@ func (s *savedAttachment) makeLoose() {
 // nowLocked is the attachment as it is now: a loose one moves.
 func (a *attachment) nowLocked() savedAttachment {
 	s := a.saved
+	s.Entered = a.entered
 	if s.Loose {
 		s.Inode, s.IfName = a.at.Inode, a.at.IfName
 	}
 	return s
 }
 
-// looseTAP is the TAP of a loose attachment, where c is that of an ordinary one.
-func looseTAP(c nsutil.TAPConfig) nsutil.TAPConfig {
-	c.Addrs, c.Routes, c.Loose = nil, nil, true
+// looseTAP is the TAP of a loose attachment with that mark, where c is that of an ordinary one.
+func looseTAP(c nsutil.TAPConfig, mark string) nsutil.TAPConfig {
+	c.Addrs, c.Routes, c.Loose, c.Alias = nil, nil, true, mark
 	return c
 }
 
@@ -92,13 +100,13 @@ func looseTAP(c nsutil.TAPConfig) nsutil.TAPConfig {
 type looseWatch struct {
 	done, stop chan struct{}
 	once       sync.Once
-	before     bool
+	entered    bool   // a process has been seen where it is
 	why        string // constant once done is closed
 }
 
-// newLooseWatch is the watch of an attachment that is new, or was there before this daemon.
-func newLooseWatch(before bool) *looseWatch {
-	return &looseWatch{done: make(chan struct{}), stop: make(chan struct{}), before: before}
+// newLooseWatch is the watch of an attachment; entered tells whether an earlier daemon has seen a process where it is.
+func newLooseWatch(entered bool) *looseWatch {
+	return &looseWatch{done: make(chan struct{}), stop: make(chan struct{}), entered: entered}
 }
 
 func (w *looseWatch) Done() <-chan struct{} { return w.done }
@@ -114,7 +122,7 @@ func (w *looseWatch) Close() error {
 // track looks where the TAP of a loose attachment is, until the attachment ends, or should.
 func (n *Node) track(a *attachment, w *looseWatch) {
 	t := n.loose
-	f := follower{n: n, a: a, seen: w.before}
+	f := follower{n: n, a: a, seen: w.entered}
 	for {
 		wait := t.poll
 		if !f.taken {
@@ -223,6 +231,7 @@ func (f *follower) occupied(inode uint64) (process, mounted bool) {
 			f.n.noteProcess(f.a, pidOfPath(where))
 		}
 		f.where, f.seen = where, true
+		f.n.noteEntered(f.a)
 		return true, false
 	}
 	f.where = ""
@@ -251,7 +260,7 @@ func (n *Node) notePlace(a *attachment, at nsutil.Place) (moved bool) {
 	moved = a.at.Inode != at.Inode
 	a.at.Place = at
 	if moved {
-		a.at.pid = 0
+		a.at.pid, a.entered = 0, false
 	}
 	err, name := n.saveAttachmentsLocked(), a.saved.Name
 	n.mu.Unlock()
@@ -335,7 +344,7 @@ func (n *Node) looseSockets(a *attachment) (kernelSockets, error) {
 }
 
 // findLoose finds the namespace where a loose TAP of an earlier daemon is now, and puts that into s. Where it was last seen is looked at first,
-// then its home, then every namespace of ours: it may have been moved while there was no daemon.
+// then its home, then every namespace of ours: it may have been moved while there was no daemon. One without a mark may be in the first two only.
 func (n *Node) findLoose(s *savedAttachment) (namespace, error) {
 	var tried []uint64
 	look := func(open func() (namespace, error)) namespace {
@@ -357,9 +366,12 @@ func (n *Node) findLoose(s *savedAttachment) (namespace, error) {
 			}
 		}
 	}
-	all, err := n.edges.netnses()
-	if err != nil {
-		return nil, err
+	var all map[uint64]int
+	if s.Mark != "" {
+		var err error
+		if all, err = n.edges.netnses(); err != nil {
+			return nil, err
+		}
 	}
 	for inode, pid := range all {
 		if slices.Contains(tried, inode) {
@@ -378,13 +390,18 @@ func (n *Node) hasLoose(ns namespace, s *savedAttachment) bool {
 	if err != nil {
 		return false
 	}
-	i := slices.IndexFunc(list, func(d nsutil.Device) bool { return macText(d.MAC) == s.MAC })
-	if i < 0 { // with another MAC address, it is told by its name where it was last
+	is := func(d nsutil.Device) bool { return d.Alias == s.Mark }
+	if s.Mark == "" {
+		is = func(d nsutil.Device) bool { return macText(d.MAC) == s.MAC }
+	}
+	i := slices.IndexFunc(list, is)
+	if i < 0 && s.Mark == "" { // with another MAC address, it is told by its name where it was last
 		i = slices.IndexFunc(list, func(d nsutil.Device) bool { return d.IfName == s.IfName && ns.Inode() == s.Inode })
 	}
 	if i < 0 {
 		return false
 	}
+	s.Entered = s.Entered && ns.Inode() == s.Inode
 	s.Inode, s.IfName = ns.Inode(), list[i].IfName
 	return true
 }

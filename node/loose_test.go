@@ -53,7 +53,7 @@ func (f fakeNamespace) taps() (list []nsutil.Device, _ error) {
 	f.c.world.mu.Lock()
 	defer f.c.world.mu.Unlock()
 	for name, l := range f.c.links {
-		list = append(list, nsutil.Device{IfName: name, MAC: l.config.MAC, Up: l.up})
+		list = append(list, nsutil.Device{IfName: name, Alias: l.config.Alias, MAC: l.config.MAC, Up: l.up})
 	}
 	return list, nil
 }
@@ -401,6 +401,69 @@ func TestAdopt_DropsLooseOnesThatAreGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	nothingLeft(t, w, n)
+}
+
+// Whoever makes a TAP in a container of his can give it any MAC address and any name.
+func TestAdopt_TakesNoLooseOneForAnother(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		marked  bool // as of this version
+		moved   bool // it is in a namespace where it was not seen
+		removed bool // it is gone, and an impostor is elsewhere
+		lives   bool
+	}{
+		{name: "elsewhere", marked: true, removed: true},
+		{name: "the right one is elsewhere, too", marked: true, moved: true, lives: true},
+		{name: "without a mark, elsewhere", removed: true},
+		{name: "without a mark, where it was", lives: true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			w := newWorld()
+			home, c, evil := w.startHeld(10), w.startHeld(20), w.startHeld(30)
+			conf := testConfig(t)
+			n := readyNode(t, w, conf, "10.5.72.0/24")
+			if _, err := n.Attach(t.Context(), api.AttachRequest{PID: 10, Loose: true, Name: "web", IfName: "rovl1"}); err != nil {
+				t.Fatal(err)
+			}
+			if !tc.marked {
+				n.attachments["web"].saved.Mark = ""
+				n.mu.Lock()
+				if err := n.saveAttachmentsLocked(); err != nil {
+					t.Error(err)
+				}
+				n.mu.Unlock()
+			}
+			stopNode(n)
+			real := home.links["rovl1"]
+			fake := &fakeLink{c: evil, config: real.config}
+			fake.config.Alias = ""
+			evil.links["rovl1"] = fake
+			where := home
+			if tc.moved {
+				home.give("rovl1", c, "eth0")
+				where = c
+			}
+			if tc.removed {
+				home.remove("rovl1")
+			}
+			n = readyNode(t, w, conf, "10.5.72.0/24")
+			if err := n.adopt(); err != nil {
+				t.Fatal(err)
+			}
+			if fake.held {
+				t.Error("the impostor was taken up")
+			}
+			if !tc.lives {
+				if list, err := n.Attachments(t.Context()); err != nil || len(list) != 0 {
+					t.Errorf("taken up: %+v, %v", list, err)
+				}
+				return
+			}
+			if a := only(t, n); a.Inode != where.inode || !real.held {
+				t.Errorf("taken up as %+v", a)
+			}
+		})
+	}
 }
 
 func TestAttach_DNSAtReachesTheGateway(t *testing.T) {

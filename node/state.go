@@ -219,8 +219,12 @@ type savedAttachment struct {
 	NoIPv6    bool         `json:"no_ipv6,omitempty"` // it was to have no IPv6 address
 	DNSAt     []string     `json:"dns_at,omitempty"`
 	// Of one that was made for somebody to take: Inode and IfName are where it was last seen, Home where it was made.
+	// Mark is its interface's alias, which tells it wherever it is; "" of a version that gave none.
 	Loose bool      `json:"loose,omitempty"`
 	Home  savedHome `json:"home,omitzero"`
+	Mark  string    `json:"mark,omitempty"`
+	// Entered tells, of one that is known by its namespace's number alone or is loose, whether a process has been seen in its namespace.
+	Entered bool `json:"entered,omitempty"`
 	api.Policy
 }
 

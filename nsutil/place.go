@@ -84,7 +84,7 @@ func (n *Namespace) TAPs() ([]Device, error) {
 	}
 	var devices []Device
 	for _, l := range links {
-		devices = append(devices, Device{IfName: l.name, MAC: l.mac, Up: l.up})
+		devices = append(devices, Device{IfName: l.name, Alias: l.alias, MAC: l.mac, Up: l.up})
 	}
 	return devices, nil
 }

@@ -40,7 +40,7 @@ func (h *holder) inner() int {
 
 func looseConfig() TAPConfig {
 	c := testConfig()
-	c.IfName, c.Addrs, c.Routes, c.Loose = "rovl0011aabb", nil, nil, true
+	c.IfName, c.Alias, c.Addrs, c.Routes, c.Loose = "rovl0011aabb", "rovl 0123456789abcdef", nil, nil, true
 	return c
 }
 
@@ -113,7 +113,7 @@ func TestPlaceOf_FollowsTheTAP(t *testing.T) {
 			t.Errorf("TAPs: %v, %v; want %v", got, err, want)
 		}
 	}
-	devices(Device{IfName: "eth0", MAC: c.MAC})
+	devices(Device{IfName: "eth0", Alias: c.Alias, MAC: c.MAC})
 	if a := h.run("nsenter", "-t", strconv.Itoa(pid), "-n", "ip", "-d", "-j", "link", "show", "dev", "eth0"); !strings.Contains(a.Out, fmt.Sprintf(`"gso_max_size":%d,`, c.GSOMaxSize)) ||
 		!strings.Contains(a.Out, fmt.Sprintf(`"mtu":%d,`, c.MTU)) || !strings.Contains(a.Out, fmt.Sprintf(`"txqlen":%d,`, c.TxQueueLen)) {
 		t.Errorf("it has lost something on its way: %s %s", a.Out, a.Err)
@@ -125,14 +125,14 @@ func TestPlaceOf_FollowsTheTAP(t *testing.T) {
 		}
 	}
 	inside("link", "set", "eth0", "up")
-	devices(Device{IfName: "eth0", MAC: c.MAC, Up: true})
+	devices(Device{IfName: "eth0", Alias: c.Alias, MAC: c.MAC, Up: true})
 
 	all, err := NetnsProcesses()
 	if err != nil || all[there.Inode()] != pid || all[home.Inode()] == 0 {
 		t.Errorf("processes of namespaces: %v, %v; want %d in %d", all, err, pid, there.Inode())
 	}
 
-	// Whoever held it has died: it is found by its MAC address, and is opened where it is.
+	// Whoever held it has died: it is found by its alias, and is opened where it is.
 	tap.Close()
 	if tap, err = same.AdoptTAP("eth0", 1); err != nil {
 		t.Fatal(err)

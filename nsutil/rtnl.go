@@ -194,6 +194,7 @@ func ackError(m syscall.NetlinkMessage) error {
 type linkAttrs struct {
 	index int32
 	name  string
+	alias string
 	kind  string // "tun" for TUN and TAP devices
 	mac   [6]byte
 	up    bool
@@ -229,6 +230,8 @@ func parseLink(b []byte) (linkAttrs, error) {
 		switch a.Attr.Type &^ unix.NLA_F_NESTED {
 		case unix.IFLA_IFNAME:
 			l.name = unix.ByteSliceToString(a.Value)
+		case unix.IFLA_IFALIAS:
+			l.alias = unix.ByteSliceToString(a.Value)
 		case unix.IFLA_ADDRESS:
 			copy(l.mac[:], a.Value)
 		case unix.IFLA_LINKINFO:

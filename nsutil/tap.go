@@ -19,6 +19,7 @@ import (
 // TAPConfig says what a TAP is to be. Only IfName and MTU are required.
 type TAPConfig struct {
 	IfName     string
+	Alias      string  // the device's ifalias, up to 255 bytes: it stays with it in every namespace; empty: none
 	MAC        [6]byte // zero: the kernel's random one
 	MTU        int     // bytes of IP packet
 	TxQueueLen int     // packets; 0 leaves the kernel's 1000
@@ -170,11 +171,14 @@ func (n *Namespace) setUp(t *TAP, rt *rtnl, c TAPConfig) error {
 		attrs = append(attrs, nl.NewRtAttr(unix.IFLA_ADDRESS, c.MAC[:]))
 		t.MAC = c.MAC
 	}
+	if c.Alias != "" {
+		attrs = append(attrs, nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(c.Alias)))
+	}
 	if c.TxQueueLen > 0 {
 		attrs = append(attrs, nl.NewRtAttr(unix.IFLA_TXQLEN, nl.Uint32Attr(uint32(c.TxQueueLen))))
 	}
 	if err := rt.setLink(link.index, attrs...); err != nil {
-		return fmt.Errorf("%s: setting MTU %d and MAC %s of %s: %w", n.name, c.MTU, macText(t.MAC), c.IfName, err)
+		return fmt.Errorf("%s: setting MTU %d, MAC %s and alias of %s: %w", n.name, c.MTU, macText(t.MAC), c.IfName, err)
 	}
 	// Best effort from here: kernels without IPv6, devices without these limits.
 	_ = rt.setLink(link.index, noAddrGen())
@@ -246,6 +250,7 @@ func (n *Namespace) routeTaken(r Route, text string, cause error) error {
 // Device is a network device in a namespace.
 type Device struct {
 	IfName string
+	Alias  string
 	MAC    [6]byte
 	Up     bool
 }
@@ -280,7 +285,7 @@ func (n *Namespace) TAPsInTheWay(c TAPConfig) ([]Device, error) {
 		case err != nil:
 			return nil, fmt.Errorf("%s: looking up %s: %w", n.name, name, err)
 		case link.kind == "tun":
-			devices = append(devices, Device{IfName: name, MAC: link.mac, Up: link.up})
+			devices = append(devices, Device{IfName: name, Alias: link.alias, MAC: link.mac, Up: link.up})
 		}
 	}
 	return devices, nil
