@@ -3,8 +3,11 @@
 package api
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -106,6 +109,21 @@ func FuzzParsePublish(f *testing.F) {
 			}
 		}
 	})
+}
+
+// CNI runtimes list ranges port by port.
+func TestAttach_TakesAsManyPortsAsOneMayHave(t *testing.T) {
+	r := AttachRequest{PID: 1}
+	for i := range MaxPorts {
+		r.Publish = append(r.Publish, fmt.Sprintf("[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]:%d:%d/udp", 60000-i, 10000+i))
+	}
+	body, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := decodeAttach(bytes.NewReader(body)); err != nil || len(got.Publish) != MaxPorts {
+		t.Errorf("%d bytes: %v", len(body), err)
+	}
 }
 
 func TestPortsText_IsAsDockersAndJoinsNeighbours(t *testing.T) {

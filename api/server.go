@@ -18,8 +18,9 @@ import (
 	"time"
 )
 
-// MaxBody is the most bytes a request's body may have. The largest is a network config of some hundred bytes.
-const MaxBody = 64 << 10
+// MaxBody is the most bytes a request's body may have. The largest is an attach with MaxPorts published ports that are no ranges, as a CNI runtime
+// lists them: with an IPv6 address each that is 250 KB.
+const MaxBody = 512 << 10
 
 // Backend is what the API stands in front of. Its methods are called from many goroutines at once. Their errors are sent with
 // the code of the Error or sentinel they wrap, otherwise as CodeInternal; the text should name the thing and the remedy.
