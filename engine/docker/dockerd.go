@@ -5,6 +5,7 @@ package docker
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -17,6 +18,8 @@ import (
 const (
 	// maxAnswer is the most bytes of a list or of one container that are read.
 	maxAnswer = 64 << 20
+	// maxEvent is the most bytes of one event that are read, about.
+	maxEvent = 1 << 20
 	// answerLimit is how long dockerd may take: it answers about a container only when it has started.
 	answerLimit = 2 * time.Minute
 )
@@ -33,6 +36,21 @@ func newDockerd(socket string) *dockerd {
 }
 
 func (d *dockerd) close() { d.http.CloseIdleConnections() }
+
+// errNotThere is the error of a container that dockerd has not.
+var errNotThere = errors.New("it is not there")
+
+// identity is which dockerd it is, whatever the socket. Those of one user may have one ID, which was kept in the user's configuration once, but
+// never one directory.
+type identity struct{ ID, DockerRootDir string }
+
+func (d *dockerd) identity(ctx context.Context) (identity, error) {
+	ctx, cancel := context.WithTimeout(ctx, identityLimit)
+	defer cancel()
+	var i identity
+	err := d.get(ctx, "/info", &i)
+	return i, err
+}
 
 // container is what is read of one.
 type container struct {
@@ -77,6 +95,19 @@ func (d *dockerd) running(ctx context.Context) ([]container, error) {
 	return list, err
 }
 
+// listed is a container of a list, where its state is a word.
+type listed struct {
+	container
+	State string
+}
+
+// all lists the containers that are not running too.
+func (d *dockerd) all(ctx context.Context) ([]listed, error) {
+	var list []listed
+	err := d.get(ctx, "/containers/json?all=1", &list)
+	return list, err
+}
+
 // inspect waits until a container that is being started has been.
 func (d *dockerd) inspect(ctx context.Context, id string) (container, error) {
 	var c container
@@ -99,8 +130,10 @@ func (d *dockerd) events(ctx context.Context, open func(), happened func(event))
 	}
 	defer resp.Body.Close()
 	open()
-	for dec := json.NewDecoder(resp.Body); ; {
+	body := &io.LimitedReader{R: resp.Body}
+	for dec := json.NewDecoder(body); ; {
 		var e event
+		body.N = maxEvent
 		if err := dec.Decode(&e); err != nil {
 			return err
 		}
@@ -134,7 +167,11 @@ func (d *dockerd) request(ctx context.Context, path string) (*http.Response, err
 	if resp.StatusCode != http.StatusOK {
 		defer resp.Body.Close()
 		text, _ := io.ReadAll(io.LimitReader(resp.Body, 1024)) // the status says enough
-		return nil, fmt.Errorf("dockerd answers %s with %s: %s", path, resp.Status, strings.TrimSpace(string(text)))
+		err := fmt.Errorf("dockerd answers %s with %s: %s", path, resp.Status, strings.TrimSpace(string(text)))
+		if resp.StatusCode == http.StatusNotFound {
+			err = fmt.Errorf("%w: %w", errNotThere, err)
+		}
+		return nil, err
 	}
 	return resp, nil
 }

@@ -57,11 +57,14 @@ type Driver struct {
 	// settle is how long something may look forgotten by dockerd before it is believed to be: an endpoint is listed only when its container
 	// has been started.
 	settle time.Duration
+	// connectPatience is the constant but for tests.
+	connectPatience time.Duration
 
 	following atomic.Pointer[following] // while Follow runs
 
 	mu      sync.Mutex
 	refused map[string]string // why an endpoint has not all of its names, by its id
+	given   map[string]gift   // addresses that dockerd was given just now
 }
 
 // New makes a Driver and reads its files. It starts nothing.
@@ -72,6 +75,9 @@ func New(c Config) *Driver {
 		readyPatience: 20 * time.Second,
 		settle:        15 * time.Second,
 		refused:       make(map[string]string),
+		given:         make(map[string]gift),
+
+		connectPatience: connectPatience,
 	}
 	var err error
 	if d.networks, err = openNetworks(c.StateDir); err != nil {

@@ -3,7 +3,9 @@
 package docker
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -134,9 +136,7 @@ func TestIPAM_ReservesAddresses(t *testing.T) {
 	if got := s.ok("IpamDriver.RequestAddress", request("10.213.7.77")); got["Address"] != "10.213.7.77/24" {
 		t.Errorf("one: %v", got)
 	}
-	if got := s.ok("IpamDriver.RequestAddress", request("10.213.7.77")); got["Address"] != "10.213.7.77/24" {
-		t.Errorf("asked again, as after a dockerd that was killed: %v", got)
-	}
+	s.fails("IpamDriver.RequestAddress", request("10.213.7.77"), "another container's", "--ip")
 	s.ok("NetworkDriver.CreateEndpoint", createEndpoint)
 	s.fails("IpamDriver.RequestAddress", request("10.213.7.2"), "10.213.7.2 is in use")
 	f.change(func() { f.reserved["10.213.7.9"] = api.Address{Addr: "10.213.7.9/24", Owner: "cni"} })
@@ -154,6 +154,36 @@ func TestIPAM_ReservesAddresses(t *testing.T) {
 	f.change(func() { f.status.Subnet, f.status.Gateway = "10.213.8.0/24", "10.213.8.1" })
 	s.fails("IpamDriver.RequestAddress", request(""), "10.213.7.0/24", "10.213.8.0/24", "docker network rm")
 	s.fails("NetworkDriver.CreateEndpoint", createEndpoint, "10.213.8.0/24", "docker network rm")
+}
+
+func TestIPAM_OfTwoThatAskForAnAddressAtOnceOneHasIt(t *testing.T) {
+	f := newFakeNode()
+	d := newDriver(t, f, "")
+	as := func(pid int) context.Context { return context.WithValue(t.Context(), pidKey{}, pid) }
+	r := &addressRequest{PoolID: "10.213.7.0/24", Address: "10.213.7.77"}
+	if _, err := d.requestAddress(as(1), r); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.requestAddress(as(1), r); err == nil {
+		t.Error("two have it")
+	}
+	if _, err := d.requestAddress(as(2), r); err != nil {
+		t.Errorf("a dockerd after it: %v", err)
+	}
+	if _, err := d.releaseAddress(as(2), r); err != nil {
+		t.Fatal(err)
+	}
+	f.next = 77
+	if _, err := d.requestAddress(as(2), &addressRequest{PoolID: r.PoolID}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.requestAddress(as(2), r); err == nil {
+		t.Error("it was given to one that asked for any")
+	}
+	f.change(func() { f.err = errors.New("no more") })
+	if _, err := d.requestAddress(as(2), &addressRequest{PoolID: r.PoolID, Address: "10.213.7.78"}); err == nil || d.given["10.213.7.78"].pid != 0 {
+		t.Errorf("what could not be reserved is nobody's: %v", err)
+	}
 }
 
 func TestRequests_WaitForANodeThatStarts(t *testing.T) {

@@ -99,6 +99,7 @@ func (d *Driver) createEndpoint(ctx context.Context, r *endpointRequest) (any, e
 	if err != nil {
 		return nil, err
 	}
+	d.takeBack(addr.String()) // from here on the node knows who has it
 	var resp createEndpointResponse
 	if r.Interface.MacAddress == "" {
 		resp.Interface.MacAddress = a.MAC

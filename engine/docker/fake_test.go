@@ -35,6 +35,7 @@ type fakeNode struct {
 	busyPorts map[int]bool    // of the host
 	published [][]string
 	next      int
+	lists     int   // how often all attachments were listed
 	err       error // of everything
 }
 
@@ -87,6 +88,7 @@ func (f *fakeNode) DetachSoon(_ context.Context, ref, owner string) error {
 func (f *fakeNode) Attachments(context.Context) ([]api.Attachment, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.lists++
 	return slices.Collect(maps.Values(f.attached)), f.err
 }
 
@@ -308,12 +310,15 @@ type fakeDockerd struct {
 
 	mu         sync.Mutex
 	containers map[string]container
+	starting   map[string]bool // of them, by id
+	inspected  []string
 	events     chan event
+	dataRoot   string
 }
 
 func startDockerd(t *testing.T, list ...container) *fakeDockerd {
 	t.Helper()
-	f := &fakeDockerd{socket: filepath.Join(t.TempDir(), "d.sock"), containers: make(map[string]container), events: make(chan event, 16)}
+	f := &fakeDockerd{socket: filepath.Join(t.TempDir(), "d.sock"), dataRoot: t.TempDir(), containers: make(map[string]container), starting: make(map[string]bool), events: make(chan event, 16)}
 	for _, c := range list {
 		f.containers[c.ID] = c
 	}
@@ -329,23 +334,37 @@ func (f *fakeDockerd) start(t *testing.T) {
 		t.Fatal(err)
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /containers/json", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /info", func(w http.ResponseWriter, _ *http.Request) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		var list []container
+		_ = json.NewEncoder(w).Encode(identity{ID: "an id", DockerRootDir: f.dataRoot})
+	})
+	mux.HandleFunc("GET /containers/json", func(w http.ResponseWriter, r *http.Request) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		var list []listed
 		for _, c := range f.containers {
+			state := "running"
+			if f.starting[c.ID] {
+				if state = "created"; r.URL.Query().Get("all") == "" {
+					continue
+				}
+				list = append(list, listed{container{ID: c.ID, Name: c.Name}, state})
+				continue
+			}
 			c.NetworkSettings.Networks = maps.Clone(c.NetworkSettings.Networks)
 			for name, e := range c.NetworkSettings.Networks {
 				e.Aliases = nil // as in docker's list
 				c.NetworkSettings.Networks[name] = e
 			}
-			list = append(list, c)
+			list = append(list, listed{c, state})
 		}
 		_ = json.NewEncoder(w).Encode(list)
 	})
 	mux.HandleFunc("GET /containers/{id}/json", func(w http.ResponseWriter, r *http.Request) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
+		f.inspected = append(f.inspected, r.PathValue("id"))
 		c, is := f.containers[r.PathValue("id")]
 		if !is {
 			http.Error(w, `{"message":"No such container"}`, http.StatusNotFound)

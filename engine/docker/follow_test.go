@@ -4,7 +4,14 @@ package docker
 
 import (
 	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -115,7 +122,7 @@ func TestFollow_GivesTheNamesThatAreFree(t *testing.T) {
 	f.change(func() { clear(f.taken) })
 	engine.tell("container", "start", "c1")
 	engine.tell("container", "start", "c2")
-	eventually(t, "and given when it is free", func() bool { return f.names() == "shop+front web+w" && !d.namesMissing() })
+	eventually(t, "and given when it is free", func() bool { return f.names() == "shop+front web+w" && len(d.allRefused()) == 0 })
 }
 
 func TestFollow_DropsWhatDockerHasForgotten(t *testing.T) {
@@ -150,9 +157,125 @@ func TestFollow_DropsNothingWhileThereAreTwoDockerds(t *testing.T) {
 	}
 	conn := newDockerd(other.socket)
 	defer conn.close()
-	o, err := d.look(t.Context(), conn)
-	if err != nil || o.any() {
-		t.Errorf("%v %v", o, err)
+	if err := d.tidy(t.Context(), conn, anyEndpoint); err != nil || f.names() != "docker-1 docker-2" {
+		t.Errorf("%s %v", f.names(), err)
+	}
+	other.stop()
+	again := newDockerd(engine.socket)
+	defer again.close()
+	if err := d.tidy(t.Context(), again, anyEndpoint); !errors.Is(err, errUnsure) || f.names() != "docker-2 web" {
+		t.Errorf("one that does not answer may come again: %s %v", f.names(), err)
+	}
+}
+
+func TestFollow_DropsWhenTheOtherSocketsAreDeadOrTheSameDockerds(t *testing.T) {
+	f := newFakeNode()
+	attach(t, f, "e1", "10.213.7.2")
+	attach(t, f, "e2", "10.213.7.3")
+	engine := startDockerd(t, aContainer("c1", "web", "e1", "10.213.7.2"))
+	second := startDockerd(t, aContainer("c1", "web", "e1", "10.213.7.2"))
+	second.dataRoot = engine.dataRoot
+	d := newDriver(t, f, filepath.Join(t.TempDir(), "default.sock"))
+	for _, socket := range []string{second.socket, engine.socket} {
+		if err := d.sockets.add(socket); err != nil {
+			t.Fatal(err)
+		}
+	}
+	conn := newDockerd(engine.socket)
+	defer conn.close()
+	if err := d.tidy(t.Context(), conn, anyEndpoint); !errors.Is(err, errUnsure) {
+		t.Errorf("a socket that was not given up: %v", err)
+	}
+	d.connectPatience = 10 * time.Millisecond
+	follow(t, d)
+	eventually(t, "the dead socket is forgotten, those that answer are not", func() bool { return len(d.sockets.all()) == 2 })
+	if err := d.tidy(t.Context(), conn, anyEndpoint); err != nil || f.names() != "web" {
+		t.Errorf("two sockets of one dockerd: %s %v", f.names(), err)
+	}
+	left, err := openSockets(filepath.Dir(d.sockets.path), "")
+	if err != nil || len(left.all()) != 2 {
+		t.Errorf("the file: %v %v", left.all(), err)
+	}
+}
+
+func TestTidy_LeavesAContainerThatTakesLongToStart(t *testing.T) {
+	f := newFakeNode()
+	attach(t, f, "e1", "10.213.7.2")
+	attach(t, f, "e2", "10.213.7.3")
+	engine := startDockerd(t, aContainer("c1", "web", "e1", "10.213.7.2"))
+	engine.starting["c1"] = true
+	conn := newDockerd(engine.socket)
+	defer conn.close()
+	d := newDriver(t, f, engine.socket)
+	if err := d.remember("e2", api.ErrInUse); !err {
+		t.Fatal(err)
+	}
+	if err := d.tidy(t.Context(), conn, anyEndpoint); err != nil || f.names() != "docker-1" {
+		t.Errorf("%s %v", f.names(), err)
+	}
+	if left := d.allRefused(); len(left) > 0 {
+		t.Errorf("an endpoint that was dropped still waits for names: %v", left)
+	}
+}
+
+func TestLook_AsksOnlyForWhatWaitsForNames(t *testing.T) {
+	f := newFakeNode()
+	attach(t, f, "e1", "10.213.7.2")
+	attach(t, f, "e2", "10.213.7.3")
+	engine := startDockerd(t, aContainer("c1", "web", "e1", "10.213.7.2"), aContainer("c2", "shop", "e2", "10.213.7.3"))
+	conn := newDockerd(engine.socket)
+	defer conn.close()
+	d := newDriver(t, f, engine.socket)
+	d.remember("e2", api.ErrInUse)
+	d.remember("e3", api.ErrInUse)
+	if _, err := d.look(t.Context(), conn, d.isRefused); err != nil || f.names() != "docker-1 shop" || !slices.Equal(engine.inspected, []string{"c2"}) || f.lists != 1 {
+		t.Errorf("%s, inspected %v, %d lists, %v", f.names(), engine.inspected, f.lists, err)
+	}
+	if left := d.allRefused(); len(left) > 0 {
+		t.Errorf("an endpoint that is not there still waits for names: %v", left)
+	}
+}
+
+func TestFollow_ManyEventsAtOnceAreNotLost(t *testing.T) {
+	f := newFakeNode()
+	attach(t, f, "e1", "10.213.7.2")
+	engine := startDockerd(t, aContainer("c1", "web", "e1", "10.213.7.2"))
+	engine.starting["c1"] = true
+	follow(t, newDriver(t, f, engine.socket))
+	for range 4 * maxWaiting {
+		engine.tell("container", "start", "c9")
+	}
+	engine.mu.Lock()
+	delete(engine.starting, "c1")
+	engine.mu.Unlock()
+	engine.tell("container", "start", "c1")
+	eventually(t, "the last is named", func() bool { return f.names() == "web" })
+}
+
+func TestEvents_OneWithoutEndIsNotRead(t *testing.T) {
+	ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "d.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, `{"Type":"container","Action":"start","Actor":{"ID":"c1"}}`+"\n"+`{"Type":"`)
+		for r.Context().Err() == nil {
+			if _, err := io.WriteString(w, strings.Repeat("x", 1<<16)); err != nil {
+				return
+			}
+		}
+	}))
+	srv.Listener.Close()
+	srv.Listener = ln
+	srv.Start()
+	defer srv.Close()
+	conn := newDockerd(ln.Addr().String())
+	defer conn.close()
+	n := 0
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := conn.events(ctx, func() {}, func(event) { n++ }); !errors.Is(err, io.ErrUnexpectedEOF) || n != 1 {
+		t.Errorf("%d events, %v", n, err)
 	}
 }
 

@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"time"
 
 	"github.com/rootless-ovl/rootless-ovl/api"
 )
@@ -17,7 +19,36 @@ const (
 
 	// reservationOwner is whose reservations are docker's. It does not say for what endpoint it asks.
 	reservationOwner = "docker"
+
+	// giftLimit is how long an address is one container's before it is attached. dockerd creates the endpoint at once; should its answer have
+	// been lost, the address can be had again after this.
+	giftLimit = 30 * time.Second
 )
+
+// gift says that a dockerd has an address for a container that is not attached yet. A dockerd after it gets the address again.
+type gift struct {
+	pid   int
+	until time.Time
+}
+
+// give notes that dockerd has an address; it is false if the same dockerd has it already, for another container.
+func (d *Driver) give(addr string, pid int) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := time.Now()
+	maps.DeleteFunc(d.given, func(_ string, g gift) bool { return now.After(g.until) })
+	if g, is := d.given[addr]; is && g.pid == pid {
+		return false
+	}
+	d.given[addr] = gift{pid, now.Add(giftLimit)}
+	return true
+}
+
+func (d *Driver) takeBack(addr string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.given, addr)
+}
 
 // requestPool gives the node's subnet, and with it its gateway. Several networks of docker's may be of the one pool.
 func (d *Driver) requestPool(ctx context.Context, r *poolRequest) (any, error) {
@@ -72,14 +103,40 @@ func (d *Driver) requestAddress(ctx context.Context, r *addressRequest) (any, er
 		}
 		return addressResponse{fmt.Sprintf("%s/%d", s.Gateway, subnet.Bits())}, nil
 	}
+	pid, _ := ctx.Value(pidKey{}).(int)
+	if asked == "" {
+		return d.anyAddress(ctx, pid)
+	}
+	if !d.give(asked, pid) { // before it is reserved: the reservation is one for all of docker
+		return nil, fmt.Errorf("address %s is another container's, which is being started: choose another with --ip", asked)
+	}
 	got, err := d.api.ReserveAddress(ctx, api.AddressRequest{Addr: asked, Owner: reservationOwner})
 	switch {
 	case err != nil:
+		d.takeBack(asked)
 		return nil, err
 	case got.Attachment != "": // docker's own reservation, which it gets again
+		d.takeBack(asked)
 		return nil, fmt.Errorf("address %s is in use by %q: choose another with --ip", asked, got.Attachment)
 	}
 	return addressResponse{got.Addr}, nil
+}
+
+// anyAddress reserves a free one. Somebody may ask for just that before it is noted; then he has it, and there are others.
+func (d *Driver) anyAddress(ctx context.Context, pid int) (any, error) {
+	for {
+		got, err := d.api.ReserveAddress(ctx, api.AddressRequest{Owner: reservationOwner})
+		if err != nil {
+			return nil, err
+		}
+		a, err := addrOf(got.Addr)
+		if err != nil {
+			return nil, fmt.Errorf("the reserved address: %w", err)
+		}
+		if d.give(a.String(), pid) {
+			return addressResponse{got.Addr}, nil
+		}
+	}
 }
 
 // movedError is for a network that was made when the node had another subnet.
@@ -108,6 +165,7 @@ func (d *Driver) releaseAddress(ctx context.Context, r *addressRequest) (any, er
 	if err != nil {
 		return nil, fmt.Errorf("%q is not an address", clip(r.Address))
 	}
+	d.takeBack(a.String())
 	if err := d.api.ReleaseAddress(ctx, a.String()); err != nil && !errors.Is(err, api.ErrNotFound) {
 		return nil, err
 	}

@@ -39,11 +39,19 @@ func has(a api.Attachment, r api.NamesRequest) bool {
 	return (r.Name == "" || a.Name == r.Name) && slices.Equal(slices.Sorted(slices.Values(a.Aliases)), r.Aliases)
 }
 
-// nameContainer gives a container's endpoints on the overlay its names.
-func (d *Driver) nameContainer(ctx context.Context, conn *dockerd, id string) {
+// nameAfterEvent names a container that has changed, if any of docker's is on the overlay.
+func (d *Driver) nameAfterEvent(ctx context.Context, conn *dockerd, id string) {
 	if ours, err := d.endpoints(ctx); err == nil && len(ours) == 0 {
 		return
 	}
+	d.nameContainer(ctx, conn, id, func(endpoint string) (api.Attachment, bool) {
+		a, err := d.attachmentOf(ctx, endpoint)
+		return a, err == nil
+	})
+}
+
+// nameContainer gives a container's endpoints on the overlay its names; find finds their attachments.
+func (d *Driver) nameContainer(ctx context.Context, conn *dockerd, id string, find func(endpoint string) (api.Attachment, bool)) {
 	c, err := conn.inspect(ctx, id)
 	if err != nil {
 		d.log.Debug("a container cannot be inspected", "container", id, "err", err)
@@ -54,8 +62,8 @@ func (d *Driver) nameContainer(ctx context.Context, conn *dockerd, id string) {
 		if e.EndpointID == "" {
 			continue
 		}
-		a, err := d.attachmentOf(ctx, e.EndpointID)
-		if err != nil {
+		a, is := find(e.EndpointID)
+		if !is {
 			continue // it is on a network of another driver
 		}
 		d.name(ctx, e.EndpointID, a, namesOf(c, e))
@@ -104,9 +112,16 @@ func (d *Driver) forget(endpoint string) {
 	delete(d.refused, endpoint)
 }
 
-// namesMissing tells whether some endpoint has not all of its names.
-func (d *Driver) namesMissing() bool {
+// allRefused are the endpoints that have not all of their names.
+func (d *Driver) allRefused() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return len(d.refused) > 0
+	return slices.Collect(maps.Keys(d.refused))
+}
+
+func (d *Driver) isRefused(endpoint string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	_, is := d.refused[endpoint]
+	return is
 }

@@ -62,7 +62,27 @@ func (s *sockets) add(path string) error {
 		return nil
 	}
 	s.paths = append(s.paths, path)
-	return writeFile(s.path, []byte(strings.Join(s.paths, "\n")+"\n"))
+	return s.write()
+}
+
+// remove forgets a path.
+func (s *sockets) remove(path string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := slices.Index(s.paths, path)
+	if i < 0 {
+		return nil
+	}
+	s.paths = slices.Delete(s.paths, i, i+1)
+	return s.write()
+}
+
+func (s *sockets) write() error {
+	var b strings.Builder
+	for _, path := range s.paths {
+		b.WriteString(path + "\n")
+	}
+	return writeFile(s.path, []byte(b.String()))
 }
 
 // socketsOf are the unix sockets on which a dockerd listens, by its command line, or by default in its runtime directory.

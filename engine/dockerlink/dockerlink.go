@@ -56,7 +56,7 @@ func putFor(runtimeDir, socket string) (pid int, made bool, err error) {
 		made, err = put(fmt.Sprintf("/proc/%d", pid), socket, true)
 		return pid, made, err
 	}
-	if pid = pidIn(filepath.Join(runtimeDir, "dockerd-rootless", "child_pid")); pid > 0 {
+	if pid = pidIn(filepath.Join(runtimeDir, "dockerd-rootless", "child_pid")); pid > 0 && isRootlessKits(pid) {
 		made, err = put(fmt.Sprintf("/proc/%d", pid), socket, false)
 		return pid, made, err
 	}
@@ -92,6 +92,41 @@ func commOf(pid int) string {
 		return ""
 	}
 	return strings.TrimSpace(string(b))
+}
+
+// isRootlessKits tells whether a process is RootlessKit's child, which is RootlessKit started once more: its state directory outlives it when it is
+// killed, and the pid may be another process's then, such as one of a container.
+func isRootlessKits(pid int) bool {
+	parent := parentOf(pid)
+	if parent == 0 {
+		return false
+	}
+	path := func(pid int) string { return fmt.Sprintf("/proc/%d/exe", pid) }
+	name, err := os.Readlink(path(parent))
+	if err != nil || strings.TrimSuffix(filepath.Base(name), " (deleted)") != "rootlesskit" { // deleted by an update
+		return false
+	}
+	its, err1 := os.Stat(path(pid))
+	parents, err2 := os.Stat(path(parent))
+	return err1 == nil && err2 == nil && os.SameFile(its, parents)
+}
+
+// parentOf is the pid of a process's parent, 0 where that cannot be told.
+func parentOf(pid int) int {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b)) {
+		if text, is := strings.CutPrefix(line, "PPid:"); is {
+			parent, err := strconv.Atoi(strings.TrimSpace(text))
+			if err != nil {
+				return 0
+			}
+			return parent
+		}
+	}
+	return 0
 }
 
 // put makes the link in the mount namespace of the process in proc (/proc/PID). Without running nothing is made until dockerd has made

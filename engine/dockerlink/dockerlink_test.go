@@ -148,6 +148,63 @@ func startDockerd(t *testing.T) *exec.Cmd {
 	return cmd
 }
 
+// TestPutFor_TakesOnlyRootlessKitsChild has a shell called rootlesskit, and what a stale child_pid may name.
+func TestPutFor_TakesOnlyRootlessKitsChild(t *testing.T) {
+	other := startDockerd(t).Process.Pid
+	if err := os.Mkdir(fmt.Sprintf("/proc/%d/root/run/docker", other), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	runtimeDir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(runtimeDir, "dockerd-rootless"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(runtimeDir, "dockerd-rootless", "child_pid"), []byte(strconv.Itoa(other)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if pid, made, err := putFor(runtimeDir, "/somewhere/docker.sock"); pid != 0 || made || err != nil {
+		t.Errorf("a process that took the pid since: %d %t %v", pid, made, err)
+	}
+
+	shell, err := os.ReadFile("/bin/sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, is := range map[string]bool{"rootlesskit": true, "crun": false} {
+		path := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(path, shell, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(path, "-c", `exec 3<&0; "$0" -c 'echo ready $$; read -r forever <&3; :' & wait`, path)
+		stdin, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		var word string
+		var child int
+		if _, err := fmt.Fscan(out, &word, &child); err != nil {
+			t.Fatal(err)
+		}
+		if got := isRootlessKits(child); got != is {
+			t.Errorf("a child of %s: %t", name, got)
+		}
+		if isRootlessKits(cmd.Process.Pid) {
+			t.Errorf("%s itself, whose parent is another program, is taken for RootlessKit's child", name)
+		}
+		stdin.Close()
+		_ = cmd.Wait()
+	}
+	if isRootlessKits(1 << 30) {
+		t.Error("a process that is not")
+	}
+}
+
 func TestPidIn_TakesOnlyPids(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pid")
 	for text, want := range map[string]int{"42\n": 42, "": 0, "x": 0, "-1": 0, "0": 0} {
