@@ -10,7 +10,7 @@ import (
 // NoSystemd is how the daemon is started where there is no systemd.
 func (s Setup) NoSystemd() string {
 	return fmt.Sprintf("there is no systemd here: start the daemon yourself before the engines, at boot (cron: @reboot) or at login: "+
-		"setsid -f %s up --log-format json 2>>%s/up.log", shellWord(s.Program), s.StateDir)
+		"mkdir -p %s && setsid -f %s up --log-format json 2>>%s", shellWord(s.StateDir), shellWord(s.Program), shellWord(s.StateDir+"/up.log"))
 }
 
 func (s Setup) installNotes(parts []Part) []string {
