@@ -247,6 +247,12 @@ func (r *Resolver) share(ctx context.Context, k flightKey, c *conf, q query) []b
 		r.mu.Lock()
 		f := r.flights[k]
 		if f == nil {
+			// One may have come back since we looked: fly keeps the answer before it takes the flight away.
+			if b := r.cache.get(k.generation, k.key, &q, time.Now()); b != nil {
+				r.mu.Unlock()
+				r.cached.Add(1)
+				return b
+			}
 			f = &flight{done: make(chan struct{})}
 			r.flights[k] = f
 			r.mu.Unlock()
