@@ -214,6 +214,13 @@ func (c *Client) notRunning() error {
 }
 
 func (c *Client) transportError(ctx context.Context, err error) error {
+	// A daemon that hangs still has its connections taken by the kernel, until too many wait.
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) || errors.Is(err, syscall.EAGAIN) {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return Errorf(CodeUnavailable, "the daemon at %s does not answer (%w): look at its log; if it hangs, start it again", c.socket, err)
+	}
 	if ctx.Err() != nil {
 		return fmt.Errorf("waiting for the daemon at %s: %w", c.socket, context.Cause(ctx))
 	}

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 func TestListen_MakesAPrivateSocketInAPrivateDirectory(t *testing.T) {
@@ -405,6 +406,30 @@ func TestClient_SurvivesStrangeServers(t *testing.T) {
 				t.Errorf("%v, want an error that says %q", err, tt.says)
 			}
 		})
+	}
+}
+
+func TestClient_SaysWhenTheDaemonDoesNotAnswer(t *testing.T) {
+	path := filepath.Join(shortDir(t), "s")
+	ln, err := net.Listen("unix", path) // whose connections the kernel takes
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	_, err = NewClient(path).Status(ctx)
+	_, derr := NewClient(path).Dial(ctx, "web:80")
+	for _, err := range []error{err, derr} {
+		if !errors.Is(err, ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "the daemon at "+path+" does not answer") ||
+			!strings.Contains(err.Error(), "log") || !strings.Contains(err.Error(), "start it again") {
+			t.Errorf("%v", err)
+		}
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err = NewClient(path).Status(gone); !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "does not answer") {
+		t.Errorf("given up: %v", err)
 	}
 }
 

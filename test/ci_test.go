@@ -463,6 +463,7 @@ func TestCI_TheActionSaysWhyThereIsNoNode(t *testing.T) {
 	}{
 		{"no store", map[string]any{"etcd-endpoints": "http://" + lab.RouterAddr.String() + ":2379", "wait": "3s"}, "not ready after 3s: the node is waiting-for-store"},
 		{"a wrong flag", map[string]any{"args": "--log-level loud"}, "loud"},
+		{"a sign that the runner would read", map[string]any{"args": "--log-level 5%"}, "5%25"},
 		{"no Go", map[string]any{"program": ""}, "actions/setup-go"},
 		{"no such program", map[string]any{"program": "/nowhere/rootless-ovl"}, "/nowhere/rootless-ovl"},
 	} {

@@ -8,8 +8,13 @@ work=$RUNNER_TEMP/rootless-ovl
 program=$work/bin/rootless-ovl
 mkdir -p "$work/bin"
 
+# fail says why, in one line as the runner reads it: it takes %25, %0D and %0A for what they stand for.
 fail() {
-	echo "::error title=rootless-ovl::$*"
+	local text=$*
+	text=${text//'%'/%25}
+	text=${text//$'\r'/%0D}
+	text=${text//$'\n'/%0A}
+	echo "::error title=rootless-ovl::$text"
 	exit 1
 }
 

@@ -388,13 +388,14 @@ func TestPublish_OpensWhatDockerBinds(t *testing.T) {
 		})
 	}
 	s, f := withNetwork(t)
-	f.busyPorts = map[int]bool{6000: true, 6001: true}
+	f.busyPorts, f.portStart = map[int]bool{6000: true, 6001: true}, 1024
 	one := `{"Proto":6,"Port":80,"HostPort":8080,"HostPortEnd":8080},`
 	s.fails("NetworkDriver.ProgramExternalConnectivity", program(strings.TrimSuffix(one, ",")), "docker restart")
 	s.ok("NetworkDriver.CreateEndpoint", createEndpoint)
 	for bindings, what := range map[string]string{
 		one + `{"Proto":6,"Port":80,"HostPort":6000,"HostPortEnd":6001}`: "6000-6001",
 		one + `{"Proto":6,"Port":80,"HostPort":6000,"HostPortEnd":6000}`: "6000",
+		one + `{"Proto":6,"Port":80,"HostPort":1000,"HostPortEnd":1030}`: "the range 1000-1030 of the host: ports below 1024",
 		one + `{"Proto":132,"Port":80,"HostPort":1}`:                     "sctp",
 		one + `{"Proto":1,"Port":80,"HostPort":1}`:                       "protocol 1",
 		one + `{"Proto":6,"Port":0,"HostPort":1}`:                        "no port 0",

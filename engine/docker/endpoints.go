@@ -58,8 +58,10 @@ func (d *Driver) createEndpoint(ctx context.Context, r *endpointRequest) (any, e
 	}
 	o, known := d.networks.get(r.NetworkID)
 	if !known {
-		return nil, errors.New("this network was created with another state directory of the daemon: remove it with `docker network rm` and create it again")
+		return nil, fmt.Errorf("this network was created with another state directory of the daemon, so its options are not known: start the daemon with that --state-dir, or %s",
+			howToRemake(r.NetworkID, options{}))
 	}
+	remake := howToRemake(r.NetworkID, o)
 	given, err := userOptions(r.Options)
 	if err != nil {
 		return nil, err
@@ -82,7 +84,7 @@ func (d *Driver) createEndpoint(ctx context.Context, r *endpointRequest) (any, e
 		return nil, fmt.Errorf("%q is not an address", clip(r.Interface.Address))
 	}
 	if subnet, err := netip.ParsePrefix(s.Subnet); err != nil || !subnet.Contains(addr) {
-		return nil, movedError(r.Interface.Address, s)
+		return nil, movedError(r.Interface.Address, s, remake)
 	}
 	if err := d.detach(ctx, r.EndpointID); err != nil { // docker asks again when an answer was lost
 		return nil, err

@@ -33,6 +33,7 @@ type fakeNode struct {
 	reserved  map[string]api.Address
 	taken     map[string]bool // names that others on the overlay have
 	busyPorts map[int]bool    // of the host
+	portStart int             // the first that is not privileged
 	published [][]string
 	next      int
 	lists     int   // how often all attachments were listed
@@ -134,6 +135,9 @@ func (f *fakeNode) Publish(_ context.Context, ref string, r api.PublishRequest) 
 		return nil, err
 	}
 	for _, p := range ports {
+		if p.HostPort != 0 && p.HostPort < f.portStart {
+			return nil, api.Errorf(api.CodeDenied, "ports below %d are privileged", f.portStart)
+		}
 		if f.busyPorts[p.HostPort] {
 			return nil, api.Errorf(api.CodeInUse, "port %d is taken", p.HostPort)
 		}

@@ -83,6 +83,48 @@ func TestOpenNetworks_SaysThatItsFileIsBroken(t *testing.T) {
 	}
 }
 
+func TestOpenNetworks_KeepsABrokenFileAside(t *testing.T) {
+	dir := t.TempDir()
+	const text = `{"v":2,"networks":{"a":{"isolate":true}}}`
+	if err := os.WriteFile(filepath.Join(dir, networksFile), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n, err := openNetworks(dir)
+	aside, _ := filepath.Glob(filepath.Join(dir, networksFile+".bad-*"))
+	if len(aside) != 1 || err == nil || !strings.Contains(err.Error(), aside[0]) || !strings.Contains(err.Error(), "docker network rm NAME") {
+		t.Fatalf("kept %v: %v", aside, err)
+	}
+	if err := n.put("b", options{}); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(aside[0]); err != nil || string(b) != text {
+		t.Errorf("kept %q, %v", b, err)
+	}
+
+	n = &networks{path: filepath.Join(dir, "nowhere", networksFile)}
+	if err := n.setAside(os.ErrInvalid); !strings.Contains(err.Error(), n.path) {
+		t.Errorf("what cannot be moved: %v", err)
+	}
+	if err := n.put("b", options{}); err == nil || !strings.Contains(err.Error(), n.path) {
+		t.Errorf("it would be overwritten: %v", err)
+	}
+}
+
+func TestHowToRemake_NamesTheNetworkAndItsOptions(t *testing.T) {
+	given := map[string]string{"isolate": "true", "snat": "true", "allow-from": "10.213.9.0/24:80/tcp,10.213.8.0/24", "egress": "10.0.0.0/8", "host-access": "80,5432"}
+	o, err := options{}.with(given)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := howToRemake("abc", o)
+	for _, want := range []string{"docker network disconnect -f abc CONTAINER", "docker network rm abc", "docker network create -d rootless-ovl --ipam-driver rootless-ovl -o isolate=true " +
+		"-o allow-from=10.213.9.0/24:80/tcp,10.213.8.0/24 -o egress=10.0.0.0/8 -o host-access=80,5432 -o snat=true NAME", "docker network connect NAME"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q is not in %q", want, text)
+		}
+	}
+}
+
 func TestNameservers_AreEachOnce(t *testing.T) {
 	text := "# nameserver 1.1.1.1\nnameserver 10.0.2.3\n nameserver\t10.0.2.3 # again\nsearch x\nnameserver fe80::1%eth0\nnameserver home\nnameserver\nnameserver ::ffff:192.0.2.1\n"
 	want := []netip.Addr{netip.MustParseAddr("10.0.2.3"), netip.MustParseAddr("fe80::1%eth0"), netip.MustParseAddr("192.0.2.1")}

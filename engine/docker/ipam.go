@@ -83,7 +83,7 @@ func (d *Driver) requestAddress(ctx context.Context, r *addressRequest) (any, er
 		return nil, err
 	}
 	if r.PoolID != s.Subnet {
-		return nil, movedError(r.PoolID, s)
+		return nil, movedError(r.PoolID, s, howToRemake("", options{})) // docker does not say for which network
 	}
 	subnet, err := netip.ParsePrefix(s.Subnet)
 	if err != nil {
@@ -140,8 +140,8 @@ func (d *Driver) anyAddress(ctx context.Context, pid int) (any, error) {
 }
 
 // movedError is for a network that was made when the node had another subnet.
-func movedError(pool string, s api.Status) error {
-	return fmt.Errorf("docker's network has the subnet %s, the node has %s since: remove the network with `docker network rm` and create it again", clip(pool), s.Subnet)
+func movedError(pool string, s api.Status, remedy string) error {
+	return fmt.Errorf("docker's network has the subnet %s, the node has %s since: %s", clip(pool), s.Subnet, remedy)
 }
 
 // unused are the addresses that are reserved for docker and that no attachment has.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/rootless-ovl/rootless-ovl/api"
 )
@@ -19,7 +20,8 @@ const networksFile = "docker-networks.json"
 
 // networks are the networks that docker has made of this driver. It is safe for many goroutines.
 type networks struct {
-	path string
+	path   string
+	closed error // why nothing is written: the file may have what we could not read; nil: it has not
 
 	mu   sync.Mutex
 	byID map[string]options
@@ -31,7 +33,8 @@ type savedNetworks struct {
 	Networks map[string]options `json:"networks"`
 }
 
-// openNetworks reads the file. One that cannot be read is no networks and an error that says so.
+// openNetworks reads the file. One that cannot be read is no networks and an error that says so: it is kept aside under another name, for
+// the next network that docker creates would take its place.
 func openNetworks(dir string) (*networks, error) {
 	n := &networks{path: filepath.Join(dir, networksFile), byID: make(map[string]options)}
 	b, err := os.ReadFile(n.path)
@@ -39,20 +42,30 @@ func openNetworks(dir string) (*networks, error) {
 		return n, nil
 	}
 	if err != nil {
-		return n, fmt.Errorf("docker's networks: %w", err)
+		return n, n.setAside(fmt.Errorf("docker's networks: %w", err))
 	}
-	const remedy = "remove docker's networks of this driver with `docker network rm` and create them again"
 	var saved savedNetworks
 	if err := json.Unmarshal(b, &saved); err != nil {
-		return n, fmt.Errorf("%s: %w: %s", n.path, err, remedy)
+		return n, n.setAside(fmt.Errorf("%s: %w", n.path, err))
 	}
 	if saved.V != 1 {
-		return n, fmt.Errorf("%s is of version %d, not 1: %s", n.path, saved.V, remedy)
+		return n, n.setAside(fmt.Errorf("%s is of version %d, not 1", n.path, saved.V))
 	}
 	for id, o := range saved.Networks {
 		n.byID[id] = o
 	}
 	return n, nil
+}
+
+// setAside keeps a file that why is about, and says where and what to do.
+func (n *networks) setAside(why error) error {
+	aside := n.path + ".bad-" + time.Now().UTC().Format("20060102T150405.000000000")
+	if err := os.Rename(n.path, aside); err != nil {
+		n.closed = fmt.Errorf("docker's networks cannot be written: %w; move %s away and start the daemon again", why, n.path)
+		return fmt.Errorf("%w, and it cannot be moved aside (%w): no network is created until %s is moved away and the daemon started again", why, err, n.path)
+	}
+	return fmt.Errorf("%w: it is kept as %s. Put a good one in its place and start the daemon again, or, for each network that "+
+		"`docker network ls --filter driver=rootless-ovl` lists, %s", why, aside, howToRemake("", options{}))
 }
 
 func (n *networks) get(id string) (options, bool) {
@@ -77,6 +90,9 @@ func (n *networks) remove(id string) error {
 func (n *networks) change(do func(map[string]options)) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.closed != nil {
+		return n.closed
+	}
 	next := make(map[string]options, len(n.byID)+1)
 	for id, o := range n.byID {
 		next[id] = o
@@ -109,6 +125,20 @@ func writeFile(path string, b []byte) error {
 
 // howToCreate is the command that errors point to.
 const howToCreate = "`docker network create -d rootless-ovl --ipam-driver rootless-ovl NAME`"
+
+// howToRemake are the commands by which a network gets a subnet or options that are not those it was created with; network is its name or id, "" if
+// it is not known. Docker removes none that a container is connected to, and a stopped one that still is could not be started any more.
+func howToRemake(network string, o options) string {
+	if network == "" {
+		network = "NAME"
+	}
+	flags := ""
+	for _, f := range o.flags() {
+		flags += " -o " + f
+	}
+	return fmt.Sprintf("disconnect its containers, stopped ones too (`docker ps -a --filter network=%[1]s` lists them; `docker network disconnect -f %[1]s CONTAINER` each), "+
+		"then `docker network rm %[1]s`, `docker network create -d rootless-ovl --ipam-driver rootless-ovl%[2]s NAME`, and `docker network connect NAME CONTAINER` each", network, flags)
+}
 
 func (d *Driver) createNetwork(ctx context.Context, r *createNetworkRequest) (any, error) {
 	if on, _ := flag(r.Options, labelInternal); on {

@@ -60,6 +60,30 @@ func (o options) with(given map[string]string) (options, error) {
 	return o, o.Validate()
 }
 
+// flags are o as -o of `docker network create` takes it.
+func (o options) flags() (flags []string) {
+	add := func(key string, values []string) {
+		if len(values) > 0 {
+			flags = append(flags, key+"="+strings.Join(values, ","))
+		}
+	}
+	if o.Isolate {
+		add("isolate", []string{"true"})
+	}
+	add("allow-from", o.AllowFrom)
+	add("allow-to", o.AllowTo)
+	add("egress", o.Egress)
+	var ports []string
+	for _, p := range o.HostAccess {
+		ports = append(ports, strconv.Itoa(p))
+	}
+	add("host-access", ports)
+	if o.SNAT {
+		add("snat", []string{"true"})
+	}
+	return flags
+}
+
 // words are separated by commas or spaces.
 func words(text string) []string {
 	return strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' || r == '\n' })

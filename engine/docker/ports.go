@@ -162,6 +162,9 @@ func (d *Driver) publish(ctx context.Context, r *endpointRequest) (any, error) {
 func (d *Driver) publishOne(ctx context.Context, ref string, b binding, snat bool) error {
 	for host := b.first; host <= b.last; host++ {
 		_, err := d.api.Publish(ctx, ref, api.PublishRequest{Publish: []string{b.spec(host, 1)}, SNAT: snat})
+		if errors.Is(err, api.ErrDenied) { // the others are not tried: which port it is would depend on this host's settings
+			return fmt.Errorf("the range %d-%d of the host: %w", b.first, b.last, err)
+		}
 		if !errors.Is(err, api.ErrInUse) {
 			return err
 		}
