@@ -29,8 +29,9 @@ type Host struct {
 	Addr6 netip.Addr // on the LAN too, of a lab made with WithIPv6
 	Dir   string     // the host's files: home/, run/ and logs
 
-	lab     *Lab
-	daemons int
+	lab      *Lab
+	daemons  int
+	impaired *impaired
 }
 
 // Home is the user's HOME.

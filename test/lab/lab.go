@@ -261,6 +261,14 @@ func addAddr(link netlink.Link, prefix netip.Prefix) error {
 
 // end keeps what tells of a failure and removes the lab's directory.
 func (l *Lab) end() {
+	for _, h := range append(l.hosts, l.Outside) {
+		if h == nil {
+			continue
+		}
+		if err := h.Mend(); err != nil {
+			l.t.Logf("lab: %v", err)
+		}
+	}
 	if l.capture != nil {
 		l.capture.stop()
 	}
