@@ -100,12 +100,6 @@ func (c *cache) remove(e *list.Element) {
 
 func (a *cached) size() int { return cachedOverhead + len(a.wire) + len(a.key) + 8*len(a.ttls) }
 
-func (c *cache) length() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.answers)
-}
-
 // lifetime says where the TTLs of an answer to q are, and for how many seconds it may be kept: 0 is not at all, as for what is truncated, for
 // failures, and for denials without the SOA record that says how long they hold (RFC 2308 section 5).
 func lifetime(b []byte, q *query) (ttls []int, seconds uint32) {

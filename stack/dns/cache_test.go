@@ -114,8 +114,8 @@ func TestCache_CountsDownAndForgets(t *testing.T) {
 		}
 		c.put(2, key, &q, b, time.Now())
 		time.Sleep(time.Minute)
-		if c.get(2, key, &q, time.Now()) != nil || c.length() != 0 || c.bytes != 0 {
-			t.Errorf("after a minute there are %d answers of %d bytes", c.length(), c.bytes)
+		if c.get(2, key, &q, time.Now()) != nil || len(c.answers) != 0 || c.bytes != 0 {
+			t.Errorf("after a minute there are %d answers of %d bytes", len(c.answers), c.bytes)
 		}
 	})
 }
@@ -135,7 +135,7 @@ func TestCache_IsBounded(t *testing.T) {
 		}
 	}
 	fill(maxCached+100, "x")
-	if n := c.length(); n != maxCached {
+	if n := len(c.answers); n != maxCached {
 		t.Errorf("%d answers", n)
 	}
 	q, _ := packed(t, func(*dns.Msg) {})
@@ -143,8 +143,8 @@ func TestCache_IsBounded(t *testing.T) {
 		t.Error("not the oldest have gone")
 	}
 	fill(maxCached, strings.Repeat("x", 20000))
-	if c.bytes > maxCachedBytes || c.length() < 100 {
-		t.Errorf("%d answers, %d bytes", c.length(), c.bytes)
+	if c.bytes > maxCachedBytes || len(c.answers) < 100 {
+		t.Errorf("%d answers, %d bytes", len(c.answers), c.bytes)
 	}
 }
 
