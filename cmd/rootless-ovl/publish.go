@@ -5,6 +5,8 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -87,19 +89,30 @@ A port is named as for publish; without an IP or without HOSTPORT any is meant.`
 	return cmd
 }
 
-// portArgs checks that args are ports and at last a name.
+// portArgs checks that args are ports and at last a name. Where the name comes first, as in docker's commands, the error has the right order.
 func portArgs(command, example string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, args []string) error {
 		if len(args) < 2 {
 			return usagef("%s takes ports and at last a name or pid: `rootless-ovl %s`", command, example)
 		}
-		for _, s := range args[:len(args)-1] {
-			if _, err := api.ParsePublish(s); err != nil {
-				return usageError{err}
-			}
+		err := portsAndRef(args)
+		if err == nil {
+			return nil
 		}
-		return checkRef(args[len(args)-1])
+		if turned := append(slices.Clone(args[1:]), args[0]); portsAndRef(turned) == nil {
+			return usagef("%w; the name comes last: `rootless-ovl %s %s`", err, command, strings.Join(turned, " "))
+		}
+		return usageError{err}
 	}
+}
+
+func portsAndRef(args []string) error {
+	for _, s := range args[:len(args)-1] {
+		if _, err := api.ParsePublish(s); err != nil {
+			return err
+		}
+	}
+	return api.CheckRef(args[len(args)-1])
 }
 
 func checkRef(ref string) error {
