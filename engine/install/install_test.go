@@ -24,7 +24,10 @@ var whole = os.DirFS("/")
 // homeOf is a Setup in a home of its own.
 func homeOf(t *testing.T, podman string) Setup {
 	t.Helper()
-	home := t.TempDir()
+	return homeIn(t.TempDir(), podman)
+}
+
+func homeIn(home, podman string) Setup {
 	return Setup{
 		Program: filepath.Join(home, "bin", "rootless-ovl"), RuntimeDir: filepath.Join(home, "run", "rootless-ovl"),
 		StateDir: filepath.Join(home, ".local", "state", "rootless-ovl"), ConfigHome: filepath.Join(home, ".config"),
@@ -526,27 +529,53 @@ func TestHook_IsWhatPodmanReads(t *testing.T) {
 	}
 }
 
-// TestUnits_AreWhatSystemdReads has systemd itself read them.
+// TestUnits_AreWhatSystemdReads has systemd itself read them, of a home with any characters in its path.
 func TestUnits_AreWhatSystemdReads(t *testing.T) {
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
 		t.Skip("systemd-analyze is not installed")
 	}
-	s := homeOf(t, "")
-	s.Program = filepath.Join(s.home(), "my bin 100%", "rootless-ovl")
-	if err := writeIn(s.Program, "#!/bin/sh\n"); err != nil {
-		t.Fatal(err)
+	for _, home := range []string{"my bin 100%", "%h", "$HOME ${HOME} $$", `say "hi"`, "it's", `a\b\x20c`, "; #", "[x]*?", "-@+!|"} {
+		t.Run(home, func(t *testing.T) {
+			s := homeIn(filepath.Join(t.TempDir(), home), "")
+			if err := writeIn(s.Program, "#!/bin/sh\n"); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chmod(s.Program, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			installed(t, s, Systemd)
+			if err := os.Mkdir(filepath.Join(s.home(), "run"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.Command(analyze, "verify", "--user", "--man=no", "--recursive-errors=no", s.UnitPath("service"), s.UnitPath("socket"))
+			cmd.Env = append(os.Environ(), "HOME="+s.home(), "XDG_RUNTIME_DIR="+filepath.Join(s.home(), "run"), "XDG_CONFIG_HOME="+s.ConfigHome)
+			if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+				t.Errorf("%v\n%s\n%s", err, out, read(t, s.UnitPath("service")))
+			}
+		})
 	}
-	if err := os.Chmod(s.Program, 0o755); err != nil {
-		t.Fatal(err)
+}
+
+// systemd checks a command line without running it, and does not look for the file of the environment.
+func TestUnits_QuoteWhatMeansSomethingToSystemd(t *testing.T) {
+	s := homeIn(`/home/it's "100%" $me\[1]*?`, "")
+	for _, want := range []string{
+		`
+EnvironmentFile=-/home/it's "100%%" $me\\\[1]\*\?/.config/rootless-ovl/up.env
+`,
+		`
+ExecStart=/bin/sh -c 'exec "$$0" "$$@"' "/home/it's \"100%%\" $$me\\[1]*?/bin/rootless-ovl" --runtime-dir "/home/it's \"100%%\" $$me\\[1]*?/run/rootless-ovl" --state-dir`,
+	} {
+		if !strings.Contains(string(s.service()), want) {
+			t.Errorf("no %q in\n%s", want, s.service())
+		}
 	}
-	installed(t, s, Systemd)
-	if err := os.Mkdir(filepath.Join(s.home(), "run"), 0o700); err != nil {
-		t.Fatal(err)
+	if want := "\nListenStream=/home/it's \"100%%\" $me\\[1]*?/run/rootless-ovl/api.sock\n"; !strings.Contains(string(s.socket()), want) {
+		t.Errorf("no %q in\n%s", want, s.socket())
 	}
-	cmd := exec.Command(analyze, "verify", "--user", "--man=no", "--recursive-errors=no", s.UnitPath("service"), s.UnitPath("socket"))
-	cmd.Env = append(os.Environ(), "HOME="+s.home(), "XDG_RUNTIME_DIR="+filepath.Join(s.home(), "run"), "XDG_CONFIG_HOME="+s.ConfigHome)
-	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
-		t.Errorf("%v\n%s", err, out)
+	s = homeIn("/home/$me 100%", "") // of a program's own path systemd replaces no variables
+	if want := "\nExecStart=\"/home/$me 100%%/bin/rootless-ovl\" --runtime-dir \"/home/$$me 100%%/run/rootless-ovl\""; !strings.Contains(string(s.service()), want) {
+		t.Errorf("no %q in\n%s", want, s.service())
 	}
 }

@@ -49,7 +49,7 @@ SystemCallArchitectures=native
 [Install]
 WantedBy=default.target
 Also=rootless-ovl.socket
-`, s.UpEnvPath(), unitPath(s.UpEnvPath()), unitWord(s.Program), unitArg(s.RuntimeDir), unitArg(s.StateDir))
+`, s.UpEnvPath(), unitPattern(s.UpEnvPath()), unitProgram(s.Program), unitArg(s.RuntimeDir), unitArg(s.StateDir))
 }
 
 func (s Setup) socket() []byte {
@@ -69,8 +69,22 @@ WantedBy=sockets.target
 `, unitPath(filepath.Join(s.RuntimeDir, "api.sock")))
 }
 
-// unitPath is a path as the value of a setting.
+// unitPath is a path as the value of a setting, which systemd takes as it stands but for what it puts in place of a %.
 func unitPath(path string) string { return strings.ReplaceAll(path, "%", "%%") }
+
+// unitPattern is a path where systemd looks for all files of a pattern, as glob(7) has them.
+func unitPattern(path string) string {
+	return unitPath(strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`).Replace(path))
+}
+
+// unitProgram is a program at the begin of a command line. One with a quote or a backslash in its path systemd does not start, and a shell
+// does, which the program takes the place of.
+func unitProgram(path string) string {
+	if strings.ContainsAny(path, `"'\`) {
+		return `/bin/sh -c 'exec "$$0" "$$@"' ` + unitArg(path)
+	}
+	return unitWord(path)
+}
 
 // unitWord is a word of a command line, unitArg one in which variables would be replaced.
 func unitWord(word string) string {
