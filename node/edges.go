@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -91,14 +92,19 @@ type edges struct {
 	overlaps  func(overlay netip.Prefix) ([]hostnet.Overlap, error)     // of this host with the overlay
 }
 
+// findAge is how old what is known of the machine's namespaces may be. However many attachments are watched by their numbers alone, or are taken up
+// at a start, the processes are looked through once in that time.
+const findAge = time.Second
+
 func kernelEdges() edges {
+	finder := nsutil.NewFinder(findAge)
 	return edges{
 		openPID:   func(pid int) (namespace, error) { return asNamespace(nsutil.OpenPID(pid)) },
 		openPath:  func(path string) (namespace, error) { return asNamespace(nsutil.OpenPath(path)) },
 		caller:    api.CallerPID,
-		findInode: nsutil.FindInode,
+		findInode: finder.Find,
 		bootID:    nsutil.BootID,
-		netnses:   nsutil.NetnsProcesses,
+		netnses:   finder.Processes,
 		startTime: nsutil.StartTime,
 		detached:  nsutil.DetachedNetns,
 		watchPID: func(pid int) (exitWatch, error) {

@@ -8,80 +8,184 @@ import (
 	"os"
 	"path"
 	"strconv"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// FindInode is a path for OpenPath of the network namespace with that number: that of a process in it, or else that of a file it is mounted
+// Finder finds namespaces by their numbers. It looks through the processes of the machine once for all who ask within a time, and once for all who
+// ask at the same moment. It is safe for many goroutines, and has none.
+type Finder struct {
+	age  time.Duration
+	take func() (*snapshot, error)
+
+	mu    sync.Mutex // held while the machine is looked through: who asks meanwhile wants the same
+	taken time.Time
+	last  *snapshot // nil: there is none
+}
+
+// NewFinder makes a Finder that has looked at the machine no longer than age before it answers.
+func NewFinder(age time.Duration) *Finder { return &Finder{age: age, take: takeSnapshot} }
+
+// Find is a path for OpenPath of the network namespace with that number: that of a process in it, or else that of a file it is mounted
 // at, as engines and `ip netns` do it, in the mount namespace of some process. It sees what the user that we are may see. last, if not empty,
-// is what it has found before, which is looked at first: that is one system call, and the rest some for each process there is.
+// is what it has found before, which is looked at first: that is one system call.
 // ErrGone if nothing is found: then the namespace has ended, or is kept by open descriptors only.
 //
-// The path may mean something else as soon as FindInode has returned: look at Namespace.Inode of what it opens.
-func FindInode(inode uint64, last string) (string, error) {
+// The path may mean something else as soon as Find has returned: look at Namespace.Inode of what it opens.
+func (f *Finder) Find(inode uint64, last string) (string, error) {
 	if last != "" {
 		if at, err := InodeAt(last); err == nil && at == inode {
 			return last, nil
 		}
 	}
-	dirs, err := os.ReadDir("/proc")
+	s, err := f.snapshot(nil)
 	if err != nil {
 		return "", err
 	}
-	var procs []string
+	found, listed := s.find(inode)
+	if found == "" && listed { // what was there has ended since; others may have come
+		if s, err = f.snapshot(s); err != nil {
+			return "", err
+		}
+		found, _ = s.find(inode)
+	}
+	if found == "" {
+		return "", fail(ErrGone, unix.ESRCH, "network namespace net:[%d]: no process of yours is in it, and it is mounted nowhere: it has ended", inode)
+	}
+	return found, nil
+}
+
+// Processes are the network namespaces of the processes that we may look at, each by its inode number with one of its processes. The map is the
+// caller's.
+func (f *Finder) Processes() (map[uint64]int, error) {
+	s, err := f.snapshot(nil)
+	if err != nil {
+		return nil, err
+	}
+	found := make(map[uint64]int, len(s.inside))
+	for inode, pids := range s.inside {
+		found[inode] = pids[0]
+	}
+	return found, nil
+}
+
+// snapshot is what there is, as of age ago at most, and another than outdated.
+func (f *Finder) snapshot(outdated *snapshot) (*snapshot, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.last != nil && f.last != outdated && time.Since(f.taken) < f.age {
+		return f.last, nil
+	}
+	f.last = nil
+	now := time.Now()
+	s, err := f.take()
+	if err != nil {
+		return nil, err
+	}
+	f.last, f.taken = s, now
+	return s, nil
+}
+
+// FindInode is Find of a Finder that nobody shares.
+func FindInode(inode uint64, last string) (string, error) { return NewFinder(0).Find(inode, last) }
+
+// snapshot is where the processes of the machine were when it was taken. It is safe for many goroutines.
+type snapshot struct {
+	pids   []int            // all
+	inside map[uint64][]int // processes by their network namespaces' numbers
+	mounts func() map[uint64][]string
+}
+
+func takeSnapshot() (*snapshot, error) {
+	dirs, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	s := &snapshot{inside: make(map[uint64][]int)}
 	for _, d := range dirs {
-		if _, err := strconv.ParseUint(d.Name(), 10, 31); err == nil {
-			procs = append(procs, "/proc/"+d.Name())
+		pid, err := strconv.ParseUint(d.Name(), 10, 31)
+		if err != nil {
+			continue
 		}
-	}
-	for _, p := range procs {
+		s.pids = append(s.pids, int(pid))
 		// Of a zombie, and of another user's process, there is nothing to be seen.
-		if at, err := pathInode(p + "/ns/net"); err == nil && at == inode {
-			return p + "/ns/net", nil
+		if at, err := pathInode(procNet(int(pid))); err == nil {
+			s.inside[at] = append(s.inside[at], int(pid))
 		}
 	}
-	root := []byte("net:[" + strconv.FormatUint(inode, 10) + "]")
+	s.mounts = sync.OnceValue(s.readMounts) // most have a process
+	return s, nil
+}
+
+func procDir(pid int) string { return "/proc/" + strconv.Itoa(pid) }
+
+func procNet(pid int) string { return procDir(pid) + "/ns/net" }
+
+// find is as Finder.Find: "" if there is nothing. listed tells whether there was something when the snapshot was taken.
+func (s *snapshot) find(inode uint64) (found string, listed bool) {
+	for _, pid := range s.inside[inode] {
+		if at, err := pathInode(procNet(pid)); err == nil && at == inode {
+			return procNet(pid), true
+		}
+	}
+	mounts := s.mounts()[inode]
+	for _, point := range mounts {
+		// What is there now may be something else, of the process's making.
+		f, err := openNetns(point)
+		if err != nil {
+			continue
+		}
+		at, err := fileInode(f)
+		f.Close()
+		if err == nil && at == inode {
+			return point, true
+		}
+	}
+	return "", len(s.inside[inode])+len(mounts) > 0
+}
+
+// readMounts are the paths at which network namespaces are mounted, by their numbers, each below the root of a process.
+func (s *snapshot) readMounts() map[uint64][]string {
+	all := make(map[uint64][]string)
 	seen := make(map[uint64]bool) // mount namespaces
-	for _, p := range procs {
-		mnt, err := pathInode(p + "/ns/mnt")
+	for _, pid := range s.pids {
+		mnt, err := pathInode(procDir(pid) + "/ns/mnt")
 		if err != nil || seen[mnt] {
 			continue
 		}
-		seen[mnt] = true
-		b, err := os.ReadFile(p + "/mountinfo")
+		b, err := os.ReadFile(procDir(pid) + "/mountinfo")
 		if err != nil {
 			continue // it has just ended
 		}
-		for point := range nsfsMounts(b, root) {
-			// What is there now may be something else, of the process's making.
-			found := path.Join(p, "root", point)
-			f, err := openNetns(found)
-			if err != nil {
-				continue
-			}
-			at, err := fileInode(f)
-			f.Close()
-			if err == nil && at == inode {
-				return found, nil
-			}
+		seen[mnt] = true
+		for inode, point := range nsfsMounts(b) {
+			all[inode] = append(all[inode], path.Join(procDir(pid), "root", point))
 		}
 	}
-	return "", fail(ErrGone, unix.ESRCH, "network namespace net:[%d]: no process of yours is in it, and it is mounted nowhere: it has ended", inode)
+	return all
 }
 
 // IsMount tells whether a path that FindInode has found is that of a mount, and not of a process.
 func IsMount(path string) bool { return procRoot.MatchString(path) }
 
-// nsfsMounts are the mount points in a /proc/PID/mountinfo (proc_pid_mountinfo(5)) at which a namespace is mounted, given as the file shows it.
-func nsfsMounts(mountinfo, namespace []byte) iter.Seq[string] {
-	return func(yield func(string) bool) {
+// nsfsMounts are the mount points in a /proc/PID/mountinfo (proc_pid_mountinfo(5)) at which a network namespace is mounted, with its number.
+func nsfsMounts(mountinfo []byte) iter.Seq2[uint64, string] {
+	return func(yield func(uint64, string) bool) {
 		for line := range bytes.Lines(mountinfo) {
 			front, back, ok := bytes.Cut(line, []byte(" - "))
 			fields := bytes.Fields(front)
-			if !ok || len(fields) < 6 || !bytes.Equal(fields[3], namespace) || !bytes.HasPrefix(back, []byte("nsfs ")) {
+			if !ok || len(fields) < 6 || !bytes.HasPrefix(back, []byte("nsfs ")) {
 				continue
 			}
-			if !yield(unescapeMount(fields[4])) {
+			number, opens := bytes.CutPrefix(fields[3], []byte("net:["))
+			number, closes := bytes.CutSuffix(number, []byte("]"))
+			inode, err := strconv.ParseUint(string(number), 10, 64)
+			if !opens || !closes || err != nil {
+				continue
+			}
+			if !yield(inode, unescapeMount(fields[4])) {
 				return
 			}
 		}

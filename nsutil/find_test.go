@@ -10,10 +10,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
+	"reflect"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func TestFindInode_FindsAProcess(t *testing.T) {
@@ -105,6 +108,73 @@ func TestFindInode_FindsAMount(t *testing.T) {
 	}
 }
 
+// A container names its files as it likes.
+func TestFind_FollowsNoLinkOutOfTheRootOfAProcessWhateverItsName(t *testing.T) {
+	for _, name := range []string{"plain", "two\nlines"} {
+		link := filepath.Join(t.TempDir(), name)
+		if err := os.Symlink("/proc/self/ns/net", link); err != nil {
+			t.Fatal(err)
+		}
+		path := fmt.Sprintf("/proc/%d/root%s", os.Getpid(), link)
+		if inode, err := InodeAt(path); err == nil || !IsMount(path) {
+			t.Errorf("%q: net:[%d], a mount: %t", path, inode, IsMount(path))
+		}
+	}
+}
+
+// counted is a Finder that counts how often it looks at the machine, where it finds what there is.
+func counted(age time.Duration, there map[uint64][]int) (*Finder, *int) {
+	f, n := NewFinder(age), new(int)
+	f.take = func() (*snapshot, error) {
+		*n++
+		time.Sleep(time.Millisecond)
+		return &snapshot{inside: there, mounts: func() map[uint64][]string { return nil }}, nil
+	}
+	return f, n
+}
+
+func TestFinder_LooksOnceForAllWhoAsk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, taken := counted(time.Second, nil)
+		var asking sync.WaitGroup
+		for i := range 100 {
+			asking.Go(func() {
+				for range 10 {
+					if _, err := f.Find(uint64(i+1), ""); !errors.Is(err, ErrGone) {
+						t.Errorf("%d: %v", i, err)
+					}
+					if _, err := f.Processes(); err != nil {
+						t.Error(err)
+					}
+					time.Sleep(500 * time.Millisecond)
+				}
+			})
+		}
+		asking.Wait()
+		if *taken > 6 {
+			t.Errorf("in five seconds the machine was looked through %d times", *taken)
+		}
+	})
+}
+
+func TestFinder_LooksAgainWhenWhatWasThereHasEnded(t *testing.T) {
+	self, err := InodeAt("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		there := map[uint64][]int{self: {1 << 30}}
+		f, taken := counted(time.Hour, there)
+		if _, err := f.Find(self, ""); !errors.Is(err, ErrGone) || *taken != 2 {
+			t.Errorf("%v, after %d looks", err, *taken)
+		}
+		there[self] = []int{1 << 30, os.Getpid()}
+		if path, err := f.Find(self, ""); err != nil || path != procNet(os.Getpid()) || *taken != 2 {
+			t.Errorf("%s, %v, after %d looks", path, err, *taken)
+		}
+	})
+}
+
 func TestNsfsMounts_ReadsWhatTheKernelWrites(t *testing.T) {
 	const info = `22 27 0:21 / /proc rw,nosuid - proc proc rw
 35 27 0:4 net:[4026532345] /run/netns/one rw shared:7 - nsfs nsfs rw
@@ -114,8 +184,11 @@ func TestNsfsMounts_ReadsWhatTheKernelWrites(t *testing.T) {
 39 27 0:4 mnt:[4026532345] /run/mnt rw - nsfs nsfs rw
 40 27 0:4 net:[4026532345]
 41 27 0:4 net:[4026532345] /cut rw`
-	got := slices.Collect(nsfsMounts([]byte(info), []byte("net:[4026532345]")))
-	if want := []string{"/run/netns/one", "/run/a b\\c\t"}; !slices.Equal(got, want) {
+	got := make(map[uint64][]string)
+	for inode, point := range nsfsMounts([]byte(info)) {
+		got[inode] = append(got[inode], point)
+	}
+	if want := map[uint64][]string{4026532345: {"/run/netns/one", "/run/a b\\c\t"}, 4026532346: {"/run/netns/other"}}; !reflect.DeepEqual(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
@@ -124,7 +197,7 @@ func FuzzNsfsMounts(f *testing.F) {
 	f.Add([]byte("35 27 0:4 net:[1] /run/netns/one rw shared:7 - nsfs nsfs rw\n"))
 	f.Add([]byte("35 27 0:4 net:[1] \\0 rw - nsfs nsfs\n- nsfs \n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		for point := range nsfsMounts(b, []byte("net:[1]")) {
+		for _, point := range nsfsMounts(b) {
 			if point == "" {
 				t.Error("a mount point is empty")
 			}

@@ -94,7 +94,7 @@ func OpenPath(path string) (*Namespace, error) {
 	}
 }
 
-var procRoot = regexp.MustCompile(`^(/proc/[0-9]+/root)/(.+)$`)
+var procRoot = regexp.MustCompile(`(?s)^(/proc/[0-9]+/root)/(.+)$`) // a name may have newlines
 
 // find opens what a path leads to for asking about it alone. What is below the root of a process is of the process's making: a link there
 // leads no further than the process itself can go.

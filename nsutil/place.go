@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -87,24 +86,4 @@ func (n *Namespace) TAPs() ([]Device, error) {
 		devices = append(devices, Device{IfName: l.name, Alias: l.alias, MAC: l.mac, Up: l.up})
 	}
 	return devices, nil
-}
-
-// NetnsProcesses are the network namespaces of the processes that we may look at, each by its inode number with one of its processes.
-func NetnsProcesses() (map[uint64]int, error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, err
-	}
-	found := make(map[uint64]int)
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		// Of another user's process, and of a zombie, nothing can be read.
-		if inode, err := pathInode("/proc/" + e.Name() + "/ns/net"); err == nil && found[inode] == 0 {
-			found[inode] = pid
-		}
-	}
-	return found, nil
 }

@@ -127,7 +127,7 @@ func TestPlaceOf_FollowsTheTAP(t *testing.T) {
 	inside("link", "set", "eth0", "up")
 	devices(Device{IfName: "eth0", Alias: c.Alias, MAC: c.MAC, Up: true})
 
-	all, err := NetnsProcesses()
+	all, err := NewFinder(0).Processes()
 	if err != nil || all[there.Inode()] != pid || all[home.Inode()] == 0 {
 		t.Errorf("processes of namespaces: %v, %v; want %d in %d", all, err, pid, there.Inode())
 	}
