@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
+	"golang.org/x/sys/unix"
 )
 
 // ErrAnotherDaemon tells that a live daemon has the runtime directory.
@@ -233,8 +234,8 @@ func withPeer(ctx context.Context, conn net.Conn) context.Context {
 	return context.WithValue(ctx, peerKey{}, conn)
 }
 
-// CallerPID is the process that sent the request whose context it is, by its pid in our own PID namespace, as it was when it connected. Its
-// error has CodeInvalid where that cannot be seen.
+// CallerPID is the process that sent the request whose context it is, by its pid in our own PID namespace, as it was when it connected: see
+// CallerLives. Its error has CodeInvalid where that cannot be seen.
 func CallerPID(ctx context.Context) (int, error) {
 	conn, ok := ctx.Value(peerKey{}).(*net.UnixConn)
 	if !ok {
@@ -248,6 +249,47 @@ func CallerPID(ctx context.Context) (int, error) {
 		return 0, Errorf(CodeInvalid, "you are in a PID namespace that the daemon cannot see into, nor your descriptors: attach from the host")
 	}
 	return int(cred.Pid), nil
+}
+
+// CallerLives tells whether the process of CallerPID still lives, after something was read that /proc has of it: else that may have been another
+// process's, for pids are used again.
+func CallerLives(ctx context.Context) error {
+	conn, ok := ctx.Value(peerKey{}).(*net.UnixConn)
+	if !ok {
+		return Errorf(CodeInvalid, "no process is known to have asked")
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	lives := false
+	if err := raw.Control(func(fd uintptr) { lives = peerLives(int(fd)) }); err != nil {
+		return err
+	}
+	if !lives {
+		return Errorf(CodeNotFound, "the process that asked has ended meanwhile: it has to wait for the answer")
+	}
+	return nil
+}
+
+// peerLives asks the descriptor that the kernel has of the process at the other end. Linux before 6.5 gives none: there its end of the
+// connection, which is closed with it, stands for it.
+func peerLives(conn int) bool {
+	poll := unix.PollFd{Fd: int32(conn), Events: unix.POLLRDHUP}
+	pidfd, err := unix.GetsockoptInt(conn, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+	switch {
+	case err == nil:
+		defer func() { _ = unix.Close(pidfd) }()
+		poll = unix.PollFd{Fd: int32(pidfd), Events: unix.POLLIN}
+	case !errors.Is(err, unix.ENOPROTOOPT):
+		return false // it has been reaped
+	}
+	for {
+		k, err := unix.Poll([]unix.PollFd{poll}, 0)
+		if !errors.Is(err, unix.EINTR) {
+			return err == nil && k == 0
+		}
+	}
 }
 
 // checkPIDs refuses a request that names a pid (named), when the process that sent it counts pids in another PID namespace

@@ -354,6 +354,52 @@ func TestCallerPID_IsWhoeverHasConnected(t *testing.T) {
 	}
 }
 
+func TestCallerLives_UntilItEnds(t *testing.T) {
+	if path := os.Getenv("OVL_TEST_CALLER"); path != "" {
+		conn, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = conn.Read(make([]byte, 1)) // until it is told
+		return
+	}
+	path := filepath.Join(shortDir(t), "s")
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestCallerLives_UntilItEnds$")
+	cmd.Env = []string{"OVL_TEST_CALLER=" + path}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx := withPeer(t.Context(), conn)
+	if pid, err := CallerPID(ctx); err != nil || pid != cmd.Process.Pid {
+		t.Errorf("caller %d, %v; want %d", pid, err, cmd.Process.Pid)
+	}
+	if err := CallerLives(ctx); err != nil {
+		t.Errorf("while it waits: %v", err)
+	}
+	if _, err := conn.Write([]byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if err := CallerLives(ctx); !errors.Is(err, ErrNotFound) {
+		t.Errorf("when it has ended: %v", err)
+	}
+	if err := CallerLives(t.Context()); !errors.Is(err, ErrInvalid) {
+		t.Errorf("without a connection: %v", err)
+	}
+}
+
 func TestClient_SaysWhenNobodyIsThere(t *testing.T) {
 	dir := shortDir(t)
 	stale := filepath.Join(dir, "stale.sock")

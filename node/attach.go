@@ -70,6 +70,7 @@ type attachment struct {
 	at      whereabouts   // of a loose one
 	entered bool          // as of savedAttachment
 	off     chan struct{} // closed when nothing of it is left
+	naming  chan struct{} // has one element while Rename is at it, which asks the store
 	next    string        // the name that Rename is about to give it
 
 	ports  []*published // changed with Node.portsMu held, too
@@ -77,7 +78,7 @@ type attachment struct {
 }
 
 func (n *Node) newAttachment(s savedAttachment) *attachment {
-	a := &attachment{saved: s, entered: s.Entered, off: make(chan struct{}), inside: portInside{gateway: n.gateway}}
+	a := &attachment{saved: s, entered: s.Entered, off: make(chan struct{}), naming: make(chan struct{}, 1), inside: portInside{gateway: n.gateway}}
 	if s.Loose {
 		a.at.Place = nsutil.Place{Inode: s.Inode, IfName: s.IfName}
 	}
@@ -180,9 +181,15 @@ func (n *Node) openAsked(ctx context.Context, r api.AttachRequest) (namespace, e
 	}
 	ns, err := n.edges.openPath(fmt.Sprintf("/proc/%d/fd/%d", pid, r.NetnsFD))
 	if errors.Is(err, nsutil.ErrNoPath) {
-		err = api.Errorf(api.CodeNotFound, "process %d has no descriptor %d: keep it open until the answer is there", pid, r.NetnsFD)
+		return nil, api.Errorf(api.CodeNotFound, "process %d has no descriptor %d: keep it open until the answer is there", pid, r.NetnsFD)
 	}
-	return ns, err
+	if err != nil {
+		return nil, err
+	}
+	if err := n.edges.lives(ctx); err != nil {
+		return nil, errors.Join(err, ns.Close())
+	}
+	return ns, nil
 }
 
 // openSaved opens the namespace of an attachment, if it is still the one that it was.
@@ -918,6 +925,14 @@ func attachError(r api.AttachRequest, err error) error {
 	}
 	if rest, named := strings.CutPrefix(err.Error(), subject); named && strings.HasPrefix(strings.TrimPrefix(rest, ":"), " ") {
 		what = "attach"
+	}
+	if r.NetnsFD != 0 || r.Loose { // an engine has asked: its numbers say nothing to people who know the container
+		switch {
+		case r.Name != "":
+			what = fmt.Sprintf("attach %q", r.Name)
+		case r.Owner != "":
+			what = "attach " + r.Owner
+		}
 	}
 	return api.Errorf(code, "%s: %w", what, err)
 }

@@ -42,6 +42,36 @@ func TestAttach_ByDescriptorOfTheCaller(t *testing.T) {
 	nothingLeft(t, w, n)
 }
 
+func TestAttach_OfACallerThatHasEndedTakesNothing(t *testing.T) {
+	w := newWorld()
+	c := w.startApart(77, 7)
+	n := readyNode(t, w, testConfig(t), "10.5.72.0/24")
+	w.callerEnded = api.Errorf(api.CodeNotFound, "it has ended")
+	if _, err := n.Attach(t.Context(), api.AttachRequest{NetnsFD: 7}); !errors.Is(err, api.ErrNotFound) || c.opened != 0 {
+		t.Errorf("got %v; its namespace is open %d times", err, c.opened)
+	}
+	nothingLeft(t, w, n)
+}
+
+func TestAttach_ErrorsNameTheContainer(t *testing.T) {
+	w := newWorld()
+	w.start(1)
+	n := readyNode(t, w, testConfig(t), "10.5.72.0/24")
+	for _, tc := range []struct {
+		r    api.AttachRequest
+		want string
+	}{
+		{api.AttachRequest{NetnsFD: 8, Name: "web", Owner: "cni/net/1/eth0"}, `attach "web": `},
+		{api.AttachRequest{NetnsFD: 8, Owner: "cni/net/1/eth0"}, "attach cni/net/1/eth0: "},
+		{api.AttachRequest{NetnsFD: 8}, "attach descriptor 8: "},
+		{api.AttachRequest{PID: 2, Loose: true, Name: "web"}, `attach "web": `},
+	} {
+		if _, err := n.Attach(t.Context(), tc.r); err == nil || !strings.HasPrefix(err.Error(), tc.want) {
+			t.Errorf("%+v: %v, want %q", tc.r, err, tc.want)
+		}
+	}
+}
+
 func TestAttach_OwnersAreUnique(t *testing.T) {
 	w := newWorld()
 	w.start(1)

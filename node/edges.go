@@ -77,6 +77,7 @@ type edges struct {
 	openPID   func(pid int) (namespace, error)
 	openPath  func(path string) (namespace, error)
 	caller    func(ctx context.Context) (pid int, err error)           // whose request it is
+	lives     func(ctx context.Context) error                          // whether caller's pid is that process still
 	findInode func(inode uint64, last string) (path string, err error) // of a namespace that somebody is in, nsutil.ErrGone: of none
 	bootID    func() (string, error)                                   // another after every start of the host
 	netnses   func() (map[uint64]int, error)                           // of processes that we see: by inode, one process of each
@@ -102,6 +103,7 @@ func kernelEdges() edges {
 		openPID:   func(pid int) (namespace, error) { return asNamespace(nsutil.OpenPID(pid)) },
 		openPath:  func(path string) (namespace, error) { return asNamespace(nsutil.OpenPath(path)) },
 		caller:    api.CallerPID,
+		lives:     api.CallerLives,
 		findInode: finder.Find,
 		bootID:    nsutil.BootID,
 		netnses:   finder.Processes,

@@ -40,16 +40,18 @@ type world struct {
 	carried    []netip.AddrPort // destinations of CarryTCP
 	addPortErr error
 	boot       string
-	removing   chan struct{} // what RemovePort waits for; nil: nothing
-	host       external      // the external interface; the loopback's if there is none
-	also       []netip.Addr  // addresses that the host has beside those of the external interface
-	hostErr    error
-	watchErr   error
-	outside6   bool          // the host has an IPv6 way out
-	bound      [2]netip.Addr // by the last Rebind
-	rebindErr  error
-	hostNews   func()   // tells the node of a change; nil while it does not watch
-	trouble    []string // things done in an order that would crash
+
+	callerEnded error
+	removing    chan struct{} // what RemovePort waits for; nil: nothing
+	host        external      // the external interface; the loopback's if there is none
+	also        []netip.Addr  // addresses that the host has beside those of the external interface
+	hostErr     error
+	watchErr    error
+	outside6    bool          // the host has an IPv6 way out
+	bound       [2]netip.Addr // by the last Rebind
+	rebindErr   error
+	hostNews    func()   // tells the node of a change; nil while it does not watch
+	trouble     []string // things done in an order that would crash
 }
 
 // container is a process with a namespace of its own.
@@ -178,6 +180,7 @@ func (w *world) edges() edges {
 			return "", fmt.Errorf("%d: %w", inode, nsutil.ErrGone)
 		},
 		caller: func(context.Context) (int, error) { return theCaller, nil },
+		lives:  func(context.Context) error { return w.callerEnded },
 		bootID: func() (string, error) {
 			w.mu.Lock()
 			defer w.mu.Unlock()

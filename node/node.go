@@ -61,8 +61,6 @@ type Node struct {
 	places  *publish.Places // of connections of all published ports
 	portsMu sync.Mutex      // held while published ports are opened or closed; taken before mu
 
-	renaming sync.Mutex // held while an attachment gets other names; taken before mu
-
 	// guarded by mu
 	mu        sync.Mutex
 	state     string // of api.State...

@@ -16,14 +16,12 @@ func (n *Node) Rename(ctx context.Context, nameOrPID string, r api.NamesRequest)
 	if err := r.Validate(); err != nil {
 		return api.Attachment{}, err
 	}
-	n.renaming.Lock()
-	defer n.renaming.Unlock()
-	n.mu.Lock()
-	a, err := n.liveLocked(nameOrPID)
+	a, err := n.beginNaming(ctx, nameOrPID)
 	if err != nil {
-		n.mu.Unlock()
 		return api.Attachment{}, err
 	}
+	defer func() { <-a.naming }()
+	n.mu.Lock()
 	was := a.saved
 	next := was
 	next.Aliases = slices.Clone(r.Aliases)
@@ -68,6 +66,34 @@ func (n *Node) Rename(ctx context.Context, nameOrPID string, r api.NamesRequest)
 	n.renameLocked()
 	n.log.Info("renamed", "name", next.Name, "aliases", strings.Join(next.Aliases, " "), "before", was.Name, "addr", was.Addr.Addr())
 	return n.describeLocked(a), nil
+}
+
+// beginNaming finds the attachment that is to get other names, and waits for those who are giving it some: of the store, which may be long in
+// answering, and for this attachment alone. The caller takes the element of naming out again.
+func (n *Node) beginNaming(ctx context.Context, nameOrPID string) (*attachment, error) {
+	for {
+		n.mu.Lock()
+		a, err := n.liveLocked(nameOrPID)
+		n.mu.Unlock()
+		if err != nil {
+			return nil, err
+		}
+		select {
+		case a.naming <- struct{}{}:
+		case <-ctx.Done():
+			return nil, api.Errorf(api.CodeUnavailable, "attachment %q is being given other names (%w): try again", nameOrPID, context.Cause(ctx))
+		}
+		n.mu.Lock()
+		now, err := n.liveLocked(nameOrPID)
+		n.mu.Unlock()
+		if err == nil && now == a {
+			return a, nil
+		}
+		<-a.naming // the name is another's now, or nobody's
+		if err != nil {
+			return nil, err
+		}
+	}
 }
 
 // nameFreeLocked says which other attachment of this node has a name, or is getting it.

@@ -3,17 +3,22 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	mdns "github.com/miekg/dns"
 
 	"github.com/rootless-ovl/rootless-ovl/api"
+	"github.com/rootless-ovl/rootless-ovl/lease"
 	"github.com/rootless-ovl/rootless-ovl/lease/leasetest"
 )
 
@@ -135,6 +140,60 @@ func TestRename_ThatCannotBeWrittenDownIsUndone(t *testing.T) {
 		if list, _ := one.Attachments(t.Context()); len(list) != 1 || list[0].Name != "web" {
 			t.Errorf("got %+v", list)
 		}
+	})
+}
+
+// slowStore does not answer while it is slow.
+type slowStore struct {
+	*leasetest.Store
+	slow atomic.Bool
+}
+
+func (s *slowStore) Commit(ctx context.Context, t lease.Txn) (bool, int64, error) {
+	if s.slow.Load() {
+		<-ctx.Done()
+		return false, 0, ctx.Err()
+	}
+	return s.Store.Commit(ctx, t)
+}
+
+func TestRename_WaitsForTheStoreAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &slowStore{Store: leasetest.NewStore()}
+		n := newNamedNode(t, store, 1)
+		synctest.Wait()
+		names := []string{"a", "b", "c", "d"}
+		for i, name := range names {
+			n.attach(t, api.AttachRequest{PID: 11 + i, Name: name})
+		}
+		synctest.Wait()
+		store.slow.Store(true)
+		var renaming sync.WaitGroup
+		for _, name := range names {
+			renaming.Go(func() {
+				if _, err := n.Rename(t.Context(), name, api.NamesRequest{Aliases: []string{name + "2"}}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := n.Rename(gone, "a", api.NamesRequest{Name: "x"}); !errors.Is(err, api.ErrUnavailable) || !strings.Contains(err.Error(), `"a"`) {
+			t.Errorf("while another is at it: %v", err)
+		}
+		begun := time.Now()
+		if _, err := n.Status(t.Context()); err != nil || time.Since(begun) != 0 {
+			t.Errorf("status: %v after %v", err, time.Since(begun))
+		}
+		renaming.Wait()
+		if took := time.Since(begun); took > claimPatience {
+			t.Errorf("all four took %v", took)
+		}
+		if _, err := n.Rename(t.Context(), "a", api.NamesRequest{Name: "x"}); err != nil {
+			t.Errorf("afterwards: %v", err)
+		}
+		store.slow.Store(false)
 	})
 }
 
