@@ -3,6 +3,7 @@
 package install
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -16,6 +17,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/rootless-ovl/rootless-ovl/api"
 )
 
 // whole is the file system as Setup looks at it.
@@ -264,13 +267,16 @@ func TestInstall_RefusesWhatItDidNotWrite(t *testing.T) {
 		}, []string{"was changed since it was installed", "mv "}},
 		{"a file where a directory should be", func(s Setup) error {
 			return writeIn(filepath.Dir(s.HooksDir()), "")
-		}, []string{"not a directory"}},
+		}, []string{"not a directory", "mv "}},
+		{"a file two above", func(s Setup) error {
+			return writeIn(filepath.Dir(filepath.Dir(s.ConflistPath())), "")
+		}, []string{"/cni is in the way", "mv "}},
 		{"a later list of the user's", func(s Setup) error {
 			return writeIn(filepath.Join(filepath.Dir(s.DropInPath()), "99-mine.conf"), "[engine]\nhooks_dir=[\"/x\"]\n")
 		}, []string{"99-mine.conf", "add \""}},
 		{"no TOML", func(s Setup) error {
 			return writeIn(filepath.Join(s.ConfigHome, "containers", "containers.conf"), "[engine\n")
-		}, []string{"containers.conf is not TOML", "mend it"}},
+		}, []string{"containers.conf is not TOML", "mend it", "line 2"}},
 		{"a record of another program", func(s Setup) error {
 			return writeIn(recordPath(s.StateDir), `{"version": 99}`)
 		}, []string{"version 99", "use the rootless-ovl that wrote it"}},
@@ -295,6 +301,50 @@ func TestInstall_RefusesWhatItDidNotWrite(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestErrors_OfWhatTheUserWroteAreNotOurFault(t *testing.T) {
+	s := homeOf(t, "podman version 4.3.1")
+	if err := writeIn(filepath.Join(s.ConfigHome, "containers", "containers.conf"), "[engine\n"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Install(whole, []Part{Podman}); !errors.Is(err, api.ErrInvalid) {
+		t.Errorf("no TOML: %v", err)
+	}
+	if err := writeIn(s.HookPath(), "{}"); err != nil {
+		t.Fatal(err)
+	}
+	s.ConfigHome = filepath.Join(s.home(), "empty")
+	if err := writeIn(s.HookPath(), "{}"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Install(whole, []Part{Podman}); !errors.Is(err, api.ErrInUse) {
+		t.Errorf("a file in the way: %v", err)
+	}
+	if err := writeIn(recordPath(s.StateDir), "{"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Uninstall(whole, nil); !errors.Is(err, api.ErrInvalid) {
+		t.Errorf("a record that is none: %v", err)
+	}
+}
+
+func TestUninstall_TellsOfFilesWhoseRecordIsLost(t *testing.T) {
+	s := homeOf(t, "podman version 4.3.1")
+	installed(t, s, Podman, Systemd)
+	if err := os.Remove(recordPath(s.StateDir)); err != nil {
+		t.Fatal(err)
+	}
+	p, err := s.Uninstall(whole, nil)
+	if err != nil || !p.Empty() {
+		t.Fatalf("%v, %v", p.Changes, err)
+	}
+	notes := strings.Join(p.Notes, "\n")
+	for _, want := range []string{recordPath(s.StateDir), s.HookPath(), s.UnitPath("service"), s.DropInPath(), "--state-dir"} {
+		if !strings.Contains(notes, want) {
+			t.Errorf("%q is not in %q", want, notes)
+		}
 	}
 }
 

@@ -3,12 +3,16 @@
 package install
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
+
+	"github.com/rootless-ovl/rootless-ovl/api"
 )
 
 // What a Change does.
@@ -84,8 +88,8 @@ func (s Setup) Install(view fs.FS, parts []Part) (Plan, error) {
 			}
 		}
 	}
-	if len(p.inTheWay) > 0 {
-		return Plan{}, errors.New(strings.Join(p.inTheWay, "; "))
+	if err := p.refused(); err != nil {
+		return Plan{}, err
 	}
 	if err := p.makeDirs(filepath.Dir(p.plan.recordPath), 0o700); err != nil {
 		return Plan{}, err
@@ -130,8 +134,8 @@ func (s Setup) Uninstall(view fs.FS, parts []Part) (Plan, error) {
 			return Plan{}, err
 		}
 	}
-	if len(p.inTheWay) > 0 {
-		return Plan{}, errors.New(strings.Join(p.inTheWay, "; "))
+	if err := p.refused(); err != nil {
+		return Plan{}, err
 	}
 	if err := p.removeDirs(); err != nil {
 		return Plan{}, err
@@ -140,7 +144,31 @@ func (s Setup) Uninstall(view fs.FS, parts []Part) (Plan, error) {
 		p.saveRecord()
 	}
 	p.plan.Notes = s.uninstallNotes(rec, parts)
+	if left := s.unrecorded(view); rec.Version == 0 && len(left) > 0 {
+		p.plan.Notes = append(p.plan.Notes, fmt.Sprintf("%s, the record of what was installed, is not there, but these files look like ours: give the --state-dir "+
+			"that they were installed with, restore the record from a backup, or remove them: rm %s", recordPath(s.StateDir), strings.Join(left, " ")))
+	}
 	return p.plan, nil
+}
+
+// unrecorded are the files that look as if an installation had written them.
+func (s Setup) unrecorded(view fs.FS) (paths []string) {
+	if s.check() != nil {
+		return nil // it cannot have been installed like this
+	}
+	all := s.wantedFor(Parts)
+	if drop, err := s.dropIn(view, Parts); err == nil && drop != nil {
+		all = append(all, *drop)
+	} else {
+		all = append(all, wanted{path: s.DropInPath()})
+	}
+	for _, w := range all {
+		there, err := look(view, w.path)
+		if err == nil && there != nil && (there.is(w) || there.regular && bytes.Contains(there.content, []byte(marker))) {
+			paths = append(paths, w.path)
+		}
+	}
+	return paths
 }
 
 // union keeps the order of Parts.
@@ -154,6 +182,13 @@ type planner struct {
 	was      Record
 	plan     Plan
 	inTheWay []string // what forbids the plan, with its remedy
+}
+
+func (p *planner) refused() error {
+	if len(p.inTheWay) == 0 {
+		return nil
+	}
+	return api.Errorf(api.CodeInUse, "%s", strings.Join(p.inTheWay, "; "))
 }
 
 // want has a file be there.
@@ -233,10 +268,10 @@ func (p *planner) makeDirs(dir string, mode fs.FileMode) error {
 	fi, err := fs.Stat(p.view, viewName(dir))
 	switch {
 	case err == nil && !fi.IsDir():
-		return fmt.Errorf("%s is in the way and not a directory: move it away", dir)
+		return api.Errorf(api.CodeInUse, "%s is in the way: it is not a directory, and one is needed there: move it away (mv %[1]s %[1]s.mine)", dir)
 	case err == nil:
 		return nil
-	case !errors.Is(err, fs.ErrNotExist):
+	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR): // of ENOTDIR it is said below what is in the way
 		return err
 	}
 	if err := p.makeDirs(filepath.Dir(dir), 0o755); err != nil {

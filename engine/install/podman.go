@@ -18,6 +18,8 @@ import (
 	"strings"
 
 	"github.com/BurntSushi/toml"
+
+	"github.com/rootless-ovl/rootless-ovl/api"
 )
 
 // list is one of the lists: which it is, what is ours in it, and what podman takes where no file has it.
@@ -117,7 +119,7 @@ func fold(view fs.FS, files []string, l list, dirs []string) ([]string, error) {
 		}
 		conf, err := parseConf(text)
 		if err != nil {
-			return nil, fmt.Errorf("%s is not TOML, podman cannot read it either: mend it: %w", path, err)
+			return nil, api.Errorf(api.CodeInvalid, "%s is not TOML, podman cannot read it either: mend it: %w", path, err)
 		}
 		its, adds, is := conf.of(l)
 		switch {
@@ -156,7 +158,7 @@ func (s Setup) dropIn(view fs.FS, parts []Part) (*wanted, error) {
 			return nil, err
 		}
 		if !slices.Contains(last, own) {
-			return nil, fmt.Errorf("%s of %s is read after our %s and hides it: add %q to it, or remove it", l.key, strings.Join(after, ", "), filepath.Base(w.path), own)
+			return nil, api.Errorf(api.CodeInvalid, "%s of %s is read after our %s and hides it: add %q to it, or remove it", l.key, strings.Join(after, ", "), filepath.Base(w.path), own)
 		}
 		w.parts = append(w.parts, l.part)
 		if table != l.table {

@@ -13,6 +13,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
+
+	"github.com/rootless-ovl/rootless-ovl/api"
 )
 
 // recordVersion is changed when an older program could not take back what a newer one has written.
@@ -51,7 +54,7 @@ func ReadRecord(view fs.FS, stateDir string) (Record, error) {
 	}
 	r, err := parseRecord(text)
 	if err != nil {
-		return Record{}, fmt.Errorf("%s, the record of what was installed: %w", path, err)
+		return Record{}, api.Errorf(api.CodeInvalid, "%s, the record of what was installed: %w", path, err)
 	}
 	return r, nil
 }
@@ -60,7 +63,7 @@ func ReadRecord(view fs.FS, stateDir string) (Record, error) {
 func parseRecord(text []byte) (Record, error) {
 	var r Record
 	if err := json.Unmarshal(text, &r); err != nil {
-		return Record{}, fmt.Errorf("%w: restore it from a backup, or remove it and every file that says it was written by `rootless-ovl install`", err)
+		return Record{}, fmt.Errorf("%w: restore it from a backup, or move it away (uninstall then lists the files that look like ours)", err)
 	}
 	if r.Version != recordVersion {
 		return Record{}, fmt.Errorf("it is of version %d, this program knows version %d: use the rootless-ovl that wrote it", r.Version, recordVersion)
@@ -139,7 +142,7 @@ type thing struct {
 // look gives nil for nothing.
 func look(view fs.FS, path string) (*thing, error) {
 	fi, err := fs.Lstat(view, viewName(path))
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) { // makeDirs says what is in the way
 		return nil, nil
 	}
 	if err != nil {
