@@ -36,6 +36,9 @@ func check(p *packet.Packet) Drop {
 		if dst := ip[16]; dst == 0 || dst == 127 || dst >= 224 {
 			return DropNotUnicast
 		}
+		if ip[9] == packet.ICMP && ip[6]&0x1f == 0 && ip[7] == 0 && total > hl && linkOnly4(ip[hl]) {
+			return DropLinkOnly
+		}
 	case 6:
 		if len(ip) < header.IPv6MinimumSize {
 			return DropMalformed
@@ -46,6 +49,9 @@ func check(p *packet.Packet) Drop {
 		}
 		if ip[24] == 0xff || (ip[24] == 0xfe && ip[25]&0xc0 == 0x80) || [15]byte(ip[24:39]) == [15]byte{} {
 			return DropNotUnicast // multicast, link-local, loopback or unspecified
+		}
+		if ip[6] == packet.ICMPv6 && total > header.IPv6MinimumSize && linkOnly6(ip[header.IPv6MinimumSize]) {
+			return DropLinkOnly
 		}
 	default:
 		return DropMalformed
@@ -58,4 +64,26 @@ func check(p *packet.Packet) Drop {
 	}
 	p.Buf = p.Buf[:p.Off+total]
 	return dropNone
+}
+
+// linkOnly4 tells whether an ICMP message of that type is for neighbours on one link alone. Behind us there are none, so it could only
+// lead somebody's traffic elsewhere.
+func linkOnly4(t byte) bool {
+	switch header.ICMPv4Type(t) {
+	case header.ICMPv4Redirect, icmpv4RouterAdvert, icmpv4RouterSolicit:
+		return true
+	}
+	return false
+}
+
+// Router discovery of IPv4 (RFC 1256).
+const (
+	icmpv4RouterAdvert  = header.ICMPv4Type(9)
+	icmpv4RouterSolicit = header.ICMPv4Type(10)
+)
+
+// linkOnly6 is linkOnly4 for ICMPv6: neighbour discovery (RFC 4861). One that hides behind extension headers is refused by its receiver: its hop
+// limit must be 255, and no router leaves it so.
+func linkOnly6(t byte) bool {
+	return header.ICMPv6Type(t) >= header.ICMPv6RouterSolicit && header.ICMPv6Type(t) <= header.ICMPv6RedirectMsg
 }

@@ -28,6 +28,20 @@ func TestCheck_JudgesHeaders(t *testing.T) {
 		return nettest.Between(containerA6, s).UDP(nettest.UDP{}, nil)
 	}
 	same := func([]byte) {}
+	icmp := func(kind byte) []byte {
+		return nettest.Between(containerA, containerC).ICMP(kind, 0, 0, make([]byte, 28))
+	}
+	icmp6 := func(kind byte) []byte {
+		return nettest.Between(containerA6, containerC6).ICMP(kind, 0, 0, make([]byte, 48))
+	}
+	withOptions := func(ip []byte) []byte { // four bytes of "no operation"
+		b := append(append(append([]byte(nil), ip[:20]...), 1, 1, 1, 1), ip[20:]...)
+		b[0]++
+		binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
+		b[10], b[11] = 0, 0
+		binary.BigEndian.PutUint16(b[10:], ^nettest.Sum(b[:24]))
+		return b
+	}
 	for name, c := range map[string]struct {
 		ip   []byte
 		want Drop
@@ -61,6 +75,22 @@ func TestCheck_JudgesHeaders(t *testing.T) {
 		"IPv6 to site-local":              {dst6("fec0::1"), dropNone},
 		"IPv6 to loopback":                {dst6("::1"), DropNotUnicast},
 		"IPv6 to unspecified":             {dst6("::"), DropNotUnicast},
+		"echo":                            {icmp(8), dropNone},
+		"unreachable":                     {icmp(3), dropNone},
+		"ICMP without a byte":             {nettest.Between(containerA, containerC).Raw(packet.ICMP, nil), dropNone},
+		"redirect":                        {icmp(5), DropLinkOnly},
+		"router's advertisement":          {icmp(9), DropLinkOnly},
+		"router's solicitation":           {icmp(10), DropLinkOnly},
+		"redirect with options":           {withOptions(icmp(5)), DropLinkOnly},
+		"later fragment of ICMP":          {withFrag(nettest.Between(containerA, containerC), 10).Raw(packet.ICMP, []byte{5, 0, 0, 0}), dropNone},
+		"first fragment of a redirect":    {withFrag(nettest.Between(containerA, containerC), nettest.MF).Raw(packet.ICMP, []byte{5, 0, 0, 0, 0, 0, 0, 0}), DropLinkOnly},
+		"echo of IPv6":                    {icmp6(128), dropNone},
+		"IPv6 without a byte of ICMP":     {nettest.Between(containerA6, containerC6).Raw(packet.ICMPv6, nil), dropNone},
+		"IPv6 router's solicitation":      {icmp6(133), DropLinkOnly},
+		"IPv6 router's advertisement":     {icmp6(134), DropLinkOnly},
+		"neighbour's solicitation":        {icmp6(135), DropLinkOnly},
+		"neighbour's advertisement":       {icmp6(136), DropLinkOnly},
+		"IPv6 redirect":                   {icmp6(137), DropLinkOnly},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := nettest.Packet(c.ip)

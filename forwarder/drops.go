@@ -28,6 +28,7 @@ const (
 	DropForeignVTEP           // VXLAN frame that is addressed to another VTEP, or to all
 	DropNotIP                 // VXLAN frame with ARP or anything else that is not IP
 	DropPolicy                // refused by the policy of the container that sent it, or of the one that it was for
+	DropLinkOnly              // a message of a neighbour on the link, which no router passes on: ND, a router's advertisement, a redirect
 	numDrops
 )
 
@@ -52,4 +53,5 @@ var dropNames = [numDrops]string{
 	DropForeignVTEP:      "vxlan-foreign-mac",
 	DropNotIP:            "vxlan-not-ip",
 	DropPolicy:           "policy-denied",
+	DropLinkOnly:         "link-only-message",
 }

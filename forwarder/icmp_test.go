@@ -117,7 +117,6 @@ func TestForward_TellsNobodyWhereNoneIsDue(t *testing.T) {
 	for name, ip := range map[string][]byte{
 		"unreachable":           ttl1.ICMP(3, 1, 0, quoted),
 		"time exceeded":         ttl1.ICMP(11, 0, 0, quoted),
-		"redirect":              ttl1.ICMP(5, 1, 0, quoted),
 		"source quench":         ttl1.ICMP(4, 0, 0, quoted),
 		"parameter problem":     ttl1.ICMP(12, 0, 0, quoted),
 		"unknown ICMP":          ttl1.ICMP(200, 0, 0, nil),
@@ -126,7 +125,6 @@ func TestForward_TellsNobodyWhereNoneIsDue(t *testing.T) {
 		"last fragment":         withFrag(ttl1, nettest.MF|185).Raw(packet.UDP, nettest.Payload(80)),
 		"ICMPv6 unreachable":    ttl16.ICMP(1, 0, 0, quoted),
 		"ICMPv6 too big":        ttl16.ICMP(2, 0, 1280, quoted),
-		"ICMPv6 redirect":       ttl16.ICMP(137, 0, 0, nil),
 		"ICMPv6 without a byte": ttl16.Raw(packet.ICMPv6, nil),
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -352,6 +352,7 @@ const (
 	DropMulticast              // Ethernet multicast or broadcast that is neither ARP nor ND
 	DropNotIP                  // another EtherType
 	DropBadARP                 // malformed ARP or ND
+	DropClaim                  // says that another's address is here: an ARP reply, an advertisement, a router's word
 	DropTAPRead                // the kernel refused a read: the interface is down
 	DropTAPWrite               // the kernel refused a frame: the interface is down, or the packet is malformed
 	numDrops
@@ -364,6 +365,7 @@ var dropNames = [numDrops]string{
 	DropMulticast:  "tap-multicast",
 	DropNotIP:      "tap-not-ip",
 	DropBadARP:     "tap-bad-arp-nd",
+	DropClaim:      "tap-neighbour-claim",
 	DropTAPRead:    "tap-read-failed",
 	DropTAPWrite:   "tap-write-failed",
 }

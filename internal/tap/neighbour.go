@@ -31,8 +31,10 @@ const (
 	arpReply   = 2
 
 	ipv6HdrLen   = 40
+	ndRouter     = 134
 	ndSolicit    = 135
 	ndAdvertise  = 136
+	ndRedirect   = 137
 	ndMsgLen     = 1 + 1 + 2 + 4 + 16
 	ndOptLen     = 1 + 1 + 6
 	ndOptTarget  = 2
@@ -52,7 +54,15 @@ func (d *Device) accept(frame []byte) bool {
 			d.reply(d.answerND(eth))
 			return false
 		}
+		if d.claimsND(eth[ethHdrLen:]) {
+			d.stats.drop(DropClaim, 1)
+			return false
+		}
 	case etherTypeARP:
+		if d.claimsARP(eth[ethHdrLen:]) {
+			d.stats.drop(DropClaim, 1)
+			return false
+		}
 		d.reply(d.answerARP(eth))
 		return false
 	default:
@@ -72,6 +82,36 @@ func (d *Device) accept(frame []byte) bool {
 		return false
 	}
 	return true
+}
+
+// claimsARP tells whether a, behind its Ethernet header, says that somebody else's address is in the container: a reply, for which nobody has
+// asked, or a gratuitous request. Nobody believes it, since the router learns no neighbours and passes no frames on; but whoever sends it means harm.
+func (d *Device) claimsARP(a []byte) bool {
+	if len(a) < arpLen || binary.BigEndian.Uint16(a[2:]) != etherTypeIPv4 || a[5] != 4 {
+		return false
+	}
+	sender := netip.AddrFrom4([4]byte(a[14:]))
+	says := binary.BigEndian.Uint16(a[6:]) == arpReply || [4]byte(a[14:]) == [4]byte(a[24:])
+	return says && !sender.IsUnspecified() && !slices.Contains(d.addrs, sender)
+}
+
+// claimsND tells likewise of IPv6. A router's advertisement and a redirect are the router's alone, and that is us.
+func (d *Device) claimsND(ip []byte) bool {
+	if len(ip) <= ipv6HdrLen || ip[6] != packet.ICMPv6 {
+		return false
+	}
+	msg := ip[ipv6HdrLen:]
+	switch msg[0] {
+	case ndRouter, ndRedirect:
+		return true
+	case ndAdvertise:
+		if len(msg) < ndMsgLen {
+			return true
+		}
+		target := netip.AddrFrom16([16]byte(msg[8:]))
+		return !target.IsLinkLocalUnicast() && !slices.Contains(d.addrs, target)
+	}
+	return false
 }
 
 // reply writes the frame of an answer; nil means that the request was malformed, an empty one that none is due.

@@ -36,6 +36,13 @@ const (
 	gsoECN        = 0x80
 )
 
+// What one superpacket may become, so that a frame of 64 KB is not cut into as many packets of a byte. A kernel's TCP puts 8 bytes into a
+// segment at least (TCP_MIN_SND_MSS without the options), and UDP_SEGMENT makes 128 datagrams at most (UDP_MAX_SEGMENTS; it was 64, and may grow).
+const (
+	minTCPSegment = 8
+	maxDatagrams  = 512
+)
+
 var errBadOffload = errors.New("virtio_net_hdr does not fit its packet")
 
 // putVnetHdr writes the header that describes p.
@@ -111,7 +118,12 @@ func readVnetHdr(b []byte, p *packet.Packet) error {
 		p.ECN = b[1]&gsoECN != 0
 	}
 	p.HdrLen, p.SegSize = uint16(hdr), binary.LittleEndian.Uint16(b[4:])
-	if p.SegSize == 0 || len(ip) <= hdr {
+	switch seg := int(p.SegSize); {
+	case seg == 0, len(ip) <= hdr:
+		return errBadOffload
+	case proto == packet.TCP && seg < minTCPSegment && len(ip)-hdr > seg:
+		return errBadOffload
+	case proto == packet.UDP && len(ip)-hdr > maxDatagrams*seg:
 		return errBadOffload
 	}
 	return nil

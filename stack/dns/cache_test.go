@@ -221,7 +221,7 @@ func TestAnswer_AsksOnceForAllSizes(t *testing.T) {
 	asking := func() int {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		return r.asking
+		return r.asking.all
 	}
 	for end := time.Now().Add(patience); asking() < 8 && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
@@ -309,7 +309,7 @@ func overStream(t *testing.T, r *Resolver, who Query, first func(), queries ...[
 	})
 	var out [][]byte
 	for range queries {
-		b, err := readStream(container)
+		b, err := readStream(container, maxMessage)
 		if err != nil {
 			t.Error(err)
 			break

@@ -14,8 +14,9 @@ import (
 const (
 	headerSize  = 12
 	maxMessage  = 65535
-	plainUDP    = 512 // what a datagram may hold when the query says nothing else
-	questionEnd = 4   // QTYPE and QCLASS behind the name
+	maxQuery    = 4096 // of a container's; a question with every option there is has some 400
+	plainUDP    = 512  // what a datagram may hold when the query says nothing else
+	questionEnd = 4    // QTYPE and QCLASS behind the name
 )
 
 var errMalformed = errors.New("dns: not a query")
@@ -40,7 +41,7 @@ type query struct {
 
 // parseQuery reads a container's message. It is the first to look at these bytes.
 func parseQuery(b []byte) (query, error) {
-	if len(b) < headerSize || len(b) > maxMessage {
+	if len(b) < headerSize || len(b) > maxQuery {
 		return query{}, errMalformed
 	}
 	var m dns.Msg

@@ -5,6 +5,7 @@ package dns
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -39,6 +40,7 @@ type Stats struct {
 	Retried   uint64 `json:"retried"`   // asked again over TCP because the answer was truncated
 	Malformed uint64 `json:"malformed"` // dropped: not a query
 	Overload  uint64 `json:"overload"`  // dropped: too many in flight
+	Streams   uint64 `json:"streams"`   // connections closed at once: too many are open
 }
 
 // Query is who asks, and where.
@@ -58,11 +60,11 @@ type Resolver struct {
 
 	queries, answered, local, cached, shared atomic.Uint64
 	refused, failed, retried                 atomic.Uint64
-	malformed, overload                      atomic.Uint64
+	malformed, overload, streams             atomic.Uint64
 
 	mu      sync.Mutex
-	asking  int                // queries that wait for a server
-	each    map[netip.Addr]int // of them, a container's
+	asking  shares // queries that wait for a server
+	open    shares // connections
 	flights map[flightKey]*flight
 }
 
@@ -100,7 +102,8 @@ func New(c Config) *Resolver {
 		cfg:     c,
 		file:    follower{path: c.ResolvConf, port: c.Port, log: c.Log},
 		servers: upstream{control: c.Control},
-		each:    make(map[netip.Addr]int),
+		asking:  shares{most: c.MaxQueries, each: make(map[netip.Addr]int)},
+		open:    shares{most: maxStreams, each: make(map[netip.Addr]int)},
 		flights: make(map[flightKey]*flight),
 	}
 }
@@ -118,6 +121,7 @@ func (r *Resolver) Stats() Stats {
 		Retried:   r.retried.Load(),
 		Malformed: r.malformed.Load(),
 		Overload:  r.overload.Load(),
+		Streams:   r.streams.Load(),
 	}
 }
 
@@ -145,9 +149,18 @@ const streamIdle = 10 * time.Second
 // streamQueries is how many queries of one connection are answered at a time; more wait to be read.
 const streamQueries = 64
 
+// maxStreams is how many connections are served at a time. One holds a goroutine, and for as long as a query is being read its bytes.
+const maxStreams = 512
+
 // ServeStream answers the queries on c, each as soon as its answer is there (RFC 7766 section 6.2.1.1), until the container closes it, is
-// idle, or sends what is no query; what was asked by then is answered first. It returns soon after ctx is done. The caller closes c.
+// idle, or sends what is no query; what was asked by then is answered first. It returns soon after ctx is done, and at once where too many connections are open. The
+// caller closes c.
 func (r *Resolver) ServeStream(ctx context.Context, who Query, c net.Conn) {
+	if !r.take(&r.open, who.From) {
+		r.streams.Add(1)
+		return
+	}
+	defer r.give(&r.open, who.From)
 	ctx, cancel := context.WithCancel(ctx)
 	var answers sync.WaitGroup
 	broken := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Now()) })
@@ -163,11 +176,13 @@ func (r *Resolver) ServeStream(ctx context.Context, who Query, c net.Conn) {
 	slots := make(chan struct{}, streamQueries)
 	var writing sync.Mutex
 	for within(c.SetReadDeadline) {
-		b, err := readStream(c)
-		if err != nil {
+		b, err := readStream(c, maxQuery)
+		var q query
+		if err == nil {
+			q, err = parseQuery(b)
+		} else if !errors.Is(err, errMalformed) {
 			return
 		}
-		q, err := parseQuery(b)
 		if err != nil {
 			r.malformed.Add(1)
 			return
@@ -209,35 +224,45 @@ func (r *Resolver) answer(ctx context.Context, who Query, q query, stream bool) 
 			return b
 		}
 	}
-	if !r.begin(who.From) {
+	if !r.take(&r.asking, who.From) {
 		r.overload.Add(1)
 		return nil
 	}
-	defer r.end(who.From)
+	defer r.give(&r.asking, who.From)
 	if !keyed {
 		return r.forward(ctx, c, q, stream)
 	}
 	return r.share(ctx, flightKey{key, c.generation, stream}, c, q)
 }
 
-// begin counts a query that waits for a server. No means that there are too many, of which a container may have half.
-func (r *Resolver) begin(from netip.Addr) bool {
+// shares count what containers hold of something that there is a bound for. Guarded by Resolver.mu.
+type shares struct {
+	most int // constant
+	all  int
+	each map[netip.Addr]int
+}
+
+// take counts one more for a container. No means that it has its share: half of what the others leave. So one alone leaves a half, and
+// each that joins in a flood leaves a half of that: there is something for the next.
+func (r *Resolver) take(s *shares, from netip.Addr) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.asking >= r.cfg.MaxQueries || r.each[from] >= max(1, r.cfg.MaxQueries/2) {
+	others := s.all - s.each[from]
+	if s.all >= s.most || s.each[from] >= max(1, (s.most-others)/2) {
 		return false
 	}
-	r.asking++
-	r.each[from]++
+	s.all++
+	s.each[from]++
 	return true
 }
 
-func (r *Resolver) end(from netip.Addr) {
+// give takes back what take has counted.
+func (r *Resolver) give(s *shares, from netip.Addr) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.asking--
-	if r.each[from]--; r.each[from] == 0 {
-		delete(r.each, from)
+	s.all--
+	if s.each[from]--; s.each[from] == 0 {
+		delete(s.each, from)
 	}
 }
 

@@ -115,7 +115,7 @@ func (u *upstream) exchange(ctx context.Context, s netip.AddrPort, c net.Conn, q
 	err := writeStream(c, q.toServer(id))
 	var b []byte
 	if err == nil {
-		b, err = readStream(c)
+		b, err = readStream(c, maxMessage)
 	}
 	if err == nil && !q.answeredBy(b, id) {
 		err = errMalformed
@@ -177,13 +177,17 @@ func (u *upstream) keep(s netip.AddrPort, c net.Conn) {
 	u.idle[s] = append(u.idle[s], i)
 }
 
-// readStream reads [length 2][message] (RFC 1035 section 4.2.2).
-func readStream(c net.Conn) ([]byte, error) {
+// readStream reads [length 2][message] (RFC 1035 section 4.2.2), of most bytes; a longer one is errMalformed and is not read.
+func readStream(c net.Conn, most int) ([]byte, error) {
 	var size [2]byte
 	if _, err := io.ReadFull(c, size[:]); err != nil {
 		return nil, err
 	}
-	b := make([]byte, binary.BigEndian.Uint16(size[:]))
+	n := int(binary.BigEndian.Uint16(size[:]))
+	if n > most {
+		return nil, errMalformed
+	}
+	b := make([]byte, n)
 	_, err := io.ReadFull(c, b)
 	return b, err
 }
