@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -89,8 +90,16 @@ func acceptOwn(l *net.UnixListener, uid int) (net.Conn, error) {
 			return conn, nil
 		}
 		_ = conn.Close() // not our user, or gone already: nothing is owed to it
+		if err == nil {
+			otherUsers.Add(1)
+		}
 	}
 }
+
+var otherUsers atomic.Uint64
+
+// OtherUsers is how many connections to this process's sockets, of Listen and ListenBeside, came from other users and were closed unanswered.
+func OtherUsers() uint64 { return otherUsers.Load() }
 
 // Close stops listening, removes the socket unless it is systemd's, and lets the next daemon have the directory. Calling it again does nothing.
 func (l *Listener) Close() error {

@@ -266,9 +266,13 @@ func TestListener_AnswersItsOwnUserOnly(t *testing.T) {
 	cmd.Dir = "/"
 	cmd.Env = []string{"OVL_TEST_DIAL=" + c.socket}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 12345, Gid: 12345}}
+	before := OtherUsers()
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
+	}
+	if n := OtherUsers() - before; n == 0 {
+		t.Error("the other user's connection is not counted")
 	}
 	if !strings.Contains(string(out), "belongs to uid 0") || !strings.Contains(string(out), "closed: ") {
 		t.Errorf("another user saw:\n%s", out)

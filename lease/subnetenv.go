@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // SubnetEnv is the content of subnet.env. Subnets are masked prefixes; the file holds their first address. The IPv6
@@ -92,11 +93,14 @@ func writeFile(path string, b []byte) (err error) {
 
 // ReadSubnetEnv reads the file at path. A file that is not there gives an error that matches fs.ErrNotExist.
 func ReadSubnetEnv(path string) (SubnetEnv, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO would be waited for
 	if err != nil {
 		return SubnetEnv{}, fmt.Errorf("reading the subnet file: %w", err)
 	}
 	defer f.Close() //nolint:errcheck // only read
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return SubnetEnv{}, fmt.Errorf("reading the subnet file: %s is not a plain file: move it away", path)
+	}
 	b, err := io.ReadAll(io.LimitReader(f, MaxValue+1))
 	if err != nil {
 		return SubnetEnv{}, fmt.Errorf("reading the subnet file: %w", err)

@@ -281,6 +281,7 @@ func (n *Node) counters() map[string]map[string]uint64 {
 	for reason, count := range ports.drops {
 		drops["publish-"+reason] += count
 	}
+	drops["api-other-user"] = api.OtherUsers()
 	all := map[string]map[string]uint64{"tap": numbers(taps), "published": numbers(ports), "drops": drops, "path_mtu": numbers(n.prober.counts())}
 	if router != nil {
 		s := router.Stats()

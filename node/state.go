@@ -52,8 +52,12 @@ func openStateDir(dir string) (*os.File, error) {
 		return nil, fmt.Errorf("state directory %s is open to other users (mode %04o): run `chmod 700 %s`", dir, st.Mode&0o777, dir)
 	}
 	path := filepath.Join(dir, lockFile)
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
+		return nil, fmt.Errorf("state directory: %w: move %s away", err, path)
+	}
+	if err := checkOwn(f, path); err != nil {
+		f.Close()
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
@@ -125,7 +129,7 @@ func plain(err error) error {
 // nodeID reads the node's id from dir, or makes one: 128 random bits in hexadecimal.
 func nodeID(dir string) (string, error) {
 	path := filepath.Join(dir, nodeIDFile)
-	b, err := os.ReadFile(path)
+	b, err := readOwn(path, maxWordFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		var raw [16]byte
 		rand.Read(raw[:])
@@ -143,9 +147,9 @@ func nodeID(dir string) (string, error) {
 }
 
 // readState decodes a state file into v. found is false if there is none. A file that cannot be decoded is moved aside,
-// never overwritten, and the error names where to.
+// never overwritten, and the error names where to. What is no file of ours stays where it is, unread.
 func readState(path string, v any) (found bool, err error) {
-	b, err := os.ReadFile(path)
+	b, err := readOwn(path, maxStateFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}

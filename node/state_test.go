@@ -12,6 +12,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestOpenStateDir_SecondDaemonIsToldThePidOfTheFirst(t *testing.T) {
@@ -191,4 +193,109 @@ func dirNames(t *testing.T, dir string) (names []string) {
 		names = append(names, e.Name())
 	}
 	return names
+}
+
+// What may lie in place of a state file: nothing of it is read, nothing is waited for, and it stays what it was.
+func TestReadOwn_ReadsPlainFilesOfOursAlone(t *testing.T) {
+	for name, c := range map[string]struct {
+		make func(path string) error
+		says string
+	}{
+		"a symbolic link to a good file": {func(p string) error {
+			good := filepath.Join(t.TempDir(), "good")
+			return errors.Join(os.WriteFile(good, []byte(`{"v":1}`), 0o600), os.Symlink(good, p))
+		}, "symbolic link"},
+		"a link to endless bytes": {func(p string) error { return os.Symlink("/dev/zero", p) }, "symbolic link"},
+		"a link to itself":        {func(p string) error { return os.Symlink(p, p) }, "symbolic link"},
+		"a FIFO":                  {func(p string) error { return unix.Mkfifo(p, 0o600) }, "not a plain file"},
+		"a directory":             {func(p string) error { return os.Mkdir(p, 0o700) }, "not a plain file"},
+		"a group's file":          {func(p string) error { return errors.Join(os.WriteFile(p, []byte(`{"v":1}`), 0o600), os.Chmod(p, 0o660)) }, "chmod 600"},
+		"everybody's file":        {func(p string) error { return errors.Join(os.WriteFile(p, []byte(`{"v":1}`), 0o600), os.Chmod(p, 0o602)) }, "chmod 600"},
+		"another's file": {func(p string) error {
+			return errors.Join(os.WriteFile(p, []byte(`{"v":1}`), 0o644), os.Chown(p, 12345, 12345))
+		}, "uid 12345"},
+		"a huge file": {func(p string) error {
+			return errors.Join(os.WriteFile(p, nil, 0o600), os.Truncate(p, 1<<40)) // sparse
+		}, "bytes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if name == "another's file" && os.Geteuid() != 0 {
+				t.Skip("needs root to give a file away")
+			}
+			path := filepath.Join(t.TempDir(), "state")
+			if err := c.make(path); err != nil {
+				t.Fatal(err)
+			}
+			before, err := os.Lstat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if b, err := readOwn(path, 100); err == nil || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), path) {
+				t.Errorf("%q, %v; want an error that names the path and says %q", b, err, c.says)
+			}
+			if after, err := os.Lstat(path); err != nil || after.Mode() != before.Mode() || after.Size() != before.Size() || !after.ModTime().Equal(before.ModTime()) {
+				t.Errorf("it was %v, and is %v, %v", before, after, err)
+			}
+		})
+	}
+	good := filepath.Join(t.TempDir(), "good")
+	if err := os.WriteFile(good, make([]byte, 100), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := readOwn(good, 100); err != nil || len(b) != 100 {
+		t.Errorf("%d bytes, %v", len(b), err)
+	}
+}
+
+// The same in place of each file of the directory: a start never hangs, and what has an answer to give names the file.
+func TestState_FilesThatAreNoneAreNamed(t *testing.T) {
+	read := map[string]func(dir string) error{
+		nodeIDFile:  func(dir string) error { _, err := nodeID(dir); return err },
+		vtepMACFile: func(dir string) error { _, err := vtepMAC(dir); return err },
+		attachmentsFile: func(dir string) error {
+			_, err := readState(filepath.Join(dir, attachmentsFile), new(savedAttachments))
+			return err
+		},
+		lastFile: func(dir string) error { _, err := readState(filepath.Join(dir, lastFile), new(savedLast)); return err },
+		lockFile: func(dir string) error {
+			f, err := openStateDir(dir)
+			if err == nil {
+				f.Close()
+			}
+			return err
+		},
+	}
+	for name, read := range read {
+		for what, make := range map[string]func(path string) error{
+			"FIFO":      func(p string) error { return unix.Mkfifo(p, 0o600) },
+			"directory": func(p string) error { return os.Mkdir(p, 0o700) },
+			"link":      func(p string) error { return os.Symlink("/etc/passwd", p) },
+		} {
+			dir := t.TempDir()
+			if err := errors.Join(os.Chmod(dir, 0o700), make(filepath.Join(dir, name))); err != nil {
+				t.Fatal(err)
+			}
+			if err := read(dir); err == nil || !strings.Contains(err.Error(), filepath.Join(dir, name)) {
+				t.Errorf("%s as a %s: %v", name, what, err)
+			}
+		}
+	}
+}
+
+// A write replaces what is in its place and never goes through it.
+func TestWriteFile_GoesThroughNoLink(t *testing.T) {
+	dir, victim := t.TempDir(), filepath.Join(t.TempDir(), "victim")
+	path := filepath.Join(dir, attachmentsFile)
+	if err := errors.Join(os.WriteFile(victim, []byte("precious"), 0o600), os.Symlink(victim, path)); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeFile(path, []byte("ours")); err != nil {
+		t.Fatal(err)
+	}
+	if b, _ := os.ReadFile(victim); string(b) != "precious" {
+		t.Errorf("the link's target now holds %q", b)
+	}
+	if fi, err := os.Lstat(path); err != nil || fi.Mode() != 0o600 {
+		t.Errorf("%v, %v", fi.Mode(), err)
+	}
 }

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -51,7 +50,7 @@ func checkVXLAN(cfg lease.NetworkConfig) error {
 // flannel's it outlives a reboot, so that peers need not learn another.
 func vtepMAC(dir string) (mac [6]byte, err error) {
 	path := filepath.Join(dir, vtepMACFile)
-	b, err := os.ReadFile(path)
+	b, err := readOwn(path, maxWordFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		rand.Read(mac[:])
 		mac[0] = mac[0]&^1 | 2
