@@ -209,8 +209,12 @@ func TestReadOwn_ReadsPlainFilesOfOursAlone(t *testing.T) {
 		"a link to itself":        {func(p string) error { return os.Symlink(p, p) }, "symbolic link"},
 		"a FIFO":                  {func(p string) error { return unix.Mkfifo(p, 0o600) }, "not a plain file"},
 		"a directory":             {func(p string) error { return os.Mkdir(p, 0o700) }, "not a plain file"},
-		"a group's file":          {func(p string) error { return errors.Join(os.WriteFile(p, []byte(`{"v":1}`), 0o600), os.Chmod(p, 0o660)) }, "chmod 600"},
-		"everybody's file":        {func(p string) error { return errors.Join(os.WriteFile(p, []byte(`{"v":1}`), 0o600), os.Chmod(p, 0o602)) }, "chmod 600"},
+		"a group's file": {func(p string) error {
+			return errors.Join(os.WriteFile(p, []byte(`{"v":1}`), 0o600), os.Chmod(p, 0o660))
+		}, "chmod 600"},
+		"everybody's file": {func(p string) error {
+			return errors.Join(os.WriteFile(p, []byte(`{"v":1}`), 0o600), os.Chmod(p, 0o602))
+		}, "chmod 600"},
 		"another's file": {func(p string) error {
 			return errors.Join(os.WriteFile(p, []byte(`{"v":1}`), 0o644), os.Chown(p, 12345, 12345))
 		}, "uid 12345"},
