@@ -2,6 +2,7 @@
 
 GO        ?= go
 BIN       := bin/rootless-ovl
+PROGRAMS  := rootless-ovl rootless-ovl-plugin
 PACKAGES  := ./...
 UNIT      := $$($(GO) list ./... | grep -v '/test')
 FUZZTIME  ?= 30s
@@ -28,19 +29,21 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## build the static binary bin/rootless-ovl
-	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/rootless-ovl
+build: ## build the static binaries: bin/rootless-ovl, and bin/rootless-ovl-plugin which engines start
+	$(GO) build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
 .PHONY: cross
 cross: ## build for arm64 too
-	GOARCH=arm64 $(GO) build -ldflags '$(LDFLAGS)' -o $(BIN)-arm64 ./cmd/rootless-ovl
+	for program in $(PROGRAMS); do \
+		GOARCH=arm64 $(GO) build -ldflags '$(LDFLAGS)' -o bin/$$program-arm64 ./cmd/$$program || exit 1; \
+	done
 
 .PHONY: release
 release: ## the files of a release, which the GitHub action downloads: bin/release
 	rm -rf bin/release
-	for arch in amd64 arm64; do \
-		GOARCH=$$arch $(GO) build -ldflags '$(LDFLAGS)' -o bin/release/rootless-ovl-linux-$$arch ./cmd/rootless-ovl || exit 1; \
-	done
+	for arch in amd64 arm64; do for program in $(PROGRAMS); do \
+		GOARCH=$$arch $(GO) build -ldflags '$(LDFLAGS)' -o bin/release/$$program-linux-$$arch ./cmd/$$program || exit 1; \
+	done; done
 	cd bin/release && sha256sum rootless-ovl-* > SHA256SUMS
 
 .PHONY: test

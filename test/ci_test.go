@@ -400,7 +400,7 @@ func (g *github) withGo() {
 	g.program("go", `#!/bin/sh
 [ "$1" = build ] && [ -e action.yml ] || { echo "go $*: not in the action's source" >&2; exit 1; }
 while [ "$1" != -o ]; do shift; done
-cp '`+g.h.Binary()+`' "$2"
+cp '`+g.h.Binary()+`' '`+g.h.Plugin()+`' "$2"
 `)
 }
 
@@ -490,18 +490,21 @@ func TestCI_TheActionTakesOnlyTheReleaseThatItsSumsKnow(t *testing.T) {
 	}
 	l := lab.New(t, 1)
 	g := newGitHub(t, l.Host(1))
-	name := "rootless-ovl-linux-" + map[string]string{"x86_64": "amd64", "aarch64": "arm64"}[strings.TrimSpace(g.h.Run("/bin/uname", "-m").Stdout)]
+	suffix := "-linux-" + map[string]string{"x86_64": "amd64", "aarch64": "arm64"}[strings.TrimSpace(g.h.Run("/bin/uname", "-m").Stdout)]
+	name, plugin := "rootless-ovl"+suffix, "rootless-ovl-plugin"+suffix
 	release := filepath.Join(g.h.Home(), "rootless-ovl/rootless-ovl/releases/download/v9.9.9")
 	g.env["GITHUB_SERVER_URL"] = "file://" + g.h.Home()
-	g.must(g.shell(nil, "/bin/bash", "-ec", "mkdir -p "+release+"; cd "+release+"; cp "+g.h.Binary()+" "+name+"; sha256sum "+name+" > SHA256SUMS"), "a release")
-	steps := []step{{Uses: "rootless-ovl/rootless-ovl@main", With: map[string]any{"version": "v9.9.9"}}, {Run: "rootless-ovl status"}}
+	g.must(g.shell(nil, "/bin/bash", "-ec", "mkdir -p "+release+"; cd "+release+"; cp "+g.h.Binary()+" "+name+"; cp "+g.h.Plugin()+" "+plugin+"; sha256sum "+name+" "+plugin+" > SHA256SUMS"), "a release")
+	steps := []step{{Uses: "rootless-ovl/rootless-ovl@main", With: map[string]any{"version": "v9.9.9"}}, {Run: "rootless-ovl status; rootless-ovl-plugin --version"}}
 	last, post := g.run(steps)
 	g.must(last, "the job")
 	g.must(post, "the last part")
 
-	g.must(g.shell(nil, "/bin/bash", "-ec", "echo >> "+filepath.Join(release, name)), "another file")
-	if last, _ := g.run(steps); last.Code == 0 || !strings.Contains(last.Stdout, "SHA256SUMS") {
-		t.Errorf("a file that is not the release's: exit code %d\n%s%s", last.Code, last.Stdout, last.Stderr)
+	for _, other := range []string{plugin, name} {
+		g.must(g.shell(nil, "/bin/bash", "-ec", "echo >> "+filepath.Join(release, other)), "another file")
+		if last, _ := g.run(steps); last.Code == 0 || !strings.Contains(last.Stdout, other+" that its SHA256SUMS") {
+			t.Errorf("%s is not the release's: exit code %d\n%s%s", other, last.Code, last.Stdout, last.Stderr)
+		}
 	}
 }
 

@@ -18,25 +18,30 @@ fail() {
 	exit 1
 }
 
-# The program, always at the same place, by which AppArmor knows it.
+# The program, always at the same place, by which AppArmor knows it, and beside it the one that container engines start.
 if [ -n "$INPUT_PROGRAM" ]; then
 	install -m 0755 "$INPUT_PROGRAM" "$program"
+	plugin=$(dirname "$(readlink -f "$INPUT_PROGRAM")")/rootless-ovl-plugin
+	[ ! -e "$plugin" ] || install -m 0755 "$plugin" "$program-plugin"
 elif [ -n "$INPUT_VERSION" ]; then
 	case $(uname -m) in
-	x86_64) name=rootless-ovl-linux-amd64 ;;
-	aarch64) name=rootless-ovl-linux-arm64 ;;
+	x86_64) arch=amd64 ;;
+	aarch64) arch=arm64 ;;
 	*) fail "there is no release for $(uname -m): leave out the input version, and it is built" ;;
 	esac
 	from=$GITHUB_SERVER_URL/${GITHUB_ACTION_REPOSITORY:-rootless-ovl/rootless-ovl}/releases/download/$INPUT_VERSION
-	(
-		cd "$work"
-		curl --fail --fail-early --silent --show-error --location --retry 3 -O "$from/$name" -O "$from/SHA256SUMS"
-		grep " $name\$" SHA256SUMS | sha256sum --check --quiet -
-	) || fail "$from has no $name that its SHA256SUMS knows: look at the input version"
-	install -m 0755 "$work/$name" "$program"
+	for each in "$program" "$program-plugin"; do
+		name=${each##*/}-linux-$arch
+		(
+			cd "$work"
+			curl --fail --fail-early --silent --show-error --location --retry 3 -O "$from/$name" -O "$from/SHA256SUMS"
+			grep " $name\$" SHA256SUMS | sha256sum --check --quiet -
+		) || fail "$from has no $name that its SHA256SUMS knows: look at the input version"
+		install -m 0755 "$work/$name" "$each"
+	done
 else
 	command -v go >/dev/null || fail "there is no Go to build with: put actions/setup-go before this step, or give the input version or program"
-	(cd "$root" && CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w' -o "$program" ./cmd/rootless-ovl)
+	(cd "$root" && CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w' -o "$work/bin/" ./cmd/...)
 fi
 
 # What keeps it from making user namespaces. What is changed is noted for down.sh.

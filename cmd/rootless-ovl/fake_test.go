@@ -246,6 +246,7 @@ func newBench(t *testing.T) *bench {
 			return nil, errors.ErrUnsupported
 		},
 		programPath:   func() string { return "/usr/bin/rootless-ovl" },
+		pluginPath:    func() string { return "/usr/bin/rootless-ovl-plugin" },
 		podmanVersion: func(context.Context) string { return "" },
 		onPath:        func(string) bool { return false },
 		systemdRuns:   func() bool { return false },

@@ -135,6 +135,7 @@ func partsOf(args []string) []install.Part {
 func (a *app) installSetup(ctx context.Context) (install.Setup, error) {
 	s := install.Setup{
 		Program:        a.programPath(),
+		Plugin:         a.pluginPath(),
 		PodmanVersion:  a.podmanVersion(ctx),
 		ContainersConf: os.Getenv("CONTAINERS_CONF"),
 		SystemdRuns:    a.systemdRuns(),
@@ -306,6 +307,28 @@ func ownPath() string {
 		return self
 	}
 	return called
+}
+
+// pluginPath is the program that engines start: beside this one as its user calls it, beside this one's file, or on $PATH; empty: there is none.
+func pluginPath() string {
+	beside := []string{ownPath()}
+	if self, err := os.Executable(); err == nil {
+		beside = append(beside, self)
+	}
+	for _, path := range beside {
+		path = filepath.Join(filepath.Dir(path), install.PluginName)
+		if fi, err := os.Stat(path); err == nil && fi.Mode().IsRegular() && fi.Mode()&0o111 != 0 {
+			return path
+		}
+	}
+	found, err := exec.LookPath(install.PluginName)
+	if err != nil {
+		return ""
+	}
+	if found, err = filepath.Abs(found); err != nil {
+		return ""
+	}
+	return found
 }
 
 // podmanPatience bounds what we wait for podman to say its version.

@@ -105,6 +105,10 @@ func TestInstall_SaysWhatToDo(t *testing.T) {
 	if out := b.must("install", "systemd"); !strings.Contains(out, "no systemd here") || !strings.Contains(out, "setsid -f '/usr/bin/rootless-ovl' up") {
 		t.Errorf("without systemd: %s", out)
 	}
+	b.world.pluginPath = func() string { return "" }
+	if code := b.run("install", "cni"); code != exitFailed || !strings.Contains(b.err.String(), "rootless-ovl-plugin, which engines start, is neither in /usr/bin") {
+		t.Errorf("without the engines' program: exit status %d, %s", code, &b.err)
+	}
 	if err := os.WriteFile(home(t, ".config/systemd/user/rootless-ovl.socket"), []byte("mine"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -160,5 +164,44 @@ func TestOwnPath_IsThisProgram(t *testing.T) {
 	}
 	if got := partsOf([]string{"podman"}); !slices.Equal(got, []install.Part{install.Podman}) {
 		t.Errorf("%v", got)
+	}
+}
+
+func TestPluginPath_IsBesideThisProgramOrOnThePath(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", t.TempDir())
+	if got := pluginPath(); got != "" {
+		t.Errorf("without one: %s", got)
+	}
+	there := func(dir string) string {
+		path := filepath.Join(dir, install.PluginName)
+		if err := os.WriteFile(path, nil, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	if want, got := there(os.Getenv("PATH")), pluginPath(); got != want {
+		t.Errorf("on PATH: %s, want %s", got, want)
+	}
+	beside := there(filepath.Dir(self))
+	defer os.Remove(beside)
+	if got := pluginPath(); got != beside {
+		t.Errorf("beside the program: %s, want %s", got, beside)
+	}
+	link := filepath.Join(t.TempDir(), "rootless-ovl")
+	if err := os.Symlink(self, link); err != nil {
+		t.Fatal(err)
+	}
+	was := os.Args[0]
+	defer func() { os.Args[0] = was }()
+	os.Args[0] = link
+	if got := pluginPath(); got != beside {
+		t.Errorf("beside the program that a link leads to: %s, want %s", got, beside)
+	}
+	if want, got := there(filepath.Dir(link)), pluginPath(); got != want {
+		t.Errorf("beside the link: %s, want %s", got, want)
 	}
 }

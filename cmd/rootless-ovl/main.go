@@ -33,6 +33,7 @@ type world struct {
 	diagnose     func(context.Context, doctor.Options) []doctor.Check
 
 	programPath   func() string
+	pluginPath    func() string // of the engines' program; empty: there is none
 	podmanVersion func(context.Context) string
 	onPath        func(program string) bool
 	systemdRuns   func() bool
@@ -59,6 +60,7 @@ func realWorld() world {
 		joinSandbox:    joinSandbox,
 		diagnose:       doctor.Run,
 		programPath:    ownPath,
+		pluginPath:     pluginPath,
 		podmanVersion:  askPodman,
 		onPath:         onSearchPath,
 		systemdRuns:    underSystemd,

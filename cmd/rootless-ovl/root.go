@@ -172,7 +172,7 @@ with "run".`,
 	mustCompleteDir(root, "state-dir")
 	root.AddCommand(
 		a.upCommand(), a.downCommand(), a.attachCommand(), a.detachCommand(), a.renameCommand(), a.runCommand(), a.execCommand(), a.forwardCommand(), a.psCommand(), a.publishCommand(), a.unpublishCommand(), a.addressesCommand(), a.statusCommand(), a.peersCommand(),
-		a.configCommand(), a.dockerOptsCommand(), a.doctorCommand(), a.installCommand(), a.uninstallCommand(), a.versionCommand(), a.pluginCommand(),
+		a.configCommand(), a.dockerOptsCommand(), a.doctorCommand(), a.installCommand(), a.uninstallCommand(), a.versionCommand(),
 	)
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {

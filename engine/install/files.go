@@ -67,7 +67,7 @@ func (s Setup) wantedFor(parts []Part) []wanted {
 func (s Setup) everyContainer() bool { return s.EveryContainer != nil && *s.EveryContainer }
 
 func (s Setup) hook() []byte {
-	b, err := ocihook.File(s.Program, s.RuntimeDir, s.everyContainer(), s.podmanAtLeast(4, 6))
+	b, err := ocihook.File(s.Plugin, s.RuntimeDir, s.everyContainer(), s.podmanAtLeast(4, 6))
 	if err != nil {
 		panic(err) // paths that are not absolute, which a Setup does not have
 	}
@@ -85,9 +85,9 @@ func indented(v any) []byte {
 	return b.Bytes()
 }
 
-// script starts this program as a plugin: engines look for a file of the plugin's name in a directory.
-func (s Setup) script(plugin string) []byte {
-	return fmt.Appendf(nil, "#!/bin/sh\n%sexec %s --runtime-dir %s plugin %s \"$@\"\n", marker, shellWord(s.Program), shellWord(s.RuntimeDir), plugin)
+// script starts the engines' program for one kind of them: they look for a file of the plugin's name in a directory.
+func (s Setup) script(kind string) []byte {
+	return fmt.Appendf(nil, "#!/bin/sh\n%sexec %s --runtime-dir %s %s \"$@\"\n", marker, shellWord(s.Plugin), shellWord(s.RuntimeDir), kind)
 }
 
 func shellWord(word string) string { return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'" }

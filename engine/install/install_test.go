@@ -32,7 +32,7 @@ func homeOf(t *testing.T, podman string) Setup {
 
 func homeIn(home, podman string) Setup {
 	return Setup{
-		Program: filepath.Join(home, "bin", "rootless-ovl"), RuntimeDir: filepath.Join(home, "run", "rootless-ovl"),
+		Program: filepath.Join(home, "bin", "rootless-ovl"), Plugin: filepath.Join(home, "bin", PluginName), RuntimeDir: filepath.Join(home, "run", "rootless-ovl"),
 		StateDir: filepath.Join(home, ".local", "state", "rootless-ovl"), ConfigHome: filepath.Join(home, ".config"),
 		DataHome: filepath.Join(home, ".local", "share"), LibHome: filepath.Join(home, ".local", "lib"),
 		Completions:   map[string][]byte{"bash": []byte("# bash\n"), "zsh": []byte("#compdef\n"), "fish": []byte("# fish\n"), "other": []byte("x")},
@@ -58,6 +58,7 @@ func furnish(t *testing.T, s Setup) {
 		".config/systemd/user/docker.service":                  {"[Service]\nExecStart=/bin/true\n", 0o644},
 		".local/lib/docker/plugins/other.spec":                 {"unix:///other.sock", 0o644},
 		"bin/rootless-ovl":                                     {"", 0o755},
+		"bin/rootless-ovl-plugin":                              {"", 0o755},
 		".local/state/rootless-ovl/node-id":                    {"0123", 0o600},
 	} {
 		path = filepath.Join(s.home(), path)
@@ -214,7 +215,7 @@ func TestUninstall_FollowsAnInstallThatWasInterrupted(t *testing.T) {
 		furnish(t, s)
 		before := tree(t, s.home())
 		for _, program := range []string{s.Program, s.Program + "2"} {
-			s.Program = program
+			s.Program, s.Plugin = program, program+"-plugin"
 			p, err := s.Install(whole, []Part{Podman, Docker, CNI, Systemd})
 			if err != nil {
 				t.Fatalf("after %d steps: %v", stop, err)
@@ -426,6 +427,72 @@ func TestInstall_KeepsTheUsersFlagsOverAnUpgrade(t *testing.T) {
 	}
 }
 
+// TestInstall_RewritesWhatAVersionWithoutThePluginWrote begins with files of one, which started rootless-ovl itself, and their record.
+func TestInstall_RewritesWhatAVersionWithoutThePluginWrote(t *testing.T) {
+	s := homeOf(t, "podman version 5.4.0")
+	furnish(t, s)
+	before := tree(t, s.home())
+	installed(t, s, Podman, CNI, Netavark, Systemd)
+	old := map[string]string{} // by path
+	for _, path := range []string{s.HookPath(), filepath.Join(s.cniDir(), name), filepath.Join(s.netavarkDir(), name)} {
+		now := read(t, path)
+		then := strings.NewReplacer(PluginName, name, `\"$1\" oci-hook`, `\"$1\" plugin oci-hook`, "' cni ", "' plugin cni ", "' netavark ", "' plugin netavark ").Replace(now)
+		if then == now || !strings.Contains(then, " plugin ") {
+			t.Fatalf("%s does not start the plugin: %s", path, now)
+		}
+		old[path] = then
+		if err := writeIn(path, then); err != nil {
+			t.Fatal(err)
+		}
+		record := strings.ReplaceAll(read(t, recordPath(s.StateDir)), hashOf([]byte(now)), hashOf([]byte(then)))
+		record = strings.Replace(record, fmt.Sprintf("  \"plugin\": %q,\n", s.Plugin), "", 1)
+		if err := writeIn(recordPath(s.StateDir), record); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if rec, err := ReadRecord(whole, s.StateDir); err != nil || rec.Plugin != "" || !rec.StartsPlugin() {
+		t.Fatalf("%+v, %v", rec, err)
+	}
+	if p := installed(t, s, Podman); len(p.Kept) > 0 {
+		t.Errorf("these stay: %v", p.Kept)
+	}
+	for path := range old {
+		if text := read(t, path); !strings.Contains(text, s.Plugin) || strings.Contains(text, " plugin ") {
+			t.Errorf("%s is\n%s", path, text)
+		}
+	}
+	if rec, err := ReadRecord(whole, s.StateDir); err != nil || rec.Plugin != s.Plugin {
+		t.Errorf("%+v, %v", rec, err)
+	}
+	uninstalled(t, s)
+	if diff := cmp.Diff(before, tree(t, s.home())); diff != "" {
+		t.Errorf("the home is not as it was:\n%s", diff)
+	}
+}
+
+func TestInstall_WantsThePluginForEnginesThatStartIt(t *testing.T) {
+	for _, tt := range []struct {
+		parts []Part
+		wants bool
+	}{{[]Part{Podman}, true}, {[]Part{CNI}, true}, {[]Part{Docker, Netavark}, true}, {[]Part{Docker, Systemd, Shell}, false}} {
+		s := homeOf(t, "podman version 5.4.0")
+		s.Plugin = ""
+		_, err := s.Install(whole, tt.parts)
+		if (err != nil) != tt.wants {
+			t.Errorf("%v: %v", tt.parts, err)
+		}
+		if err != nil && (!strings.Contains(err.Error(), PluginName) || !strings.Contains(err.Error(), filepath.Dir(s.Program))) {
+			t.Errorf("%v: %v", tt.parts, err)
+		}
+	}
+	s := homeOf(t, "podman version 5.4.0")
+	installed(t, s, Podman, Docker)
+	uninstalled(t, s, Podman)
+	if rec, err := ReadRecord(whole, s.StateDir); err != nil || rec.Plugin != "" {
+		t.Errorf("docker alone: %+v, %v", rec, err)
+	}
+}
+
 func TestInstall_KeepsEveryContainerUntilItIsSaid(t *testing.T) {
 	s := homeOf(t, "podman version 4.3.1")
 	yes, no := true, false
@@ -453,6 +520,7 @@ func TestInstall_KeepsEveryContainerUntilItIsSaid(t *testing.T) {
 func TestInstall_RefusesPathsThatFilesCannotHold(t *testing.T) {
 	for _, change := range []func(*Setup){
 		func(s *Setup) { s.Program = "rootless-ovl" },
+		func(s *Setup) { s.Plugin = PluginName },
 		func(s *Setup) { s.RuntimeDir = "/run/\nx" },
 		func(s *Setup) { s.ConfigHome = ".config" },
 		func(s *Setup) { s.DataHome = "/a\xff" },
@@ -525,24 +593,24 @@ func TestPlan_ShowsDiffs(t *testing.T) {
 
 func TestScripts_StartTheProgramWithItsArguments(t *testing.T) {
 	s := homeOf(t, "")
-	s.Program = filepath.Join(s.home(), `it's "odd" $HOME`, "rootless-ovl")
-	if err := writeIn(s.Program, "#!/bin/sh\nprintf '<%s>' \"$@\"\n"); err != nil {
+	s.Plugin = filepath.Join(s.home(), `it's "odd" $HOME`, PluginName)
+	if err := writeIn(s.Plugin, "#!/bin/sh\nprintf '<%s>' \"$@\"\n"); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(s.Program, 0o755); err != nil {
+	if err := os.Chmod(s.Plugin, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	s.RuntimeDir = "/run/$(id)'"
 	installed(t, s, CNI)
 	out, err := exec.Command(filepath.Join(s.cniDir(), name), "a b").CombinedOutput()
-	if want := "<--runtime-dir></run/$(id)'><plugin><cni><a b>"; err != nil || string(out) != want {
+	if want := "<--runtime-dir></run/$(id)'><cni><a b>"; err != nil || string(out) != want {
 		t.Errorf("%s, %v; want %s", out, err, want)
 	}
 }
 
 func TestHook_IsWhatPodmanReads(t *testing.T) {
 	s := homeOf(t, "podman version 4.3.1")
-	s.Program, s.RuntimeDir = "/usr/bin/rootless-ovl", "/run/user/1000/rootless-ovl"
+	s.Plugin, s.RuntimeDir = "/usr/bin/rootless-ovl-plugin", "/run/user/1000/rootless-ovl"
 	want := `{
   "version": "1.0.0",
   "hook": {
@@ -551,7 +619,7 @@ func TestHook_IsWhatPodmanReads(t *testing.T) {
       "sh",
       "-c",
       "START",
-      "/usr/bin/rootless-ovl",
+      "/usr/bin/rootless-ovl-plugin",
       "/run/user/1000/rootless-ovl"
     ],
     "timeout": 30

@@ -66,6 +66,10 @@ func (s Setup) Install(view fs.FS, parts []Part) (Plan, error) {
 		s.EveryContainer = &rec.EveryContainer
 	}
 	after := union(rec.Parts(), parts)
+	if s.Plugin == "" && startsPlugin(after) {
+		return Plan{}, fmt.Errorf("%s, which engines start, is neither in %s nor on PATH: put it there, from where you have rootless-ovl (`make build` and `make release` make both), and install again",
+			PluginName, filepath.Dir(s.Program))
+	}
 	all := s.wantedFor(after)
 	drop, err := s.dropIn(view, after)
 	if err != nil {
@@ -75,7 +79,7 @@ func (s Setup) Install(view fs.FS, parts []Part) (Plan, error) {
 		all = append(all, *drop)
 	}
 	p := &planner{view: view, was: rec, plan: Plan{recordPath: recordPath(s.StateDir)}}
-	p.plan.record = Record{Version: recordVersion, Program: s.Program, EveryContainer: s.everyContainer(), Dirs: slices.Clone(rec.Dirs)}
+	p.plan.record = Record{Version: recordVersion, Program: s.Program, Plugin: s.plugin(after), EveryContainer: s.everyContainer(), Dirs: slices.Clone(rec.Dirs)}
 	for _, w := range all {
 		if err := p.want(w); err != nil {
 			return Plan{}, err
@@ -114,6 +118,9 @@ func (s Setup) Uninstall(view fs.FS, parts []Part) (Plan, error) {
 	p := &planner{view: view, was: rec, plan: Plan{recordPath: recordPath(s.StateDir)}}
 	p.plan.record = rec
 	p.plan.record.Files, p.plan.record.Dirs = nil, slices.Clone(rec.Dirs)
+	if !startsPlugin(slices.DeleteFunc(rec.Parts(), func(q Part) bool { return slices.Contains(parts, q) })) {
+		p.plan.record.Plugin = ""
+	}
 	if slices.Contains(parts, Podman) {
 		p.plan.record.EveryContainer = false
 	}

@@ -15,7 +15,7 @@ import (
 // podmanSetup is a Setup whose files are in a made-up file system.
 func podmanSetup(version string) Setup {
 	return Setup{
-		Program: "/usr/bin/rootless-ovl", RuntimeDir: "/run/user/7/rootless-ovl", StateDir: "/h/.local/state/rootless-ovl",
+		Program: "/usr/bin/rootless-ovl", Plugin: "/usr/bin/rootless-ovl-plugin", RuntimeDir: "/run/user/7/rootless-ovl", StateDir: "/h/.local/state/rootless-ovl",
 		ConfigHome: "/h/.config", DataHome: "/h/.local/share", LibHome: "/h/.local/lib", PodmanVersion: "podman version " + version,
 	}
 }

@@ -24,7 +24,8 @@ const recordVersion = 1
 // Record is what was installed. The zero value is nothing.
 type Record struct {
 	Version        int      `json:"version"`
-	Program        string   `json:"program"`         // that the files start
+	Program        string   `json:"program"`         // that systemd's files start
+	Plugin         string   `json:"plugin"`          // that engines' files start; empty: none does
 	EveryContainer bool     `json:"every_container"` // of podman's hook
 	Files          []Entry  `json:"files"`
 	Dirs           []string `json:"dirs"` // that were made for them
@@ -93,6 +94,10 @@ func (r Record) Parts() []Part {
 	}
 	return parts
 }
+
+// StartsPlugin tells whether an installed part has engines start PluginName. Where it does and Plugin is empty, the files are of a version
+// before there was one: they start Program in a way that it does not know any more, until they are written anew.
+func (r Record) StartsPlugin() bool { return startsPlugin(r.Parts()) }
 
 // Has tells whether a part is installed.
 func (r Record) Has(p Part) bool { return slices.Contains(r.Parts(), p) }

@@ -33,9 +33,21 @@ var Parts = []Part{Podman, Docker, CNI, Netavark, Systemd, Shell}
 // name is what our files are called.
 const name = "rootless-ovl"
 
+// PluginName is the program that engines start at each start and end of a container.
+const PluginName = "rootless-ovl-plugin"
+
+// startPlugin are the parts whose files have engines start it.
+var startPlugin = []Part{Podman, CNI, Netavark}
+
+// startsPlugin tells whether one of these parts does.
+func startsPlugin(parts []Part) bool {
+	return slices.ContainsFunc(parts, func(p Part) bool { return slices.Contains(startPlugin, p) })
+}
+
 // Setup is where things are on this machine. All paths are absolute.
 type Setup struct {
 	Program    string // this program, as it will be started
+	Plugin     string // PluginName, which engines start; empty: there is none
 	RuntimeDir string // the daemon's
 	StateDir   string // the daemon's, where the record is kept too
 
@@ -53,12 +65,24 @@ type Setup struct {
 	SystemdRuns    bool   // systemd is what started this machine
 }
 
+// plugin is the program that engines start for these parts; empty where none of them does.
+func (s Setup) plugin(parts []Part) string {
+	if !startsPlugin(parts) {
+		return ""
+	}
+	return s.Plugin
+}
+
 // check refuses what could not be written into files that others parse.
 func (s Setup) check() error {
-	for what, path := range map[string]string{
+	paths := map[string]string{
 		"the program": s.Program, "the runtime directory": s.RuntimeDir, "the state directory": s.StateDir,
 		"the directory of configuration": s.ConfigHome, "the directory of data": s.DataHome, "the directory of libraries": s.LibHome,
-	} {
+	}
+	if s.Plugin != "" {
+		paths["the engines' program"] = s.Plugin
+	}
+	for what, path := range paths {
 		odd := func(r rune) bool { return unicode.IsControl(r) || r == utf8.RuneError }
 		if !filepath.IsAbs(path) || strings.ContainsFunc(path, odd) {
 			return fmt.Errorf("%s is at %q, which is not an absolute path of printable characters: set HOME, the XDG variables or --runtime-dir and --state-dir so that it is", what, path)

@@ -1,5 +1,5 @@
 // Package ocihook is the hook of the OCI runtime specification that puts podman's containers on the overlay: at createRuntime it asks the
-// daemon to attach the container's network namespace, at poststop to detach it. It is `rootless-ovl plugin oci-hook`, which the engine runs
+// daemon to attach the container's network namespace, at poststop to detach it. It is `rootless-ovl-plugin oci-hook`, which the engine runs
 // anew for each stage, with the container's state on standard input.
 //
 // Place in the journey: none of a packet's. A thin client of the API: what to attach and under which names is read from the container's

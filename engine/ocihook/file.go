@@ -39,14 +39,14 @@ type hookWhen struct {
 // start runs the program that is its $0 with the runtime directory $1. The engine's hook is the shell and not the program, because podman
 // passes over a hook whose path is not there: after a move of the program a container would start without what its annotations close. What the
 // shell prints reaches nobody under crun, so it puts the error where Hook's tellEngine does.
-const start = `[ -x "$0" ] && exec "$0" --runtime-dir "$1" plugin oci-hook
-text="rootless-ovl has moved: run 'rootless-ovl install podman' with the program that is there now"
+const start = `[ -x "$0" ] && exec "$0" --runtime-dir "$1" oci-hook
+text="rootless-ovl-plugin has moved: run 'rootless-ovl install podman' with the program that is there now"
 echo "$text" >&2
 log=$(tr '\000' '\n' </proc/$PPID/cmdline | sed -n '/^--log$/{n;p;q;}; s/^--log=//p')
 [ -f "$log" ] && printf '{"msg":"%s","level":"error"}\n' "$text" >"$log.rootless-ovl" && mv "$log.rootless-ovl" "$log"
 exit 1`
 
-// File is the content of the hook's file: program is the absolute path of rootless-ovl, runtimeDir the daemon's runtime directory, which is always
+// File is the content of the hook's file: program is the absolute path of rootless-ovl-plugin, runtimeDir the daemon's runtime directory, which is always
 // named because a hook has no environment at poststop. The hook is for containers that have an annotation of ours, or for every
 // container; with late for an engine that may write a container's resolv.conf after createRuntime, too. Errors have api.CodeInvalid.
 func File(program, runtimeDir string, every, late bool) ([]byte, error) {

@@ -54,7 +54,7 @@ func TestBundle_TellsWhoseTheNetworkIs(t *testing.T) {
 
 func TestFile_IsForPodman(t *testing.T) {
 	for _, every := range []bool{false, true} {
-		b, err := File("/home/u/bin/rootless-ovl", "/run/user/1000/rootless-ovl", every, false)
+		b, err := File("/home/u/bin/rootless-ovl-plugin", "/run/user/1000/rootless-ovl", every, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -65,7 +65,7 @@ func TestFile_IsForPodman(t *testing.T) {
 		if f.Version != "1.0.0" || f.Hook.Path != "/bin/sh" || !slices.Equal(f.Stages, []string{"createRuntime", "poststop"}) || f.When.Always != every {
 			t.Errorf("%s", b)
 		}
-		if want := []string{"sh", "-c", start, "/home/u/bin/rootless-ovl", "/run/user/1000/rootless-ovl"}; !slices.Equal(f.Hook.Args, want) {
+		if want := []string{"sh", "-c", start, "/home/u/bin/rootless-ovl-plugin", "/run/user/1000/rootless-ovl"}; !slices.Equal(f.Hook.Args, want) {
 			t.Errorf("args %v, want %v", f.Hook.Args, want)
 		}
 		if every {
@@ -97,7 +97,7 @@ func TestFile_StartsTheProgramOrRefuses(t *testing.T) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	program, log := filepath.Join(dir, "rootless-ovl"), filepath.Join(dir, "oci-log")
+	program, log := filepath.Join(dir, "rootless-ovl-plugin"), filepath.Join(dir, "oci-log")
 	b, err := File(program, "/run/a b", true, false)
 	if err != nil {
 		t.Fatal(err)
@@ -123,13 +123,13 @@ func TestFile_StartsTheProgramOrRefuses(t *testing.T) {
 	}
 	told, err := os.ReadFile(log)
 	var line struct{ Msg string }
-	if err != nil || json.Unmarshal(told, &line) != nil || !strings.Contains(line.Msg, "rootless-ovl has moved") {
+	if err != nil || json.Unmarshal(told, &line) != nil || !strings.Contains(line.Msg, "rootless-ovl-plugin has moved") {
 		t.Errorf("the engine is told %q, %v", told, err)
 	}
 	if err := os.WriteFile(program, []byte("#!/bin/sh\nprintf '%s|' \"$@\"\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := run(); err != nil || out != "--runtime-dir|/run/a b|plugin|oci-hook|" {
+	if out, err := run(); err != nil || out != "--runtime-dir|/run/a b|oci-hook|" {
 		t.Errorf("the program is given %q, %v", out, err)
 	}
 }

@@ -34,7 +34,7 @@ type State struct {
 // maxID bounds an id, so that it fits into an owner; in bytes.
 const maxID = 200
 
-// isContainerID tells whether id is one that runc and crun accept. (Nothing here is a regular expression: every command of the program
+// isContainerID tells whether id is one that runc and crun accept. (Nothing here is a regular expression: every container
 // would pay for its making.)
 func isContainerID(id string) bool {
 	for _, c := range []byte(id) {

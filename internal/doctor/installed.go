@@ -101,16 +101,42 @@ func (h host) installedFiles(s install.Setup) Check {
 	}
 	again := runInstall + strings.Join(parts, " ")
 	gone, changed := rec.Amiss(h.view)
-	_, err = fs.Stat(h.view, strings.TrimPrefix(rec.Program, "/"))
+	why, remedy := h.noPlugin(rec, s)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return bad(id, title, fmt.Sprintf("they start %s, which is not there: engines that use them cannot start containers", rec.Program), again+" with the program that is")
+	case h.isGone(rec.Program):
+		return bad(id, title, fmt.Sprintf("they start %s, which is not there", rec.Program), again+" with the program that is")
+	case why != "":
+		return bad(id, title, "they start "+why+": engines that use them cannot start containers", remedy+again)
 	case len(gone) > 0:
 		return warn(id, title, "not there any more: "+strings.Join(gone, ", "), again)
 	case len(changed) > 0:
 		return warn(id, title, "changed since: "+strings.Join(changed, ", "), "move them away if the changes are not needed, then "+again)
 	}
 	return good(id, title, fmt.Sprintf("%d files for %s", len(rec.Files), strings.Join(parts, ", ")))
+}
+
+func (h host) isGone(path string) bool {
+	_, err := fs.Stat(h.view, strings.TrimPrefix(path, "/"))
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// noPlugin says which program engines' files start in vain, and what is to be done before they are written anew; "" where they start one or there
+// are none.
+func (h host) noPlugin(rec install.Record, s install.Setup) (why, remedy string) {
+	switch {
+	case !rec.StartsPlugin():
+		return "", ""
+	case rec.Plugin == "":
+		why = fmt.Sprintf("%s as a version before %s did", rec.Program, install.PluginName)
+	case h.isGone(rec.Plugin):
+		why = rec.Plugin + ", which is not there"
+	default:
+		return "", ""
+	}
+	if s.Plugin == "" {
+		remedy = fmt.Sprintf("put %s into %s, from where you have rootless-ovl; then ", install.PluginName, filepath.Dir(s.Program))
+	}
+	return why, remedy
 }
 
 func (h host) podmanHook(s install.Setup) Check {
@@ -136,8 +162,8 @@ func (h host) podmanHook(s install.Setup) Check {
 	case len(hidden) > 0:
 		return warn(id, title, filepath.Base(s.DropInPath())+" hides from podman what was added to hooks_dir since: "+strings.Join(hidden, ", "), runInstall+"podman")
 	}
-	if _, err := fs.Stat(h.view, strings.TrimPrefix(rec.Program, "/")); errors.Is(err, fs.ErrNotExist) {
-		return bad(id, title, fmt.Sprintf("the hook starts %s, which is not there: the containers that it is for cannot start", rec.Program), runInstall+"podman with the program that is")
+	if why, remedy := h.noPlugin(rec, s); why != "" {
+		return bad(id, title, "the hook starts "+why+": the containers that it is for cannot start", remedy+runInstall+"podman")
 	}
 	which := "annotated containers"
 	if rec.EveryContainer {

@@ -3,6 +3,7 @@
 package doctor
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
 	"strings"
@@ -13,13 +14,13 @@ import (
 )
 
 var testSetup = install.Setup{
-	Program: "/opt/bin/rootless-ovl", RuntimeDir: "/run/user/1001/rootless-ovl", StateDir: "/home/me/.local/state/rootless-ovl",
+	Program: "/opt/bin/rootless-ovl", Plugin: "/opt/bin/rootless-ovl-plugin", RuntimeDir: "/run/user/1001/rootless-ovl", StateDir: "/home/me/.local/state/rootless-ovl",
 	ConfigHome: "/home/me/.config", DataHome: "/home/me/.local/share", LibHome: "/home/me/.local/lib", PodmanVersion: "podman version 4.3.1", SystemdRuns: true,
 }
 
 // installedView is a file system in which this was installed.
 func installedView(parts ...install.Part) fstest.MapFS {
-	view := fstest.MapFS{"opt/bin/rootless-ovl": {Mode: 0o755}}
+	view := fstest.MapFS{"opt/bin/rootless-ovl": {Mode: 0o755}, "opt/bin/rootless-ovl-plugin": {Mode: 0o755}}
 	if len(parts) == 0 {
 		return view
 	}
@@ -86,7 +87,15 @@ func TestRun_FindsWhatBecameOfAnInstallation(t *testing.T) {
 		{"flags changed", write("home/me/.config/rootless-ovl/up.env", "X=1"), "installed-files", OK, "", ""},
 		{"the program gone", remove("opt/bin/rootless-ovl"), "installed-files", Fail, "/opt/bin/rootless-ovl, which is not there", "rootless-ovl install podman"},
 		{"a broken record", write(record, "{"), "installed-files", Warn, "install.json", "rootless-ovl install"},
-		{"the hook's program gone", remove("opt/bin/rootless-ovl"), "podman-hook", Fail, "/opt/bin/rootless-ovl, which is not there", "rootless-ovl install podman"},
+		{"the engines' program gone", remove("opt/bin/rootless-ovl-plugin"), "installed-files", Fail, "/opt/bin/rootless-ovl-plugin, which is not there", "rootless-ovl install podman"},
+		{"the hook's program gone", remove("opt/bin/rootless-ovl-plugin"), "podman-hook", Fail, "/opt/bin/rootless-ovl-plugin, which is not there", "rootless-ovl install podman"},
+		{"the hook's program nowhere", func(f *fake, o *Options, v fstest.MapFS) {
+			o.Installed.Plugin = ""
+			remove("opt/bin/rootless-ovl-plugin")(f, o, v)
+		}, "podman-hook", Fail, "which is not there", "put rootless-ovl-plugin into /opt/bin"},
+		{"files of a version without the engines' program", func(_ *fake, _ *Options, v fstest.MapFS) {
+			v[record].Data = bytes.Replace(v[record].Data, []byte(`"plugin":`), []byte(`"x":`), 1)
+		}, "podman-hook", Fail, "a version before rootless-ovl-plugin", "rootless-ovl install podman"},
 		{"no podman", func(_ *fake, o *Options, _ fstest.MapFS) { o.Installed.PodmanVersion = "" }, "podman-hook", Skipped, "no podman", ""},
 		{"no hook", nothing, "podman-hook", Skipped, "rootless-ovl install podman", ""},
 		{"hooks_dir removed", remove(dropIn), "podman-hook", Warn, "hooks_dir does not have", "rootless-ovl install podman"},

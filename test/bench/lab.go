@@ -56,6 +56,7 @@ type lab struct {
 	h1, h2   *host
 	peers    map[string]started
 	launched int
+	pure     bool // pureCgroups has been
 	closers  []func()
 }
 

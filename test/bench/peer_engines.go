@@ -251,12 +251,16 @@ func (l *lab) canHaveEngine(programs ...program) error {
 	return subordinateIDs(l.uid)
 }
 
-// pureCgroups gives the bench cgroups of one kind, whatever the machine has: crun wants it so.
+// pureCgroups gives the bench cgroups of one kind, whatever the machine has: crun wants it so. Further calls of the lab's change nothing.
 func (l *lab) pureCgroups() error {
 	const at = "/sys/fs/cgroup"
+	if l.pure {
+		return nil
+	}
 	if err := unix.Mount("cgroup2", at, "cgroup2", 0, ""); err != nil {
 		return fmt.Errorf("cgroup2 on %s: %w", at, err)
 	}
+	l.pure = true
 	l.onClose(func() { _ = unix.Unmount(at, unix.MNT_DETACH) })
 	return nil
 }

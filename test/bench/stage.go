@@ -80,8 +80,12 @@ func outerStage(ctx context.Context, o options, args []string) (err error) {
 		return err
 	}
 	// The user of the daemons may not reach the directory of the repository.
-	if err := copyFile(filepath.Join(dir, "rootless-ovl"), o.binary); err != nil {
-		return fmt.Errorf("%w (make build makes it)", err)
+	const plugin = "rootless-ovl-plugin" // which engines start, beside the program
+	if err := errors.Join(
+		copyFile(filepath.Join(dir, "rootless-ovl"), o.binary),
+		copyFile(filepath.Join(dir, plugin), filepath.Join(filepath.Dir(o.binary), plugin)),
+	); err != nil {
+		return fmt.Errorf("%w (make build makes both)", err)
 	}
 	saved, err := keepSysctls(sysctlAllowedCC, sysctlRmemMax)
 	if err != nil {

@@ -34,7 +34,7 @@ func cniPlugin(t *testing.T, h *lab.Host) string {
 	t.Helper()
 	dir := filepath.Join(h.Home(), "cni-plugins")
 	path := filepath.Join(dir, "rootless-ovl")
-	writeAsUser(t, h, path, fmt.Sprintf("#!/bin/sh\nexec '%s' --runtime-dir '%s' plugin cni \"$@\"\n", h.Binary(), filepath.Join(h.XDGRuntimeDir(), "rootless-ovl")))
+	writeAsUser(t, h, path, fmt.Sprintf("#!/bin/sh\nexec '%s' --runtime-dir '%s' cni \"$@\"\n", h.Plugin(), filepath.Join(h.XDGRuntimeDir(), "rootless-ovl")))
 	ok(t, h, "chmod", "755", path)
 	return dir
 }

@@ -133,7 +133,7 @@ func (s *rootlessSpace) get(path, host, page string) (string, bool) {
 func plugin(t *testing.T, h *lab.Host, dir string) string {
 	t.Helper()
 	path := filepath.Join(dir, "rootless-ovl")
-	writeAsUser(t, h, path, fmt.Sprintf("#!/bin/sh\nexec '%s' --runtime-dir '%s' plugin netavark \"$@\"\n", h.Binary(), filepath.Join(h.XDGRuntimeDir(), "rootless-ovl")))
+	writeAsUser(t, h, path, fmt.Sprintf("#!/bin/sh\nexec '%s' --runtime-dir '%s' netavark \"$@\"\n", h.Plugin(), filepath.Join(h.XDGRuntimeDir(), "rootless-ovl")))
 	ok(t, h, "chmod", "755", path)
 	return path
 }

@@ -111,6 +111,9 @@ func (h *Host) CLIJSON(into any, args ...string) {
 // Binary is the path of rootless-ovl on every host.
 func (h *Host) Binary() string { return program() }
 
+// Plugin is the path of rootless-ovl-plugin, beside it.
+func (h *Host) Plugin() string { return filepath.Join(filepath.Dir(program()), pluginName) }
+
 // finish runs cmd in the space and collects its output.
 func finish(t T, s *Space, cmd *exec.Cmd, privileged bool) Result {
 	t.Helper()

@@ -60,7 +60,7 @@ func outermostRooted(files []string) (code int, err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	if err := errors.Join(
 		os.Chmod(dir, 0o755),
-		provideBinary(filepath.Join(dir, "rootless-ovl")),
+		providePrograms(dir),
 		copyFile("/proc/self/exe", filepath.Join(dir, "lab")),
 		provideFiles(filepath.Join(dir, repositoryDir), files),
 		os.Setenv(dirVar, dir),

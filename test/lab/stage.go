@@ -19,8 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Environment between the stages. BinaryVar may also be set by the caller: a rootless-ovl binary to test instead of one
-// built for the occasion.
+// Environment between the stages. BinaryVar may also be set by the caller: a rootless-ovl binary to test, with
+// rootless-ovl-plugin beside it, instead of those built for the occasion.
 const (
 	BinaryVar = "ROOTLESS_OVL_BIN"
 	// ArtifactsVar names a directory that logs and packet captures of failed tests are copied to.
@@ -72,7 +72,7 @@ func outermost(files []string) (code int, err error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return 1, err
 	}
-	if err := provideBinary(filepath.Join(dir, "rootless-ovl")); err != nil {
+	if err := providePrograms(dir); err != nil {
 		return 1, err
 	}
 	if err := copyFile("/proc/self/exe", filepath.Join(dir, "lab")); err != nil {
@@ -268,15 +268,22 @@ func exitCode(err error) (int, error) {
 	}
 }
 
-// provideBinary puts the program under test at path: the one that BinaryVar names, or one built now.
-func provideBinary(path string) error {
+// pluginName is the program that container engines start, which is beside the program under test.
+const pluginName = "rootless-ovl-plugin"
+
+// providePrograms puts the programs under test into dir: the one that BinaryVar names with the one beside it, or both built now.
+func providePrograms(dir string) error {
 	if given := os.Getenv(BinaryVar); given != "" {
-		if err := copyFile(given, path); err != nil {
-			return fmt.Errorf("%s: %w", BinaryVar, err)
+		err := copyFile(given, filepath.Join(dir, "rootless-ovl"))
+		if err == nil {
+			err = copyFile(filepath.Join(filepath.Dir(given), pluginName), filepath.Join(dir, pluginName))
+		}
+		if err != nil {
+			return fmt.Errorf("%s, with %s beside it: %w", BinaryVar, pluginName, err)
 		}
 		return nil
 	}
-	cmd := exec.Command("go", "build", "-o", path, "github.com/rootless-ovl/rootless-ovl/cmd/rootless-ovl")
+	cmd := exec.Command("go", "build", "-o", dir, "github.com/rootless-ovl/rootless-ovl/cmd/...")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("go build: %w\n%s", err, out)
