@@ -163,6 +163,9 @@ func (s Setup) unrecorded(view fs.FS) (paths []string) {
 	if s.check() != nil {
 		return nil // it cannot have been installed like this
 	}
+	if s.Plugin == "" { // it has gone since: most likely from beside the program
+		s.Plugin = filepath.Join(filepath.Dir(s.Program), PluginName)
+	}
 	all := s.wantedFor(Parts)
 	if drop, err := s.dropIn(view, Parts); err == nil && drop != nil {
 		all = append(all, *drop)
