@@ -13,6 +13,7 @@ import (
 )
 
 func TestAttach_GivesTheContainerAnInterface(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	d := upEmbedded(l.Host(1))
 	a := join(t, l.Host(1), "a")
@@ -34,6 +35,7 @@ func TestAttach_GivesTheContainerAnInterface(t *testing.T) {
 }
 
 func TestAttach_PrintsTheAddress(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	upEmbedded(l.Host(1))
 	c := l.Host(1).Container("a")
@@ -44,6 +46,7 @@ func TestAttach_PrintsTheAddress(t *testing.T) {
 }
 
 func TestAttach_TakesOptions(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	upEmbedded(h)
@@ -69,6 +72,7 @@ func TestAttach_TakesOptions(t *testing.T) {
 
 // With --no-default-route the rest of the overlay must still be reachable.
 func TestAttach_WithoutDefaultRouteReachesPeers(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	a, b := join(t, s.h1, "a", "--no-default-route"), join(t, s.h2, "b")
 	pings(t, a.Space, b.addr)
@@ -78,6 +82,7 @@ func TestAttach_WithoutDefaultRouteReachesPeers(t *testing.T) {
 }
 
 func TestAttach_ByNetnsPath(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	upEmbedded(h)
@@ -97,6 +102,7 @@ func TestAttach_ByNetnsPath(t *testing.T) {
 
 // As podman's --userns=keep-id: the daemon's user is not root inside, so that nobody can simply enter.
 func TestAttach_ContainerWhoseUserIsNotRootInside(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	upEmbedded(l.Host(1))
 	m := attach(t, l.Host(1).ContainerMapped("keep-id", 1000))
@@ -104,6 +110,7 @@ func TestAttach_ContainerWhoseUserIsNotRootInside(t *testing.T) {
 }
 
 func TestAttach_DetachRemovesEverything(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	d := upEmbedded(h)
@@ -137,6 +144,7 @@ func TestAttach_DetachRemovesEverything(t *testing.T) {
 }
 
 func TestAttach_ExitIsNoticed(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	d := upEmbedded(h)
@@ -151,6 +159,7 @@ func TestAttach_ExitIsNoticed(t *testing.T) {
 }
 
 func TestAttach_InterfaceRemovedInsideIsNoticed(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	d := upEmbedded(h)
@@ -165,6 +174,7 @@ func TestAttach_InterfaceRemovedInsideIsNoticed(t *testing.T) {
 
 // The daemon may be killed and come back: the containers keep interface and address, and traffic resumes.
 func TestAttach_OutlivesTheDaemon(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	a, b := join(t, s.h1, "a"), join(t, s.h2, "b")
 	gone := join(t, s.h2, "gone")
@@ -195,6 +205,7 @@ func TestAttach_OutlivesTheDaemon(t *testing.T) {
 
 // The list of attachments is lost while the daemon is down: its interface is still in the container, and nobody knows of it.
 func TestAttach_AgainAfterTheListOfAttachmentsIsLost(t *testing.T) {
+	t.Parallel()
 	for _, flags := range [][]string{nil, {"--ifname", "eth1"}} {
 		t.Run(strings.Join(flags, " "), func(t *testing.T) {
 			l := lab.New(t, 1)
@@ -221,6 +232,7 @@ func TestAttach_AgainAfterTheListOfAttachmentsIsLost(t *testing.T) {
 }
 
 func TestAttach_HundredTimesThreeLeaksNothing(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	const n = 100
@@ -279,6 +291,7 @@ func TestAttach_HundredTimesThreeLeaksNothing(t *testing.T) {
 }
 
 func TestAttach_SimultaneousAttachesGetDistinctAddresses(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	d := upEmbedded(h)
@@ -303,6 +316,7 @@ func TestAttach_SimultaneousAttachesGetDistinctAddresses(t *testing.T) {
 }
 
 func TestAttach_BadInput(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	d := upEmbedded(h)
@@ -391,6 +405,7 @@ func othersPID(t *testing.T) string {
 }
 
 func TestAttach_FullSubnet(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	d := upEmbedded(h, "--network", "10.66.0.0/24") // subnets of /26: 61 addresses for containers
@@ -407,6 +422,7 @@ func TestAttach_FullSubnet(t *testing.T) {
 }
 
 func TestAttach_TunDeviceMissingOrClosed(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name string
 		hide func(*lab.Host) error

@@ -228,6 +228,7 @@ func gaveBack(t *testing.T, h *lab.Host) {
 }
 
 func TestCI_TheScriptStandsByItself(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	j := newJob(t, l.Host(1))
 	onOverlay(t, j.must(j.shell(nil, "/bin/bash", "-ec", blocks(t, "sh")[0]), "the script"), byDefault)
@@ -405,6 +406,7 @@ cp '`+g.h.Binary()+`' '`+g.h.Plugin()+`' "$2"
 }
 
 func TestCI_AGitHubJobHasItsOwnOverlay(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	g := newGitHub(t, l.Host(1))
 	note := g.restrict()
@@ -432,6 +434,7 @@ func TestCI_AGitHubJobHasItsOwnOverlay(t *testing.T) {
 }
 
 func TestCI_JobsOnTwoRunnersShareANetwork(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 3)
 	upEmbedded(l.Host(1))
 	jobs := workflows(t)[1].Jobs
@@ -454,6 +457,7 @@ func TestCI_JobsOnTwoRunnersShareANetwork(t *testing.T) {
 }
 
 func TestCI_TheActionSaysWhyThereIsNoNode(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	g := newGitHub(t, l.Host(1))
 	for _, c := range []struct {
@@ -485,6 +489,7 @@ func TestCI_TheActionSaysWhyThereIsNoNode(t *testing.T) {
 }
 
 func TestCI_TheActionTakesOnlyTheReleaseThatItsSumsKnow(t *testing.T) {
+	t.Parallel()
 	if _, err := exec.LookPath("curl"); err != nil {
 		t.Skip("curl is not installed: the action downloads with it")
 	}
@@ -518,6 +523,7 @@ func joinedStore(t *testing.T, l *lab.Lab) map[string]string {
 }
 
 func TestCI_TheReadmesLinesJoinAStore(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 2)
 	env := joinedStore(t, l)
 	_, section, _ := strings.Cut(document(t, "README.md"), "\n**a CI job")
@@ -533,6 +539,7 @@ func TestCI_TheReadmesLinesJoinAStore(t *testing.T) {
 }
 
 func TestCI_AGitLabJobJoinsTheStore(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 2)
 	env := joinedStore(t, l)
 	var pipeline map[string]struct {
@@ -565,6 +572,7 @@ func TestCI_AGitLabJobJoinsTheStore(t *testing.T) {
 }
 
 func TestCI_AJenkinsStageJoinsTheStore(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 2)
 	env := joinedStore(t, l)
 	m := regexp.MustCompile(`(?s)sh '''\n(.*?)'''`).FindStringSubmatch(blocks(t, "groovy")[0])

@@ -82,6 +82,7 @@ func dualLeaseOf(t *testing.T, c *clientv3.Client, st lab.Status) (l dualLease) 
 }
 
 func TestDualStack_ConnectsContainers(t *testing.T) {
+	t.Parallel()
 	l, e, client := withDualStack(t, 2)
 	h1, h2 := l.Host(1), l.Host(2)
 	d1, d2 := h1.Up("--etcd-endpoints", e.Endpoint), h2.Up("--etcd-endpoints", e.Endpoint)
@@ -221,6 +222,7 @@ func everything(t *testing.T, from *member, to netip.Addr) {
 }
 
 func TestDualStack_NarrowPathIsFound(t *testing.T) {
+	t.Parallel()
 	for _, silent := range []bool{false, true} {
 		t.Run(map[bool]string{false: "routers say so", true: "black hole"}[silent], func(t *testing.T) {
 			l, e, _ := withDualStack(t, 1)
@@ -291,6 +293,7 @@ func TestDualStack_AnswersWithICMPv6Errors(t *testing.T) {
 }
 
 func TestDualStack_DropsWhatIsSentFromAnotherAddress(t *testing.T) {
+	t.Parallel()
 	l, e, client := withDualStack(t, 2)
 	h1, h2 := l.Host(1), l.Host(2)
 	d1, d2 := h1.Up("--etcd-endpoints", e.Endpoint), h2.Up("--etcd-endpoints", e.Endpoint)
@@ -362,6 +365,7 @@ func TestDualStack_DropsWhatIsSentFromAnotherAddress(t *testing.T) {
 }
 
 func TestDualStack_ReachesTheOutside(t *testing.T) {
+	t.Parallel()
 	l, e, _ := withDualStack(t, 1)
 	h := l.Host(1)
 	h.Up("--etcd-endpoints", e.Endpoint)
@@ -380,6 +384,7 @@ func TestDualStack_ReachesTheOutside(t *testing.T) {
 }
 
 func TestDualStack_WritesSubnetEnv(t *testing.T) {
+	t.Parallel()
 	l, e, _ := withDualStack(t, 1)
 	d := l.Host(1).Up("--etcd-endpoints", e.Endpoint)
 	wantSubnetEnv(t, d, dualMTU)
@@ -401,6 +406,7 @@ func wantSubnetEnv(t *testing.T, d *lab.Daemon, mtu int) {
 }
 
 func TestDualStack_ContainerWithoutIPv6HasIPv4(t *testing.T) {
+	t.Parallel()
 	l, e, _ := withDualStack(t, 1)
 	h := l.Host(1)
 	d := h.Up("--etcd-endpoints", e.Endpoint)
@@ -432,6 +438,7 @@ func TestDualStack_ContainerWithoutIPv6HasIPv4(t *testing.T) {
 }
 
 func TestDualStack_AttachmentsOutliveTheDaemon(t *testing.T) {
+	t.Parallel()
 	l, e, client := withDualStack(t, 2)
 	d1, d2 := l.Host(1).Up("--etcd-endpoints", e.Endpoint), l.Host(2).Up("--etcd-endpoints", e.Endpoint)
 	waitPeers(t, 1, d1, d2)
@@ -495,6 +502,7 @@ func TestDualStack_StartsOnTheLastKnownLeases(t *testing.T) {
 
 // A host has several addresses; peers take a node's packets from the published ones only.
 func TestDualStack_PublishesTheAddressesThatItIsTold(t *testing.T) {
+	t.Parallel()
 	l, e, client := withDualStack(t, 2)
 	h1, h2 := l.Host(1), l.Host(2)
 	second, second6 := netip.MustParseAddr("192.0.2.99"), netip.MustParseAddr("2001:db8:0:2::99")
@@ -518,6 +526,7 @@ func TestDualStack_PublishesTheAddressesThatItIsTold(t *testing.T) {
 }
 
 func TestDualStack_RunHasBothFamilies(t *testing.T) {
+	t.Parallel()
 	l, e, _ := withDualStack(t, 1)
 	h := l.Host(1)
 	d := h.Up("--etcd-endpoints", e.Endpoint)
@@ -529,6 +538,7 @@ func TestDualStack_RunHasBothFamilies(t *testing.T) {
 }
 
 func TestDualStack_WithoutDefaultRouteReachesPeers(t *testing.T) {
+	t.Parallel()
 	l, e, _ := withDualStack(t, 2)
 	d1, d2 := l.Host(1).Up("--etcd-endpoints", e.Endpoint), l.Host(2).Up("--etcd-endpoints", e.Endpoint)
 	waitPeers(t, 1, d1, d2)
@@ -547,6 +557,7 @@ func TestDualStack_WithoutDefaultRouteReachesPeers(t *testing.T) {
 
 // Two users of a host share its addresses, each with a port.
 func TestDualStack_TwoNodesOnOneMachine(t *testing.T) {
+	t.Parallel()
 	l, e, _ := withDualStack(t, 1)
 	h := l.Host(1)
 	second := filepath.Join(h.Dir, "second")
@@ -605,6 +616,7 @@ func TestDualStack_PeerWithHalfALease(t *testing.T) {
 }
 
 func TestDualStack_AllocGivesAddressesOfBothFamilies(t *testing.T) {
+	t.Parallel()
 	l, e, client := withEtcd(t, 1, lab.WithIPv6)
 	put(t, client, prefix+"/config", strings.Replace(dualConfig, "vxlan", "alloc", 1))
 	h := l.Host(1)
@@ -626,6 +638,7 @@ func TestDualStack_AllocGivesAddressesOfBothFamilies(t *testing.T) {
 
 // The network becomes a dual-stack vxlan one while containers live.
 func TestDualStack_ContainersFollowTheNetwork(t *testing.T) {
+	t.Parallel()
 	l, e, client := withEtcd(t, 2, lab.WithIPv6)
 	put(t, client, prefix+"/config", `{"Network":"10.66.0.0/16"}`)
 	h1, h2 := l.Host(1), l.Host(2)
@@ -659,6 +672,7 @@ func TestDualStack_ContainersFollowTheNetwork(t *testing.T) {
 }
 
 func TestDualStack_UDPBackendCarriesIPv4Only(t *testing.T) {
+	t.Parallel()
 	l, e, client := withEtcd(t, 2, lab.WithIPv6)
 	put(t, client, prefix+"/config", strings.Replace(dualConfig, "vxlan", "udp", 1))
 	d1, d2 := l.Host(1).Up("--etcd-endpoints", e.Endpoint), l.Host(2).Up("--etcd-endpoints", e.Endpoint)
@@ -676,6 +690,7 @@ func TestDualStack_UDPBackendCarriesIPv4Only(t *testing.T) {
 }
 
 func TestDualStack_RefusesWhatCannotBe(t *testing.T) {
+	t.Parallel()
 	l, e, client := withDualStack(t, 1)
 	h := l.Host(1)
 	refuse := func(name, config string, words ...string) {

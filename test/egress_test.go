@@ -84,6 +84,7 @@ func trace(t *testing.T, s *lab.Space, to netip.AddrPort, hops, size int, dontFr
 }
 
 func TestEgress_TracerouteShowsEveryRouter(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1, lab.WithIPv6)
 	n := l.Tunnel(lab.MTU)
 	upEmbedded(l.Host(1))
@@ -123,6 +124,7 @@ func TestEgress_TracerouteShowsEveryRouter(t *testing.T) {
 }
 
 func TestEgress_DatagramsLearnThePathsMTU(t *testing.T) {
+	t.Parallel()
 	const narrow = 1400
 	l := lab.New(t, 1, lab.WithIPv6)
 	n := l.Tunnel(narrow)
@@ -156,6 +158,7 @@ func TestEgress_DatagramsLearnThePathsMTU(t *testing.T) {
 
 // Containers of an overlay without IPv6 reach the outside over it where their host does.
 func TestEgress_IPv6OfAnIPv4Overlay(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 2, lab.WithIPv6)
 	first := upEmbedded(l.Host(1))
 	l.Host(2).Up("--etcd-endpoints", etcdURL(l.Host(1)))
@@ -191,6 +194,7 @@ func TestEgress_IPv6OfAnIPv4Overlay(t *testing.T) {
 }
 
 func TestEgress_LeavesByTheChosenAddress(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1, lab.WithIPv6)
 	h := l.Host(1)
 	chosen := []netip.Addr{netip.MustParseAddr("192.0.2.200"), netip.MustParseAddr("2001:db8:0:2::200")}
@@ -240,6 +244,7 @@ func TestEgress_LeavesByTheChosenAddress(t *testing.T) {
 }
 
 func TestEgress_LeavesByTheChosenInterface(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	if err := h.AddBridge("other0"); err != nil { // which leads nowhere

@@ -14,6 +14,7 @@ import (
 )
 
 func TestFlanneld_CommandLineAndEnvironmentStartANode(t *testing.T) {
+	t.Parallel()
 	l, e, etcd := withEtcd(t, 1)
 	put(t, etcd, "/flannel/config", `{"Network": "10.66.0.0/16", "SubnetLen": 26}`)
 	h := l.Host(1)
@@ -49,6 +50,7 @@ func TestFlanneld_CommandLineAndEnvironmentStartANode(t *testing.T) {
 }
 
 func TestAlloc_LeasesWithoutForwardingToPeers(t *testing.T) {
+	t.Parallel()
 	l, e, etcd := withEtcd(t, 2)
 	put(t, etcd, prefix+"/config", `{"Network": "10.66.0.0/16", "Backend": {"Type": "alloc"}}`)
 	h1, h2 := l.Host(1), l.Host(2)

@@ -54,6 +54,7 @@ func (e *engine) shown(t *testing.T, ifName string, c *lab.Container) {
 }
 
 func TestLoose_CarriesPacketsWhereverItIsTaken(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	b := join(t, s.h2, "b")
 	e := &engine{s.h1.Container("engine"), s.d1}
@@ -132,6 +133,7 @@ func TestLoose_CarriesPacketsWhereverItIsTaken(t *testing.T) {
 
 // A daemon that has taken a TAP up again keeps its namespace, which then does not end with the container: that nobody is in it is noticed.
 func TestLoose_IsFreedWhenItsContainerEndsAfterARestartOfTheDaemon(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	e := &engine{h.Container("engine"), upEmbedded(h)}

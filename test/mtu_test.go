@@ -119,6 +119,7 @@ func crosses(t *testing.T, from *member, to netip.Addr, size int) {
 }
 
 func TestMTU_NarrowPathIsFoundAndTold(t *testing.T) {
+	t.Parallel()
 	for _, silent := range []bool{false, true} {
 		name := map[bool]string{false: "routers say so", true: "black hole"}[silent]
 		t.Run(name, func(t *testing.T) {
@@ -165,6 +166,7 @@ func TestMTU_NarrowPathIsFoundAndTold(t *testing.T) {
 }
 
 func TestMTU_PathThatNarrowsIsNoticed(t *testing.T) {
+	t.Parallel()
 	for _, silent := range []bool{false, true} {
 		name := map[bool]string{false: "routers say so", true: "black hole"}[silent]
 		t.Run(name, func(t *testing.T) {
@@ -193,6 +195,7 @@ func TestMTU_PathThatNarrowsIsNoticed(t *testing.T) {
 // A node that still takes the path for narrow answers the probes of one that asks anew, in fragments if need be: or both would stay
 // at what they once found.
 func TestMTU_PathThatWidensIsNoticedByANodeThatAsksAnew(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	tunnel := l.Tunnel(1400)
 	d1 := upEmbedded(l.Host(1))
@@ -214,6 +217,7 @@ func TestMTU_PathThatWidensIsNoticedByANodeThatAsksAnew(t *testing.T) {
 }
 
 func TestMTU_JumboUnderlayIsUsedInFull(t *testing.T) {
+	t.Parallel()
 	const jumbo = 9000 - 28
 	l := lab.New(t, 2, lab.WithMTU(9000))
 	d1 := upEmbedded(l.Host(1))
@@ -261,6 +265,7 @@ func TestMTU_JumboUnderlayIsUsedInFull(t *testing.T) {
 }
 
 func TestMTU_LargestUnderlayIsUsed(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 2, lab.WithMTU(65535))
 	d1 := upEmbedded(l.Host(1))
 	d2 := l.Host(2).Up("--etcd-endpoints", etcdURL(l.Host(1)))

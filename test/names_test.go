@@ -37,6 +37,7 @@ func (m *member) comesToFind(t *testing.T, limit time.Duration, name, want strin
 }
 
 func TestNames_AreFoundAcrossNodes(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	a, b := join(t, s.h1, "a"), join(t, s.h2, "b", "--alias", "service", "--alias", "only-b")
 	const soon, gone = time.Second, 2 * time.Second
@@ -114,6 +115,7 @@ func sorted(addrs ...netip.Addr) (texts []string) {
 }
 
 func TestNames_GoWithTheirNodeAndComeBackWithIt(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	a, b := join(t, s.h1, "a"), join(t, s.h2, "b")
 	const name = "b.ovl.internal."
@@ -137,6 +139,7 @@ func TestNames_GoWithTheirNodeAndComeBackWithIt(t *testing.T) {
 }
 
 func TestNames_AreInTheNetworksDomain(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	h.SetResolvConf("search lab.test\nnameserver " + lab.RouterAddr.String() + "\n")

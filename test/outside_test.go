@@ -59,6 +59,7 @@ func forward(t *testing.T, h *lab.Host, pairs ...string) []netip.AddrPort {
 }
 
 func TestForward_LeadsToContainersAnywhere(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	a, b := join(t, s.h1, "a"), join(t, s.h2, "b")
 	a.HTTPServer(t, port(a.addr, 80))
@@ -89,6 +90,7 @@ func TestForward_LeadsToContainersAnywhere(t *testing.T) {
 
 // A connection through the gateway ends as the container ends it.
 func TestForward_PassesHalfCloseAndResetOn(t *testing.T) {
+	t.Parallel()
 	l, a := lone(t)
 	h := l.Host(1)
 	ln, err := a.Listen("tcp", port(a.addr, 7).String())
@@ -147,6 +149,7 @@ func TestForward_PassesHalfCloseAndResetOn(t *testing.T) {
 }
 
 func TestForward_RefusesWhatCannotBe(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	refused(t, h.CLI("forward", "8080", "a:80"), "rootless-ovl up")
@@ -181,6 +184,7 @@ func fetch(c *http.Client, u string) (status int, body string, err error) {
 }
 
 func TestProxy_LeadsToContainersAnywhere(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 2)
 	h1, h2 := l.Host(1), l.Host(2)
 	d1 := upEmbedded(h1, "--proxy", "1080")
@@ -222,6 +226,7 @@ func TestProxy_LeadsToContainersAnywhere(t *testing.T) {
 
 // Nobody waits for an address that nobody has, or for a container that is closed to the gateway: 502, where silence is 504.
 func TestProxy_SaysWhyNobodyAnswers(t *testing.T) {
+	t.Parallel()
 	l, e, _ := withDualStack(t, 2)
 	h1, h2 := l.Host(1), l.Host(2)
 	d1, d2 := h1.Up("--etcd-endpoints", e.Endpoint, "--proxy", "1080"), h2.Up("--etcd-endpoints", e.Endpoint)
@@ -254,6 +259,7 @@ func TestProxy_SaysWhyNobodyAnswers(t *testing.T) {
 
 // Neither way leads anywhere but into the overlay: not to this host, not to its network, not beyond.
 func TestOutside_ReachesNothingButTheOverlay(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	d := upEmbedded(h, "--proxy", "1080", "--host-loopback", "--allow-link-local")
@@ -308,6 +314,7 @@ func TestOutside_ReachesNothingButTheOverlay(t *testing.T) {
 }
 
 func TestExec_RunsInAContainersNetwork(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	h.SetResolvConf("search lab.test\nnameserver " + lab.RouterAddr.String() + "\n")
@@ -351,6 +358,7 @@ func TestExec_RunsInAContainersNetwork(t *testing.T) {
 }
 
 func TestExec_PassesSignalsOn(t *testing.T) {
+	t.Parallel()
 	l, _ := lone(t)
 	h := l.Host(1)
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1} {
@@ -382,6 +390,7 @@ func TestExec_PassesSignalsOn(t *testing.T) {
 }
 
 func TestExec_WithoutANameIsRun(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	d := upEmbedded(l.Host(1))
 	r := l.Host(1).CLI("exec", "--", "sh", "-c", "cat /etc/resolv.conf; exit 3")

@@ -17,6 +17,7 @@ import (
 )
 
 func TestOverlay_ConnectsContainers(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	a, b, c := join(t, s.h1, "a"), join(t, s.h1, "b"), join(t, s.h2, "c")
 	for _, m := range []*member{a, b, c} {
@@ -64,6 +65,7 @@ func TestOverlay_ConnectsContainers(t *testing.T) {
 }
 
 func TestOverlay_LargePingsCross(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	a, b := join(t, s.h1, "a"), join(t, s.h2, "b")
 	for _, size := range []int{overlayMTU - 28, 4000, 20000} {
@@ -75,6 +77,7 @@ func TestOverlay_LargePingsCross(t *testing.T) {
 }
 
 func TestOverlay_LeasesDistinctSubnetsOfTheNetwork(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	st1, st2 := s.d1.Status(), s.d2.Status()
 	p1, err1 := netip.ParsePrefix(st1.Subnet)
@@ -93,6 +96,7 @@ func TestOverlay_LeasesDistinctSubnetsOfTheNetwork(t *testing.T) {
 
 // A superpacket is one packet of up to 64 KB that stands for many: one read, one send, and whole again at the receiver.
 func TestOverlay_SuperpacketIsOneReadAndOneSend(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	a, b := join(t, s.h1, "a"), join(t, s.h2, "b")
 	pings(t, a.Space, b.addr) // both kernels know their gateway now
@@ -163,6 +167,7 @@ func TestOverlay_SuperpacketIsOneReadAndOneSend(t *testing.T) {
 }
 
 func TestOverlay_TCPTravelsInSuperpackets(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	a, b := join(t, s.h1, "a"), join(t, s.h2, "b")
 	b.HTTPServer(t, port(b.addr, 8080))
@@ -228,6 +233,7 @@ func mac(t *testing.T, s string) [6]byte {
 }
 
 func TestOverlay_AnswersWithICMPErrors(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	a, b := join(t, s.h1, "a"), join(t, s.h2, "b")
 	nobody := network.Addr().Next() // the first subnet is never leased
@@ -282,6 +288,7 @@ func TestOverlay_AnswersWithICMPErrors(t *testing.T) {
 }
 
 func TestOverlay_DropsWhatAContainerSendsFromAnotherAddress(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	a, b, c := join(t, s.h1, "a"), join(t, s.h1, "b"), join(t, s.h2, "c")
 	pings(t, a.Space, a.gateway)
@@ -356,6 +363,7 @@ func (u *underlay) send(payload []byte) {
 }
 
 func TestOverlay_DropsWhatAPeerMayNotSend(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	a, b := join(t, s.h1, "a"), join(t, s.h2, "b")
 	seen := a.UDPEcho(t, port(a.addr, 9000))
@@ -397,6 +405,7 @@ func TestOverlay_DropsWhatAPeerMayNotSend(t *testing.T) {
 }
 
 func TestOverlay_SurvivesGarbageFromTheNetwork(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	a, b := join(t, s.h1, "a"), join(t, s.h2, "b")
 	node1 := port(s.h1.Addr, uint16(s.d1.Status().Port))
@@ -442,6 +451,7 @@ func TestOverlay_SurvivesGarbageFromTheNetwork(t *testing.T) {
 }
 
 func TestOverlay_SurvivesGarbageFromAContainer(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	a, b := join(t, s.h1, "a"), join(t, s.h2, "b")
 	pings(t, a.Space, b.addr)

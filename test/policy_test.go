@@ -107,6 +107,7 @@ func doors(from, to *member, open ...string) (list []door) {
 var everyDoor = []string{"TCP 4", "UDP 4", "ping 4", "TCP 6", "UDP 6", "ping 6"}
 
 func TestPolicy_BetweenContainers(t *testing.T) {
+	t.Parallel()
 	l, e, _ := withDualStack(t, 2)
 	h1, h2 := l.Host(1), l.Host(2)
 	up := func(h *lab.Host) *lab.Daemon { return h.Up("--etcd-endpoints", e.Endpoint) }
@@ -209,6 +210,7 @@ func TestPolicy_BetweenContainers(t *testing.T) {
 
 // A connection that is open when the daemon dies goes on with the next.
 func TestPolicy_ConnectionsOutliveTheDaemon(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	b := join(t, s.h1, "b")
 	a := join(t, s.h2, "a", "--isolate", "--allow-to", b.addr.String()+":7/tcp")
@@ -256,6 +258,7 @@ func TestPolicy_ConnectionsOutliveTheDaemon(t *testing.T) {
 }
 
 func TestPolicy_Egress(t *testing.T) {
+	t.Parallel()
 	l, e, _ := withDualStack(t, 2)
 	h1 := l.Host(1)
 	d1, d2 := h1.Up("--etcd-endpoints", e.Endpoint), l.Host(2).Up("--etcd-endpoints", e.Endpoint)
@@ -334,6 +337,7 @@ func TestPolicy_Egress(t *testing.T) {
 }
 
 func TestPolicy_HostAccess(t *testing.T) {
+	t.Parallel()
 	l, e, _ := withDualStack(t, 2)
 	h1 := l.Host(1)
 	d1, d2 := h1.Up("--etcd-endpoints", e.Endpoint), l.Host(2).Up("--etcd-endpoints", e.Endpoint)
@@ -383,6 +387,7 @@ func TestPolicy_HostAccess(t *testing.T) {
 
 // The store stays closed, whatever a container was given.
 func TestPolicy_HostAccessDoesNotOpenTheStore(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	h.Up("--network", network.String()) // the store on 127.0.0.1:2379
@@ -400,6 +405,7 @@ func TestPolicy_HostAccessDoesNotOpenTheStore(t *testing.T) {
 }
 
 func TestPolicy_OfRun(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	upEmbedded(h)
@@ -417,6 +423,7 @@ func TestPolicy_OfRun(t *testing.T) {
 
 // What clients outside begin through a published port is answered, also by a container that may begin nothing at all.
 func TestPolicy_PublishedPortsStayOpen(t *testing.T) {
+	t.Parallel()
 	for _, flags := range [][]string{nil, {"--snat"}} {
 		l := lab.New(t, 1, lab.WithIPv6)
 		h := l.Host(1)
@@ -438,6 +445,7 @@ func TestPolicy_PublishedPortsStayOpen(t *testing.T) {
 
 // The IPv6 addresses that containers of an IPv4-only overlay have for the outside are no way around.
 func TestPolicy_IPv6ForTheOutsideAlone(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1, lab.WithIPv6)
 	h := l.Host(1)
 	upEmbedded(h)

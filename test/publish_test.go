@@ -136,6 +136,7 @@ func seesClients(t *testing.T, l *lab.Lab, h *lab.Host, m *member, n uint16, sna
 }
 
 func TestPublish_ContainerSeesTheClient(t *testing.T) {
+	t.Parallel()
 	l, e, _ := withDualStack(t, 1)
 	h := l.Host(1)
 	h.Up("--etcd-endpoints", e.Endpoint)
@@ -190,6 +191,7 @@ func TestPublish_ContainerSeesTheClient(t *testing.T) {
 
 // The overlay has no IPv6, the host has: its containers have an address for the outside, and clients of IPv6 are seen by that.
 func TestPublish_IPv6WithoutIPv6InTheOverlay(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1, lab.WithIPv6)
 	h := l.Host(1)
 	upEmbedded(h)
@@ -219,6 +221,7 @@ func took(t *testing.T, m *member, way string) {
 
 // A container may have a firewall that lets nothing but the loopback's own addresses over lo. Then connections go through the stack.
 func TestPublish_ThroughTheStackWhereTheContainerDropsOurs(t *testing.T) {
+	t.Parallel()
 	l, e, _ := withDualStack(t, 1)
 	h := l.Host(1)
 	d := h.Up("--etcd-endpoints", e.Endpoint)
@@ -247,6 +250,7 @@ func TestPublish_ThroughTheStackWhereTheContainerDropsOurs(t *testing.T) {
 
 // What a container may reach by itself does not bear on what is published: neither the fast way nor the stack's.
 func TestPublish_OfAContainerThatMayReachNothing(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	upEmbedded(h)
@@ -275,6 +279,7 @@ func TestPublish_OfAContainerThatMayReachNothing(t *testing.T) {
 }
 
 func TestPublish_SNATShowsTheGateway(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	upEmbedded(h)
@@ -290,6 +295,7 @@ func TestPublish_SNATShowsTheGateway(t *testing.T) {
 }
 
 func TestPublish_CarriesBulkBothWays(t *testing.T) {
+	t.Parallel()
 	l, a := lone(t)
 	h := l.Host(1)
 	a.HTTPServer(t, port(a.addr, 80))
@@ -322,6 +328,7 @@ func TestPublish_CarriesBulkBothWays(t *testing.T) {
 }
 
 func TestPublish_RefusesWithTheRemedy(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	upEmbedded(h)
@@ -360,6 +367,7 @@ func TestPublish_RefusesWithTheRemedy(t *testing.T) {
 }
 
 func TestPublish_OutlivesTheDaemonAndGoesWithTheContainer(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	d := upEmbedded(h)
@@ -398,6 +406,7 @@ func TestPublish_OutlivesTheDaemonAndGoesWithTheContainer(t *testing.T) {
 }
 
 func TestPublish_HundredsOfPortsAndRanges(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	d := upEmbedded(h)
@@ -430,6 +439,7 @@ func TestPublish_HundredsOfPortsAndRanges(t *testing.T) {
 }
 
 func TestRun_Publishes(t *testing.T) {
+	t.Parallel()
 	h := lab.New(t, 1).Host(1)
 	upEmbedded(h)
 	cmd := h.Command(h.Binary(), "run", "--name", "job", "-p", "8080:80", "--", "sleep", "60")

@@ -91,6 +91,7 @@ func storedLease(t *testing.T, c *clientv3.Client, subnet string) (create, mod i
 }
 
 func TestRoam_ContainersKeepTalking(t *testing.T) {
+	t.Parallel()
 	for _, backend := range []string{"udp", "vxlan"} {
 		t.Run(backend, func(t *testing.T) {
 			l, e, client := withVXLAN(t, 2, fmt.Sprintf(`{"Network":%q,"Backend":{"Type":%q}}`, network, backend))
@@ -160,6 +161,7 @@ func TestRoam_ContainersKeepTalking(t *testing.T) {
 }
 
 func TestRoam_AHostWithoutAnAddressWaits(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	a, b, c := join(t, s.h1, "a"), join(t, s.h2, "b"), join(t, s.h2, "c")
 	talk := converse(t, a, b)
@@ -197,6 +199,7 @@ func TestRoam_AHostWithoutAnAddressWaits(t *testing.T) {
 
 // The embedded store that listens on every address has no password: no container reaches it at one that the host gets later.
 func TestRoam_StoreStaysClosedToContainersAtEveryAddress(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	h.Up("--listen-etcd", "0.0.0.0:2379", "--network", network.String())
@@ -226,6 +229,7 @@ func TestRoam_StoreStaysClosedToContainersAtEveryAddress(t *testing.T) {
 
 // The same for containers of another node, which was given one of the addresses: the store's members say the others, of either family.
 func TestStore_StaysClosedToContainersOfOtherNodes(t *testing.T) {
+	t.Parallel()
 	for listen, families := range map[string]int{"0.0.0.0:2379": 4, "[::]:2379": 6} {
 		t.Run(listen, func(t *testing.T) {
 			l := lab.New(t, 2, lab.WithIPv6)

@@ -24,6 +24,7 @@ func run(h *lab.Host, args ...string) lab.Result {
 }
 
 func TestRun_PassesOutputAndExitCodeThrough(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	d := upEmbedded(h)
@@ -49,6 +50,7 @@ func TestRun_PassesOutputAndExitCodeThrough(t *testing.T) {
 }
 
 func TestRun_IsOnTheOverlay(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	s.Outside.HTTPServer(t, port(lab.OutsideAddr, 80))
 	b := join(t, s.h2, "b")
@@ -69,6 +71,7 @@ func TestRun_IsOnTheOverlay(t *testing.T) {
 }
 
 func TestRun_ResolvConfNamesTheGateway(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	h.SetResolvConf("search lab.test\nnameserver " + lab.RouterAddr.String() + "\n")
@@ -86,6 +89,7 @@ func TestRun_ResolvConfNamesTheGateway(t *testing.T) {
 }
 
 func TestRun_PassesSignalsOn(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	d := upEmbedded(h)
@@ -123,6 +127,7 @@ func TestRun_PassesSignalsOn(t *testing.T) {
 
 // When run itself is killed, its command must not live on beside the overlay.
 func TestRun_KilledLeavesNothing(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	d := upEmbedded(h)
@@ -148,6 +153,7 @@ func TestRun_KilledLeavesNothing(t *testing.T) {
 
 // One run must not take the interface of another that got the same name after it.
 func TestRun_DetachesOnlyItsOwn(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	d := upEmbedded(h)
@@ -162,6 +168,7 @@ func TestRun_DetachesOnlyItsOwn(t *testing.T) {
 }
 
 func TestRun_KillsWhatItsCommandLeaves(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	d := upEmbedded(h)
@@ -185,6 +192,7 @@ func TestRun_KillsWhatItsCommandLeaves(t *testing.T) {
 }
 
 func TestRun_NohupKeepsItAlive(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	upEmbedded(h)
@@ -215,6 +223,7 @@ func TestRun_NohupKeepsItAlive(t *testing.T) {
 }
 
 func TestRun_WithoutDaemon(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	refused(t, run(l.Host(1), "true"), "rootless-ovl up")
 }

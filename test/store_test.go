@@ -59,6 +59,7 @@ func subnetKey(subnet string) string {
 }
 
 func TestStore_DebiansEtcd(t *testing.T) {
+	t.Parallel()
 	l, e, client := withEtcd(t, 2)
 	d1 := l.Host(1).Up("--etcd-endpoints", e.Endpoint, "--network", network.String())
 	d2 := l.Host(2).Up("--etcd-endpoints", e.Endpoint)
@@ -85,6 +86,7 @@ func TestStore_DebiansEtcd(t *testing.T) {
 }
 
 func TestStore_Prefix(t *testing.T) {
+	t.Parallel()
 	l, e, client := withEtcd(t, 2)
 	d1 := l.Host(1).Up("--etcd-endpoints", e.Endpoint, "--etcd-prefix", "/one", "--network", network.String())
 	d2 := l.Host(2).Up("--etcd-endpoints", e.Endpoint, "--etcd-prefix", "/two", "--network", network.String())
@@ -97,6 +99,7 @@ func TestStore_Prefix(t *testing.T) {
 }
 
 func TestStore_TLS(t *testing.T) {
+	t.Parallel()
 	if err := lab.HaveEtcd(); err != nil {
 		t.Skip(err)
 	}
@@ -137,6 +140,7 @@ func storeError(t *testing.T, d *lab.Daemon, word string) {
 }
 
 func TestStore_UserAndPassword(t *testing.T) {
+	t.Parallel()
 	l, e, client := withEtcd(t, 1)
 	must := func(_ any, err error) {
 		t.Helper()
@@ -240,6 +244,7 @@ func TestStore_FrozenLosesNoPing(t *testing.T) {
 }
 
 func TestStore_OwnKeyDeletedByHand(t *testing.T) {
+	t.Parallel()
 	l, e, client := withEtcd(t, 2)
 	d1 := l.Host(1).Up("--etcd-endpoints", e.Endpoint, "--network", network.String())
 	d2 := l.Host(2).Up("--etcd-endpoints", e.Endpoint)
@@ -270,6 +275,7 @@ func TestStore_OwnKeyDeletedByHand(t *testing.T) {
 }
 
 func TestStore_UnreachableIsWaitedFor(t *testing.T) {
+	t.Parallel()
 	if err := lab.HaveEtcd(); err != nil {
 		t.Skip(err)
 	}
@@ -297,6 +303,7 @@ func TestStore_UnreachableIsWaitedFor(t *testing.T) {
 }
 
 func TestStore_GarbageConfig(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct{ config, word string }{
 		"not JSON":        {"}{", prefix + "/config"},
 		"no network":      {"{}", prefix + "/config"},
@@ -323,6 +330,7 @@ func TestStore_GarbageConfig(t *testing.T) {
 }
 
 func TestStore_GarbageLeases(t *testing.T) {
+	t.Parallel()
 	l, e, client := withEtcd(t, 2)
 	put(t, client, prefix+"/config", `{"Network":"`+network.String()+`"}`)
 	put(t, client, prefix+"/subnets/10.66.9.0-24", "}{")
@@ -345,6 +353,7 @@ func TestStore_GarbageLeases(t *testing.T) {
 }
 
 func TestStore_Exhausted(t *testing.T) {
+	t.Parallel()
 	l, e, client := withEtcd(t, 1)
 	put(t, client, prefix+"/config", `{"Network":"10.66.0.0/24","SubnetLen":26}`)
 	for _, subnet := range []string{"10.66.0.64-26", "10.66.0.128-26", "10.66.0.192-26"} {
@@ -354,6 +363,7 @@ func TestStore_Exhausted(t *testing.T) {
 }
 
 func TestStore_AnotherNodeHasOurPublicIP(t *testing.T) {
+	t.Parallel()
 	l, e, client := withEtcd(t, 1)
 	put(t, client, prefix+"/config", `{"Network":"`+network.String()+`"}`)
 	stock := `{"PublicIP":"` + l.Host(1).Addr.String() + `","PublicIPv6":null}`
@@ -372,6 +382,7 @@ func TestStore_AnotherNodeHasOurPublicIP(t *testing.T) {
 
 // An operator may reserve a subnet for a host: a key with the host's address and no etcd lease.
 func TestStore_ReservationForOurAddressIsTaken(t *testing.T) {
+	t.Parallel()
 	l, e, client := withEtcd(t, 1)
 	put(t, client, prefix+"/config", `{"Network":"`+network.String()+`"}`)
 	put(t, client, prefix+"/subnets/10.66.5.0-24", `{"PublicIP":"`+l.Host(1).Addr.String()+`","PublicIPv6":null}`)
@@ -382,6 +393,7 @@ func TestStore_ReservationForOurAddressIsTaken(t *testing.T) {
 }
 
 func TestStore_ReservationIsKept(t *testing.T) {
+	t.Parallel()
 	l, e, client := withEtcd(t, 1)
 	d := l.Host(1).Up("--etcd-endpoints", e.Endpoint, "--network", network.String())
 	subnet, id := d.Status().Subnet, d.Status().NodeID
@@ -400,6 +412,7 @@ func TestStore_ReservationIsKept(t *testing.T) {
 
 // Two nodes that start at the same instant never hold one subnet. The network is so small that they often want the same one.
 func TestStore_SimultaneousStartsNeverShareASubnet(t *testing.T) {
+	t.Parallel()
 	rounds := 50
 	if testing.Short() {
 		rounds = 10
@@ -443,6 +456,7 @@ func TestStore_SimultaneousStartsNeverShareASubnet(t *testing.T) {
 
 // The embedded store and its joiner, both started from nothing at the same instant.
 func TestStore_EmbeddedAndJoinerStartTogether(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 2)
 	h1, h2 := l.Host(1), l.Host(2)
 	d2 := h2.UpNoWait("--etcd-endpoints", etcdURL(h1), "--network", network.String())

@@ -16,6 +16,7 @@ import (
 )
 
 func TestUp_WritesSubnetEnv(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	d := upEmbedded(l.Host(1))
 	st := d.Status()
@@ -38,6 +39,7 @@ func TestUp_WritesSubnetEnv(t *testing.T) {
 }
 
 func TestUp_TellsSystemd(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	path := filepath.Join(h.Dir, "notify")
@@ -69,6 +71,7 @@ func TestUp_TellsSystemd(t *testing.T) {
 }
 
 func TestUp_UsesItsDefaultNetwork(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	d := l.Host(1).Up()
 	st := d.Status()
@@ -81,6 +84,7 @@ func TestUp_UsesItsDefaultNetwork(t *testing.T) {
 }
 
 func TestUp_TwoNodesOnOneMachine(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	d1 := upEmbedded(h)
@@ -110,6 +114,7 @@ func TestUp_TwoNodesOnOneMachine(t *testing.T) {
 }
 
 func TestUp_RestartKeepsTheSubnet(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	before := s.d2.Status()
 	s.d2.Stop()
@@ -120,6 +125,7 @@ func TestUp_RestartKeepsTheSubnet(t *testing.T) {
 }
 
 func TestUp_EphemeralGivesItsSubnetBack(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 2)
 	d1 := upEmbedded(l.Host(1))
 	d2 := l.Host(2).Up("--etcd-endpoints", etcdURL(l.Host(1)), "--ephemeral")
@@ -132,6 +138,7 @@ func TestUp_EphemeralGivesItsSubnetBack(t *testing.T) {
 }
 
 func TestUp_PortOfItsOwn(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 2)
 	d1 := upEmbedded(l.Host(1), "--port", "20001")
 	d2 := l.Host(2).Up("--etcd-endpoints", etcdURL(l.Host(1)), "--port", "0")
@@ -145,6 +152,7 @@ func TestUp_PortOfItsOwn(t *testing.T) {
 }
 
 func TestUp_ChoosesTheExternalInterface(t *testing.T) {
+	t.Parallel()
 	for _, args := range [][]string{nil, {"--iface", "lan0"}, {"--iface", "192.0.2.11"}, {"--iface-regex", "^lan"}, {"--iface-can-reach", "192.0.2.1"}, {"--public-ip", "192.0.2.11"}} {
 		t.Run(strings.Join(args, " "), func(t *testing.T) {
 			l := lab.New(t, 1)
@@ -157,6 +165,7 @@ func TestUp_ChoosesTheExternalInterface(t *testing.T) {
 }
 
 func TestUp_BadInput(t *testing.T) {
+	t.Parallel()
 	listen := func(h *lab.Host) string { return h.Addr.String() + ":2379" }
 	for _, c := range []struct {
 		name  string
@@ -204,12 +213,14 @@ func TestUp_BadInput(t *testing.T) {
 }
 
 func TestUp_OverlapIsAllowedWhenTold(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	l.Host(1).SetResolvConf("nameserver 10.66.0.53\n")
 	upEmbedded(l.Host(1), "--allow-overlap")
 }
 
 func TestUp_LeavesAStaleSocketBehindNothing(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	d := upEmbedded(h)
@@ -225,6 +236,7 @@ func TestUp_LeavesAStaleSocketBehindNothing(t *testing.T) {
 }
 
 func TestCommands_SayThatNoDaemonRuns(t *testing.T) {
+	t.Parallel()
 	h := lab.New(t, 1).Host(1)
 	for _, args := range [][]string{{"status"}, {"ps"}, {"peers"}, {"attach", "1"}, {"detach", "x"}, {"config", "get"}} {
 		t.Run(args[0], func(t *testing.T) { refused(t, h.CLI(args...), "rootless-ovl up") })
@@ -232,6 +244,7 @@ func TestCommands_SayThatNoDaemonRuns(t *testing.T) {
 }
 
 func TestCommands_SpeakJSON(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	a := join(t, s.h1, "a")
 	var status, version, config map[string]any
@@ -285,6 +298,7 @@ func TestCommands_SpeakJSON(t *testing.T) {
 }
 
 func TestCommands_ConfigSet(t *testing.T) {
+	t.Parallel()
 	l := lab.New(t, 1)
 	h := l.Host(1)
 	upEmbedded(h)
@@ -318,6 +332,7 @@ func TestCommands_ConfigSet(t *testing.T) {
 }
 
 func TestCommands_Doctor(t *testing.T) {
+	t.Parallel()
 	h := lab.New(t, 1, lab.WithoutPing).Host(1)
 	look := func() string {
 		t.Helper()
@@ -342,6 +357,7 @@ func TestCommands_Doctor(t *testing.T) {
 }
 
 func TestCommands_Completion(t *testing.T) {
+	t.Parallel()
 	h := lab.New(t, 1).Host(1)
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		if r := h.CLI("completion", shell); r.Code != 0 || len(r.Stdout) < 100 {

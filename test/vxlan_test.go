@@ -61,6 +61,7 @@ func vtepOf(t *testing.T, c *clientv3.Client, subnet string) (v vtep) {
 }
 
 func TestVXLAN_ConnectsContainersOfTwoNodes(t *testing.T) {
+	t.Parallel()
 	l, e, client := withVXLAN(t, 2, `{"Network":"10.66.0.0/16","Backend":{"Type":"vxlan","VNI":4242,"Port":14789}}`)
 	d1, d2 := l.Host(1).Up("--etcd-endpoints", e.Endpoint), l.Host(2).Up("--etcd-endpoints", e.Endpoint)
 	waitPeers(t, 1, d1, d2)
@@ -114,6 +115,7 @@ func TestVXLAN_ConnectsContainersOfTwoNodes(t *testing.T) {
 }
 
 func TestVXLAN_NarrowPathIsFound(t *testing.T) {
+	t.Parallel()
 	l, e, _ := withVXLAN(t, 1, vxlanConfig)
 	tunnel := l.Tunnel(1400)
 	tunnel.Silence()
@@ -129,6 +131,7 @@ func TestVXLAN_NarrowPathIsFound(t *testing.T) {
 }
 
 func TestVXLAN_RefusesWhatANodeCannotBe(t *testing.T) {
+	t.Parallel()
 	l, e, client := withVXLAN(t, 1, vxlanConfig)
 	h := l.Host(1)
 	newFlannelHost(t, h, "10.66.251.0/24", "02:00:0a:42:fb:00")
@@ -271,6 +274,7 @@ func csumErrors(t *testing.T, s *lab.Space) (n int) {
 }
 
 func TestVXLAN_IsAMemberAmongFlannelHosts(t *testing.T) {
+	t.Parallel()
 	for name, device := range map[string][]string{
 		"checksums off": {"noudpcsum"},
 		"checksums on":  {"udpcsum"},
@@ -434,6 +438,7 @@ func udpTrain(t *testing.T, from *lab.Space, to *member, at uint16) {
 }
 
 func TestVXLAN_KeepsItsMACInItsStateDirectory(t *testing.T) {
+	t.Parallel()
 	l, e, client := withVXLAN(t, 1, vxlanConfig)
 	h := l.Host(1)
 	d := h.Up("--etcd-endpoints", e.Endpoint)
