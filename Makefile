@@ -6,6 +6,8 @@ PROGRAMS  := rootless-ovl rootless-ovl-plugin
 PACKAGES  := ./...
 UNIT      := $$($(GO) list ./... | grep -v '/test')
 FUZZTIME  ?= 30s
+# The tests on simulated hosts mostly wait: more of them at a time than there are cores.
+SIDE      := -parallel 4
 # Git in a checkout of another user too (sudo make demo): it only reads the version.
 GIT       := git -c safe.directory='*'
 VERSION   ?= $(shell $(GIT) describe --tags --always --dirty 2>/dev/null || echo devel)
@@ -49,7 +51,7 @@ release: ## the files of a release, which the GitHub action downloads: bin/relea
 .PHONY: test
 test: check-deps build ## vet, unit tests and integration tests
 	$(GO) vet $(PACKAGES)
-	ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) $(GO) test -timeout 20m $(TESTFLAGS) $(PACKAGES)
+	ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) $(GO) test -timeout 20m $(SIDE) $(TESTFLAGS) $(PACKAGES)
 
 .PHONY: unit
 unit: ## unit tests only: no namespaces, no etcd-server
@@ -58,12 +60,12 @@ unit: ## unit tests only: no namespaces, no etcd-server
 
 .PHONY: integration
 integration: check-deps build ## black-box tests on simulated hosts; TESTFLAGS='-v -run NAME' chooses
-	ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 20m $(TESTFLAGS) ./test/...
+	ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 20m $(SIDE) $(TESTFLAGS) ./test/...
 
 .PHONY: interop
 interop: check-deps check-interop build ## flannel's own packages against ours: store, wire, its backends on a host (needs gcc)
 	cd test/interop && $(GO) vet ./... && CGO_ENABLED=1 $(GO) vet ./flanneld
-	cd test/interop && ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 10m $(TESTFLAGS) ./...
+	cd test/interop && ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 10m $(SIDE) $(TESTFLAGS) ./...
 
 .PHONY: engines
 engines: check-tun build engines-test ## rootless docker and podman with our node, on simulated hosts (root; their daemons are not)

@@ -216,8 +216,8 @@ func TestMTU_PathThatWidensIsNoticedByANodeThatAsksAnew(t *testing.T) {
 	crosses(t, b, a.addr, overlayMTU)
 }
 
+// By itself: how large packets are depends on who else sends.
 func TestMTU_JumboUnderlayIsUsedInFull(t *testing.T) {
-	t.Parallel()
 	const jumbo = 9000 - 28
 	l := lab.New(t, 2, lab.WithMTU(9000))
 	d1 := upEmbedded(l.Host(1))
@@ -264,8 +264,8 @@ func TestMTU_JumboUnderlayIsUsedInFull(t *testing.T) {
 	}
 }
 
+// By itself: how large packets are depends on who else sends.
 func TestMTU_LargestUnderlayIsUsed(t *testing.T) {
-	t.Parallel()
 	l := lab.New(t, 2, lab.WithMTU(65535))
 	d1 := upEmbedded(l.Host(1))
 	d2 := l.Host(2).Up("--etcd-endpoints", etcdURL(l.Host(1)))

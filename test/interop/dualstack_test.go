@@ -25,6 +25,7 @@ func dualStack(t *testing.T) backend {
 
 // Two flannel hosts: that the lab is right, and what flannel does with its MTUs.
 func TestFlannel_DualStackAmongItsOwnHosts(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, dualStack(t))
 	f1, f2 := s.startFlannelOn(t, s.Host(1)), s.startFlannelOn(t, s.Host(2))
 	f1.bridge(t)
@@ -55,6 +56,7 @@ func TestFlannel_DualStackAmongItsOwnHosts(t *testing.T) {
 
 // flannel's containers have an MTU that IPv6 does not have room for, and more than ours have: docs/flannel.md.
 func TestFlannel_PacketsLargerThanOurs(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, dualStack(t))
 	f, n := s.startFlannel(t), s.startOurs(t)
 	f.reaches(t, n.own()...)

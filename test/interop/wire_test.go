@@ -108,6 +108,7 @@ func forBackends(t *testing.T, test func(t *testing.T, b backend)) {
 			if b.arch != "" && b.arch != runtime.GOARCH {
 				t.Skipf("flannel has this backend on %s only", b.arch)
 			}
+			t.Parallel()
 			test(t, b)
 		})
 	}
@@ -120,13 +121,16 @@ const (
 )
 
 func TestFlannel_ExchangesEverythingWithOurs(t *testing.T) {
+	t.Parallel()
 	forBackends(t, func(t *testing.T, b backend) {
 		t.Run("flanneld joins first", func(t *testing.T) {
+			t.Parallel()
 			s := newSite(t, b)
 			f := s.startFlannel(t)
 			exchange(t, s, f, s.startOurs(t))
 		})
 		t.Run("flanneld joins last", func(t *testing.T) {
+			t.Parallel()
 			s := newSite(t, b)
 			n := s.startOurs(t)
 			exchange(t, s, s.startFlannel(t), n)
@@ -303,6 +307,7 @@ func pings(t *testing.T, from *member, to netip.Addr) {
 }
 
 func TestFlannel_LosesItsRouteWithOurLease(t *testing.T) {
+	t.Parallel()
 	forBackends(t, func(t *testing.T, b backend) {
 		for _, c := range []struct {
 			name string
@@ -337,6 +342,7 @@ func TestFlannel_LosesItsRouteWithOurLease(t *testing.T) {
 
 // A flannel host follows our lease to another address, which a host has by DHCP say; nothing else of the lease changes.
 func TestFlannel_FollowsOurHostToAnotherAddress(t *testing.T) {
+	t.Parallel()
 	forBackends(t, func(t *testing.T, b backend) {
 		s := newSite(t, b)
 		f := s.startFlannel(t)
