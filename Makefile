@@ -6,6 +6,8 @@ PROGRAMS  := rootless-ovl rootless-ovl-plugin
 PACKAGES  := ./...
 UNIT      := $$($(GO) list ./... | grep -v '/test')
 FUZZTIME  ?= 30s
+SOAK      ?= 1h
+SEED      ?= 0
 # The tests on simulated hosts mostly wait: more of them at a time than there are cores.
 SIDE      := -parallel 4
 # Git in a checkout of another user too (sudo make demo): it only reads the version.
@@ -61,6 +63,11 @@ unit: ## unit tests only: no namespaces, no etcd-server
 .PHONY: integration
 integration: check-deps build ## black-box tests on simulated hosts; TESTFLAGS='-v -run NAME' chooses
 	ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 20m $(SIDE) $(TESTFLAGS) ./test/...
+
+.PHONY: soak
+soak: check-deps build ## random operations and faults on three hosts, held against a model, for an hour; SOAK=60s shortens it, SEED=7 repeats one
+	@$(GO) build -o bin/soak ./test/soak
+	@ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) bin/soak -for $(SOAK) -seed $(SEED)
 
 .PHONY: interop
 interop: check-deps check-interop build ## flannel's own packages against ours: store, wire, its backends on a host (needs gcc)
