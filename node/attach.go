@@ -69,6 +69,7 @@ type attachment struct {
 	ns      namespace     // see keepNamespace; nil: none is kept
 	at      whereabouts   // of a loose one
 	entered bool          // as of savedAttachment
+	adopted bool          // of an earlier daemon; constant
 	off     chan struct{} // closed when nothing of it is left
 	naming  chan struct{} // has one element while Rename is at it, which asks the store
 	next    string        // the name that Rename is about to give it
@@ -745,6 +746,7 @@ func (n *Node) adoptOne(s savedAttachment) (err error) {
 	}
 	defer ns.Close()
 	a := n.newAttachment(s)
+	a.adopted = true
 	for _, p := range s.Ports {
 		a.ports = append(a.ports, &published{saved: p}) // restorePorts opens them
 	}

@@ -55,9 +55,10 @@ type namespace interface {
 	change(c nsutil.TAPConfig) error // of a TAP that is there
 	bridges() ([]nsutil.Bridge, error)
 	taps() ([]nsutil.Device, error)
-	remove(ifName string) error                       // a TAP that nobody holds
-	allow(nsutil.Transit) error                       // through its firewall
-	forbid(ifName string) error                       // what allow has let through
+	remove(ifName string) error // a TAP that nobody holds
+	allow(nsutil.Transit) error // through its firewall
+	forbid(ifName string) error // what allow has let through
+	connections(most int, wanted func(nsutil.TCPConnection) bool) ([]nsutil.TCPConnection, error)
 	sockets(s savedAttachment) (kernelSockets, error) // which own the namespace from then on
 	Close() error
 }
@@ -212,6 +213,10 @@ func (ns kernelNamespace) remove(ifName string) error {
 func (ns kernelNamespace) allow(t nsutil.Transit) error { return ns.AllowTransit(t) }
 
 func (ns kernelNamespace) forbid(ifName string) error { return ns.ForbidTransit(ifName) }
+
+func (ns kernelNamespace) connections(most int, wanted func(nsutil.TCPConnection) bool) ([]nsutil.TCPConnection, error) {
+	return ns.TCPConnections(most, wanted)
+}
 
 func (ns kernelNamespace) sockets(s savedAttachment) (kernelSockets, error) {
 	in, err := ns.OpenInside(nsutil.InsideConfig{IfName: s.IfName, Addrs: s.addrs()})

@@ -256,6 +256,10 @@ type fakeNamespace struct{ c *container }
 func (f fakeNamespace) Inode() uint64 { return f.c.inode }
 func (f fakeNamespace) Close() error  { f.c.world.count(&f.c.opened, -1); return nil }
 
+func (f fakeNamespace) connections(int, func(nsutil.TCPConnection) bool) ([]nsutil.TCPConnection, error) {
+	return nil, nil
+}
+
 func (f fakeNamespace) again() (namespace, error) {
 	f.c.world.count(&f.c.opened, 1)
 	return f, nil

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/rootless-ovl/rootless-ovl/lease"
@@ -70,12 +71,34 @@ func (l savedLast) restore() []lease.Lease {
 	return leases
 }
 
+// restoreNames are the names of the last run, those that cannot be left out.
+func (l savedLast) restoreNames() []lease.Name {
+	return slices.DeleteFunc(slices.Clone(l.Names), func(n lease.Name) bool {
+		return lease.CheckDNSName(n.Name) != nil || !n.Addr.Is4() || n.Addr6.IsValid() && !n.Addr6.Is6() ||
+			slices.ContainsFunc(n.Aliases, func(a string) bool { return lease.CheckDNSName(a) != nil })
+	})
+}
+
+// forgetConfig has the next start ask the store first.
+func (n *Node) forgetConfig() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.configGone = true
+	if err := n.saveLastLocked(); err != nil {
+		n.log.Error("last known leases not saved", "err", err)
+	}
+}
+
 // saveLastLocked writes what restore and usable read.
 func (n *Node) saveLastLocked() error {
 	if n.held != nil && (n.registry == nil || n.registry.Health().Connected) {
 		n.savedAt = time.Now()
 	}
-	last := savedLast{V: 1, SavedAt: n.savedAt, Subnet: n.pool.subnet, Subnet6: n.subnet6, Port: n.port, Config: string(n.netConfig.Raw)}
+	last := savedLast{V: 1, SavedAt: n.savedAt, Subnet: n.pool.subnet, Subnet6: n.subnet6, Port: n.port, Config: string(n.netConfig.Raw),
+		Store: storeOf(n.cfg), Names: n.known, Closed: n.closed}
+	if n.configGone {
+		last.Config = ""
+	}
 	for _, l := range n.leases {
 		attrs, err := json.Marshal(l.Attrs)
 		if err != nil {

@@ -221,6 +221,10 @@ func (n *Node) setNames(s lease.NamesSnapshot) {
 	if n.gateway != nil {
 		n.renameLocked()
 	}
+	select {
+	case n.dirty <- struct{}{}:
+	default:
+	}
 }
 
 // domainLocked is the network's domain; a config with a bad one is not started on.

@@ -52,6 +52,7 @@ type Node struct {
 	prober   *prober
 	dirty    chan struct{} // has one element when what saveLastLocked writes has changed
 	newLease chan struct{} // has one element when a lease was taken that the roamer has not seen
+	readied  chan struct{} // closed, by who holds mu, when it was told that the node has a subnet
 
 	publishing context.Context // done when published ports are to close
 	unpublish  context.CancelFunc
@@ -97,6 +98,7 @@ type Node struct {
 	unadopted       []savedAttachment      // of the last run, that adopt has not come to yet
 	boot            string                 // of the host: see savedAttachments
 	savedAt         time.Time              // when our lease was last known to be held
+	configGone      bool                   // netConfig is not the store's any more
 	gone            tap.Stats              // of TAPs that are detached
 	goneDrops       map[string]uint64
 	gonePorts       portTotals // of ports that are unpublished
@@ -153,6 +155,7 @@ func New(c Config) (*Node, error) {
 		goneDrops:   make(map[string]uint64),
 		dirty:       make(chan struct{}, 1),
 		newLease:    make(chan struct{}, 1),
+		readied:     make(chan struct{}),
 	}
 	n.publishing, n.unpublish = context.WithCancel(context.Background())
 	n.prober = newProber(n.log, n.republish)
@@ -160,9 +163,10 @@ func New(c Config) (*Node, error) {
 	return n, nil
 }
 
-// Run is the daemon: it returns nil after ctx is done and everything has been stopped, or the error that stopped it. It is
-// called once. What stays behind is said in the package's doc.
+// Run is the daemon: it returns nil after ctx is done and everything has been stopped, or the error that stopped it; after ErrConfigChanged a new
+// Node of the same Config goes on. It is called once. What stays behind is said in the package's doc.
 func (n *Node) Run(ctx context.Context) error {
+	asked := ctx // to end
 	lock, err := openStateDir(n.cfg.StateDir)
 	if err != nil {
 		return err
@@ -226,7 +230,9 @@ func (n *Node) Run(ctx context.Context) error {
 		n.state, n.open = api.StateStopping, false
 		n.mu.Unlock()
 		n.unpublish()
-		n.notify(daemon.SdNotifyStopping)
+		if asked.Err() != nil {
+			n.notify(daemon.SdNotifyStopping)
+		}
 		return nil
 	})
 	err = g.Wait()
@@ -252,18 +258,30 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	if err := n.checkOutbound(); err != nil {
 		return err
 	}
-	if err := n.openStore(ctx, store); err != nil {
+	last := n.lastKnown()
+	cfg, router, err := n.resume(last)
+	if err != nil {
 		return err
 	}
-	run("the embedded store", store.wait)
-
-	last := n.lastKnown()
-	cfg, fromLast, router, err := n.prepare(ctx, store, last)
-	if err != nil || router == nil {
-		return err
+	atOnce := router != nil
+	fromLast := atOnce
+	if !atOnce {
+		if err := n.openStore(ctx, store); err != nil {
+			return err
+		}
+		run("the embedded store", store.wait)
+		if cfg, fromLast, router, err = n.prepare(ctx, store, last); err != nil || router == nil {
+			return err
+		}
 	}
 	injector := router.NewInjector()
-	run("the packet path", router.Run)
+	gatewayEnded, gatewayRuns := make(chan struct{}), false
+	defer func() {
+		if !gatewayRuns {
+			close(gatewayEnded)
+		}
+	}()
+	run("the packet path", func(ctx context.Context) error { return outlive(ctx, gatewayEnded, router.Run) })
 	run("path MTU discovery", func(ctx context.Context) error { return n.prober.run(ctx, router) })
 
 	n.mu.Lock()
@@ -271,7 +289,9 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	n.port = int(router.Underlay().Port())
 	n.mtu = n.overlayMTUOf(cfg, n.external)
 	n.mu.Unlock()
-	run("the external address", (&roamer{n: n, store: store}).run)
+	if !atOnce {
+		run("the external address", (&roamer{n: n, store: store}).run)
+	}
 
 	var held *lease.Held
 	handedOver := false
@@ -282,22 +302,34 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 		}
 	}()
 	own := subnets{last.Subnet, last.Subnet6}
-	if fromLast {
+	var denied []netip.AddrPort
+	switch {
+	case atOnce:
+		n.setLeases(last.restore())
+		n.setNames(lease.NamesSnapshot{Names: last.restoreNames()})
+		n.log.Info("forwarding on what the last run knew; the store is asked", "subnet", own.v4, "known_at", last.SavedAt)
+		denied = append(literal(store, n.cfg.ListenEtcd), last.Closed...)
+	case fromLast:
 		n.setLeases(last.restore())
 		n.log.Warn("the store is away: forwarding on the last known leases", "subnet", own.v4, "known_at", last.SavedAt)
-	} else {
+	default:
 		if held, err = n.acquire(ctx, store.registry, n.previousSubnets(last)); err != nil || held == nil {
 			return err
 		}
 		own = subnetsOf(held.Lease())
 	}
-
-	denied, _ := n.storeAddrs(ctx, store, !fromLast) // it is asked again: closeDoors
+	if !atOnce {
+		denied, _ = n.storeAddrs(ctx, store, !fromLast) // it is asked again: closeDoors
+	}
 	gw, err := n.newGateway(own, router, injector, n.denials(denied))
 	if err != nil {
 		return err
 	}
-	run("the gateway", gw.Run)
+	gatewayRuns = true
+	run("the gateway", func(ctx context.Context) error {
+		defer close(gatewayEnded)
+		return gw.Run(ctx)
+	})
 	n.mu.Lock()
 	n.stack, n.gateway, n.dialer = gw, gw, gw
 	n.pool.subnet, n.subnet6 = own.v4, own.v6
@@ -305,24 +337,35 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	if err := n.adopt(); err != nil {
 		return err
 	}
-	if err := n.leased(held, own); err != nil {
-		return err
+	if atOnce {
+		if err := n.forwardOn(own); err != nil {
+			return err
+		}
+		run("the lease", func(ctx context.Context) error { return n.confirm(ctx, store, own, run) })
+	} else {
+		if err := n.leased(held, own); err != nil {
+			return err
+		}
+		handedOver = true
+		n.tellReady()
+		run("the lease", func(ctx context.Context) error { return n.follow(ctx, store, held) })
 	}
-	handedOver = true
-	run("the lease", func(ctx context.Context) error { return n.follow(ctx, store, held) })
 	run("", n.saveWhenDirty)
-
-	n.notify(daemon.SdNotifyReady)
-	args := []any{"subnet", own.v4, "network", cfg.Network, "port", n.port, "mtu", n.mtu, "node_id", n.id}
-	if own.v6.IsValid() {
-		args = append(args, "subnet6", own.v6)
-	}
-	if fromLast {
-		n.log.Info("forwarding; the lease of the last run is not confirmed yet, as the store is away", args...)
-		return nil
-	}
-	n.log.Info("ready", args...)
+	run("", n.endStale)
 	return nil
+}
+
+// outlive runs something until ctx ends and then until other is closed: the packet path carries the last words of the gateway, which are
+// the resets of its connections.
+func outlive(ctx context.Context, other <-chan struct{}, f func(context.Context) error) error {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() {
+		<-other
+		cancel()
+	})
+	defer stop()
+	return f(longer)
 }
 
 // prepare finds the network config, and everything that can fail on this host before others are told of it: the underlay's

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rootless-ovl/rootless-ovl/api"
+	"github.com/rootless-ovl/rootless-ovl/lease"
 )
 
 // ErrLocked says that another daemon uses the state directory.
@@ -239,8 +240,12 @@ type savedLast struct {
 	Subnet  netip.Prefix `json:"subnet"`
 	Subnet6 netip.Prefix `json:"subnet6,omitzero"`
 	Port    int          `json:"port"`             // UDP port the underlay was bound to
-	Config  string       `json:"config,omitempty"` // as in the store, byte for byte
+	Config  string       `json:"config,omitempty"` // as in the store, byte for byte; empty: it is to be asked for
 	Leases  []savedLease `json:"leases,omitempty"`
+
+	Store  string           `json:"store,omitempty"`  // whose all this is: storeOf
+	Names  []lease.Name     `json:"names,omitempty"`  // of everybody's containers
+	Closed []netip.AddrPort `json:"closed,omitempty"` // that no container reaches
 }
 
 // savedLease is one lease of the overlay; Attrs is the value in the store.

@@ -112,13 +112,21 @@ func (n *Node) connectStore(ctx context.Context, s *openedStore) error {
 // untilConnected makes the client however long it takes; false means that ctx has ended.
 func (n *Node) untilConnected(ctx context.Context, s *openedStore) bool {
 	var pause retry
-	for n.connectStore(ctx, s) != nil {
-		if ctx.Err() != nil {
+	for {
+		err := n.connectStore(ctx, s)
+		switch {
+		case err == nil:
+			return true
+		case ctx.Err() != nil:
 			return false
+		case pause.next == 0:
+			n.log.Warn("the store is away; trying again", "store", s.config.Endpoints, "err", err)
 		}
+		n.mu.Lock()
+		n.storeErr = err
+		n.mu.Unlock()
 		pause.wait(ctx, maxBackoff)
 	}
-	return true
 }
 
 // wait returns when the embedded store fails, or with ctx.
@@ -419,6 +427,7 @@ func (n *Node) hold(ctx context.Context, r *lease.Registry, held *lease.Held) er
 			if err := n.leased(held, subnetsOf(held.Lease())); err != nil {
 				return err
 			}
+			n.tellReady()
 		}
 		err := held.Run(ctx)
 		if err == nil {
@@ -464,7 +473,8 @@ func (n *Node) configStands(ctx context.Context, r *lease.Registry) error {
 		case err == nil && bytes.Equal(now.Raw, raw):
 			return nil
 		case err == nil:
-			return errors.New("the network config has changed while the store was away: start again to follow it")
+			n.forgetConfig()
+			return fmt.Errorf("%w: start again to follow it", ErrConfigChanged)
 		case errors.Is(err, lease.ErrBadConfig):
 			return err
 		case errors.Is(err, lease.ErrNoConfig):
@@ -487,6 +497,10 @@ func (n *Node) configStands(ctx context.Context, r *lease.Registry) error {
 func (n *Node) leased(held *lease.Held, own subnets) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	return n.leasedLocked(held, own)
+}
+
+func (n *Node) leasedLocked(held *lease.Held, own subnets) error {
 	old, subnet := n.pool.subnet, own.v4
 	n.held, n.pool.subnet, n.subnet6 = held, subnet, own.v6
 	n.peers = peersOf(n.leases, n.selfLocked())

@@ -103,13 +103,18 @@ of flanneld that cannot mean anything here is named in a warning.`,
 				return err
 			}
 			c.Beside = func(ctx context.Context) error { return a.serveDocker(ctx, c) }
-			n, err := a.newNode(c)
-			if err != nil {
-				return usageError{err} // a node is made from flags alone
-			}
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
-			return n.Run(ctx)
+			for {
+				n, err := a.newNode(c)
+				if err != nil {
+					return usageError{err} // a node is made from flags alone
+				}
+				if err := n.Run(ctx); !errors.Is(err, node.ErrConfigChanged) {
+					return err
+				}
+				c.Log.Warn("the network config has changed since the last run: beginning again with that of the store")
+			}
 		},
 	}
 	f.etcd.register(cmd, "`URL`s of the etcd cluster to join, repeated or separated by commas (default: run an embedded etcd)")
