@@ -120,6 +120,10 @@ func (n *Node) saveWhenDirty(ctx context.Context) error {
 			case <-time.After(saveDelay):
 			case <-ctx.Done():
 			}
+			select {
+			case <-n.dirty: // what came meanwhile is written, too
+			default:
+			}
 		case <-tick.C:
 		case <-ctx.Done():
 		}
