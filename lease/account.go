@@ -100,24 +100,34 @@ func wantsToken(err error) bool {
 // unary is a gRPC interceptor. A request that etcd refuses for its token is made once more with another one.
 //
 // clientv3 waits for a connection until the context ends, and then cannot say why there was none. Failing as soon as
-// an attempt failed gives the reason; trying again is the business of Held and Watch.
+// an attempt failed gives the reason; trying again is the business of Held and Watch. Only what a member refuses because it has no leader
+// goes to others: it is cut off from them, or they are choosing.
 func (a *account) unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, next grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	opts = append(opts[:len(opts):len(opts)], grpc.WaitForReady(false))
 	if method == pb.Auth_Authenticate_FullMethodName {
 		return next(ctx, method, req, reply, cc, opts...)
 	}
-	for again := false; ; again = true {
+	leaderless := 0
+	for again := false; ; {
 		with, t, err := a.show(ctx)
 		if err != nil {
 			return err
 		}
 		err = next(with, method, req, reply, cc, opts...)
 		a.failed(t, err)
-		if again || t == nil || !wantsToken(err) {
+		switch {
+		case t != nil && wantsToken(err) && !again:
+			again = true
+		case errors.Is(rpctypes.Error(err), rpctypes.ErrNoLeader) && leaderless < leaderlessRetries:
+			leaderless++
+		default:
 			return err
 		}
 	}
 }
+
+// leaderlessRetries is how many members more are asked when one has no leader.
+const leaderlessRetries = 2
 
 // stream is the interceptor of streams. Whoever opened one that is refused opens another.
 func (a *account) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, next grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {

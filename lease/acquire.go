@@ -183,7 +183,7 @@ func foreign(e *entry, req Request) error {
 	theirs := e.lease.Attrs
 	shared := theirs.shared(req.Attrs)
 	switch {
-	case e.skip != "" || theirs.nodeID() == req.NodeID || !shared.IsValid():
+	case e.skip != "" || theirs.nodeID() == req.NodeID || theirs.left() || !shared.IsValid():
 		return nil
 	case theirs.RootlessOvl != nil:
 		if theirs.port(req.StockPort) != req.Attrs.port(req.StockPort) {

@@ -35,6 +35,7 @@ type Extension struct {
 	MTU       int      // overlay MTU in bytes that this node accepts; 0: unknown
 	Caps      []string `json:",omitempty"`
 	PublicKey string   `json:",omitempty"` // base64
+	Left      bool     `json:",omitempty"` // the node gives the lease back and is gone: its last word, before the key is deleted
 }
 
 // CapPartialChecksums in Caps: the node takes inner TCP and UDP packets whose checksum covers the pseudo header alone. It
@@ -162,6 +163,9 @@ func (a Attrs) nodeID() string {
 	}
 	return a.RootlessOvl.NodeID
 }
+
+// left is whether a's node has said that it is gone.
+func (a Attrs) left() bool { return a.RootlessOvl != nil && a.RootlessOvl.Left }
 
 // port is where a's node receives, given the port that stock nodes use.
 func (a Attrs) port(stock int) int {

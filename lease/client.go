@@ -34,7 +34,8 @@ const DefaultTimeout = 5 * time.Second
 
 // ClientConfig says how to reach etcd. TLS is used where an endpoint begins with https:// or any of the files is
 // given, and then for all endpoints: with CAFile alone the server is verified against it, without CAFile against the
-// system's roots; CertFile and KeyFile, always together, identify this client.
+// system's roots; CertFile and KeyFile, always together, identify this client. The files are read again for every
+// connection, so that one which is renewed in its place counts from the next on.
 type ClientConfig struct {
 	Endpoints                 []string // "http://host:2379", "https://..." or "host:2379"
 	CAFile, CertFile, KeyFile string   // PEM
@@ -48,6 +49,7 @@ type Client struct {
 	leases  pb.LeaseClient
 	watches pb.WatchClient
 	conns   *connections
+	members membership
 	timeout time.Duration
 	name    string
 }
@@ -94,7 +96,7 @@ func Dial(ctx context.Context, c ClientConfig) (*Client, error) {
 	conns := &connections{open: make(map[net.Conn]bool)}
 	transport := insecure.NewCredentials()
 	if tlsConfig != nil {
-		transport = alerting{credentials.NewTLS(tlsConfig)}
+		transport = rereading{credentials.NewTLS(tlsConfig), c}
 	}
 	options = append(options, grpc.WithTransportCredentials(listed{transport, conns}))
 
@@ -112,7 +114,10 @@ func Dial(ctx context.Context, c ClientConfig) (*Client, error) {
 		return nil, classify(ctx, name, "connecting", err)
 	}
 	conn := etcd.ActiveConnection()
-	client := &Client{etcd, pb.NewLeaseClient(conn), pb.NewWatchClient(conn), conns, timeout, name}
+	client := &Client{
+		etcd: etcd, leases: pb.NewLeaseClient(conn), watches: pb.NewWatchClient(conn), conns: conns,
+		members: membership{all: endpoints}, timeout: timeout, name: name,
+	}
 	if user != nil {
 		user.auth = pb.NewAuthClient(conn)
 		if _, err := user.current(ctx); err != nil {
@@ -120,6 +125,24 @@ func Dial(ctx context.Context, c ClientConfig) (*Client, error) {
 		}
 	}
 	return client, nil
+}
+
+// rereading is TLS by files that are read for every connection: certificates live for weeks now, and are renewed in their place.
+type rereading struct {
+	credentials.TransportCredentials // made of the files as they were at first
+	files                            ClientConfig
+}
+
+func (r rereading) Clone() credentials.TransportCredentials {
+	return rereading{r.TransportCredentials.Clone(), r.files}
+}
+
+func (r rereading) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	now, err := r.files.TLS()
+	if err != nil {
+		return nil, nil, fmt.Errorf("tls: %w", err) // the prefix makes it an ErrTLS
+	}
+	return alerting{credentials.NewTLS(now)}.ClientHandshake(ctx, authority, raw)
 }
 
 // alerting is TLS that tells why the server hung up. In TLS 1.3 a server looks at the client's certificate when the
@@ -231,8 +254,11 @@ func (c *Client) MemberURLs(ctx context.Context) ([][]string, error) {
 	op, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	resp, err := c.etcd.MemberList(op, clientv3.WithSerializable())
+	if err == nil {
+		err = c.sameStore(ctx, resp.Header, 0)
+	}
 	if err != nil {
-		return nil, classify(ctx, c.name, "listing its members", err)
+		return nil, c.failed(ctx, "listing its members", err)
 	}
 	urls := make([][]string, len(resp.Members))
 	for i, m := range resp.Members {
@@ -242,7 +268,7 @@ func (c *Client) MemberURLs(ctx context.Context) ([][]string, error) {
 }
 
 // Endpoints are the URLs that the client was made with.
-func (c *Client) Endpoints() []string { return c.etcd.Endpoints() }
+func (c *Client) Endpoints() []string { return slices.Clone(c.members.all) }
 
 // String names the store: "etcd http://127.0.0.1:2379".
 func (c *Client) String() string { return c.name }
@@ -253,17 +279,26 @@ func (c *Client) Get(ctx context.Context, key string, prefix bool) ([]Pair, int6
 	if prefix {
 		opts = append(opts, clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByKey, clientv3.SortAscend))
 	}
-	op, cancel := context.WithTimeout(ctx, c.timeout)
+	op, cancel := c.request(ctx)
 	defer cancel()
+	floor := c.members.floor()
 	resp, err := c.etcd.Get(op, key, opts...)
+	if err == nil {
+		err = c.sameStore(ctx, resp.Header, floor)
+	}
 	if err != nil {
-		return nil, 0, classify(ctx, c.name, "reading "+key, err)
+		return nil, 0, c.failed(ctx, "reading "+key, err)
 	}
 	pairs := make([]Pair, len(resp.Kvs))
 	for i, kv := range resp.Kvs {
 		pairs[i] = pairOf(kv)
 	}
 	return pairs, resp.Header.Revision, nil
+}
+
+// request bounds a request, which a member that has no leader is to refuse rather than keep.
+func (c *Client) request(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(clientv3.WithRequireLeader(ctx), c.timeout)
 }
 
 func pairOf(kv *mvccpb.KeyValue) Pair {
@@ -287,22 +322,29 @@ func (c *Client) Commit(ctx context.Context, t Txn) (bool, int64, error) {
 	if !t.Delete {
 		write = clientv3.OpPut(t.Key, string(t.Value), clientv3.WithLease(clientv3.LeaseID(t.Lease)))
 	}
-	op, cancel := context.WithTimeout(ctx, c.timeout)
+	op, cancel := c.request(ctx)
 	defer cancel()
+	floor := c.members.floor()
 	resp, err := c.etcd.Txn(op).If(conds...).Then(write).Commit()
+	if err == nil {
+		err = c.sameStore(ctx, resp.Header, floor)
+	}
 	if err != nil {
-		return false, 0, classify(ctx, c.name, "writing "+t.Key, err)
+		return false, 0, c.failed(ctx, "writing "+t.Key, err)
 	}
 	return resp.Succeeded, resp.Header.Revision, nil
 }
 
 // Grant implements Store.
 func (c *Client) Grant(ctx context.Context, ttl time.Duration) (LeaseID, error) {
-	op, cancel := context.WithTimeout(ctx, c.timeout)
+	op, cancel := c.request(ctx)
 	defer cancel()
 	resp, err := c.etcd.Grant(op, max(1, int64(ttl/time.Second)))
+	if err == nil {
+		err = c.sameStore(ctx, resp.ResponseHeader, 0)
+	}
 	if err != nil {
-		return 0, classify(ctx, c.name, "asking for an etcd lease", err)
+		return 0, c.failed(ctx, "asking for an etcd lease", err)
 	}
 	return LeaseID(resp.ID), nil
 }
@@ -317,7 +359,7 @@ func (c *Client) KeepAlive(ctx context.Context, id LeaseID) (time.Duration, erro
 		ttl, err = c.keepAlive(op, id)
 	}
 	if err != nil {
-		return 0, classify(ctx, c.name, fmt.Sprintf("keeping etcd lease %x alive", int64(id)), err)
+		return 0, c.failed(ctx, fmt.Sprintf("keeping etcd lease %x alive", int64(id)), err)
 	}
 	return ttl, nil
 }
@@ -335,6 +377,9 @@ func (c *Client) keepAlive(ctx context.Context, id LeaseID) (time.Duration, erro
 	if err != nil {
 		return 0, err
 	}
+	if err := c.sameStore(ctx, resp.Header, 0); err != nil {
+		return 0, err // it knows nothing of our leases
+	}
 	if resp.TTL <= 0 {
 		return 0, rpctypes.ErrGRPCLeaseNotFound
 	}
@@ -343,10 +388,10 @@ func (c *Client) keepAlive(ctx context.Context, id LeaseID) (time.Duration, erro
 
 // Revoke implements Store.
 func (c *Client) Revoke(ctx context.Context, id LeaseID) error {
-	op, cancel := context.WithTimeout(ctx, c.timeout)
+	op, cancel := c.request(ctx)
 	defer cancel()
 	_, err := c.etcd.Revoke(op, clientv3.LeaseID(id))
-	if err = classify(ctx, c.name, fmt.Sprintf("revoking etcd lease %x", int64(id)), err); errors.Is(err, ErrLeaseExpired) {
+	if err = c.failed(ctx, fmt.Sprintf("revoking etcd lease %x", int64(id)), err); errors.Is(err, ErrLeaseExpired) {
 		return nil
 	}
 	return err
@@ -372,7 +417,7 @@ func (c *Client) Watch(ctx context.Context, key string, prefix bool, rev int64) 
 			}
 		}
 		if err := c.watch(ctx, req, send); ctx.Err() == nil {
-			send(Events{Err: classify(ctx, c.name, "watching "+key, err)})
+			send(Events{Err: c.failed(ctx, "watching "+key, err)})
 		}
 	}()
 	return out
@@ -399,7 +444,12 @@ func (c *Client) watch(ctx context.Context, req *pb.WatchCreateRequest, send fun
 			return rpctypes.ErrGRPCPermissionDenied
 		case resp.Canceled:
 			return status.Error(codes.Unavailable, resp.CancelReason)
-		case len(resp.Events) == 0: // the watch was created
+		case resp.Created:
+			if err := c.stands(ctx, resp.Header, req); err != nil {
+				return err
+			}
+			continue
+		case len(resp.Events) == 0:
 			continue
 		}
 		e := Events{Revision: resp.Header.Revision, Changes: make([]Change, len(resp.Events))}
@@ -410,6 +460,24 @@ func (c *Client) watch(ctx context.Context, req *pb.WatchCreateRequest, send fun
 			return ctx.Err()
 		}
 	}
+}
+
+// stands is an error if a watch that was created would wait for a revision of another time: a store that was restored from a backup, or that
+// began anew, says nothing and reports what happens when it has come there. A member of a cluster may lag behind for a moment.
+func (c *Client) stands(ctx context.Context, h *pb.ResponseHeader, req *pb.WatchCreateRequest) error {
+	if err := c.sameStore(ctx, h, 0); err != nil {
+		return err
+	}
+	if h.GetRevision() >= req.StartRevision-1 {
+		return nil
+	}
+	op, cancel := c.request(ctx)
+	defer cancel()
+	now, err := c.etcd.Get(op, string(req.Key), clientv3.WithCountOnly())
+	if err == nil && now.Header.Revision < req.StartRevision-1 {
+		err = fmt.Errorf("at revision %d, which is before %d: %w", now.Header.Revision, req.StartRevision, ErrRewound)
+	}
+	return err
 }
 
 // storeError is a failure of the store: which store, during what, of which kind.
@@ -457,6 +525,8 @@ func classify(ctx context.Context, store, doing string, err error) error {
 		e.kind, e.detail = ErrLeaseExpired, ""
 	case is(rpctypes.ErrCompacted):
 		e.kind, e.detail = ErrCompacted, ""
+	case errors.Is(err, ErrRewound):
+		e.kind, e.detail = ErrRewound, ""
 	case is(rpctypes.ErrAuthFailed, rpctypes.ErrPermissionDenied, rpctypes.ErrInvalidAuthToken, rpctypes.ErrUserEmpty,
 		rpctypes.ErrUserNotFound, rpctypes.ErrRootUserNotExist, rpctypes.ErrAuthOldRevision),
 		code == codes.Unauthenticated, code == codes.PermissionDenied:

@@ -7,7 +7,9 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -31,6 +33,8 @@ func TestRegistry_PassesTheSuiteOnDebiansEtcd(t *testing.T) {
 			Stop:    e.kill,
 			Start:   e.start,
 			Compact: func(t *testing.T) { compact(t, e.client) },
+			Wipe:    func(t *testing.T) { wipe(t, e.dir) },
+			Save:    func(t *testing.T) func(*testing.T) { return save(t, e.dir) },
 		}
 	})
 }
@@ -89,9 +93,42 @@ func compact(t *testing.T, endpoint string) {
 	}
 }
 
+// wipe empties a data directory that nobody uses.
+func wipe(t *testing.T, dir string) {
+	t.Helper()
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// save copies a data directory that nobody uses; what it returns puts the copy in its place.
+func save(t *testing.T, dir string) (restore func(t *testing.T)) {
+	t.Helper()
+	saved := filepath.Join(t.TempDir(), "saved")
+	if err := os.CopyFS(saved, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	return func(t *testing.T) {
+		t.Helper()
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.CopyFS(dir, os.DirFS(saved)); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // process is one etcd process on one data directory.
 type process struct {
 	client string // URL
+	dir    string
 	args   []string
 	cmd    *exec.Cmd
 	out    bytes.Buffer
@@ -100,8 +137,8 @@ type process struct {
 func newProcess(t *testing.T, more ...string) *process {
 	t.Helper()
 	skipWithoutEtcd(t)
-	client, peer := freePort(t), freePort(t)
-	return &process{client: client, args: append(more, "--data-dir", t.TempDir(), "--name", "suite", "--logger", "zap", "--log-level", "error",
+	client, peer, dir := freePort(t), freePort(t), t.TempDir()
+	return &process{client: client, dir: dir, args: append(more, "--data-dir", dir, "--name", "suite", "--logger", "zap", "--log-level", "error",
 		"--listen-client-urls", client, "--advertise-client-urls", client,
 		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", "suite="+peer,
 		"--heartbeat-interval", "10", "--election-timeout", "100")}

@@ -21,6 +21,9 @@ var (
 	ErrLeaseExpired = errors.New("the etcd lease has expired or was revoked")
 	// ErrCompacted: the revision asked for is gone from the store's history; list again.
 	ErrCompacted = errors.New("the revision has been compacted")
+	// ErrRewound: the store is at an earlier revision than the one asked for, so it was restored from a backup, began anew,
+	// or is another one; list again.
+	ErrRewound = errors.New("the store has not come to that revision yet: it was restored from a backup or began anew")
 )
 
 // Outcomes of Config, Acquire, Held and Names.

@@ -6,8 +6,11 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func TestHealth_SaysAnOutageOnceAndAFatalErrorNever(t *testing.T) {
@@ -22,6 +25,7 @@ func TestHealth_SaysAnOutageOnceAndAFatalErrorNever(t *testing.T) {
 		away, back int
 	}{
 		{"answers", []report{{"request", nil}, {"watch", nil}}, 0, 0},
+		{"comes and goes", slices.Repeat([]report{{"watch", away}, {"watch", nil}}, 20), 3, 3},
 		{"an outage", []report{{"request", nil}, {"watch", away}, {"lease", away}, {"watch", nil}, {"lease", nil}}, 1, 1},
 		{"away at first", []report{{"request", away}, {"request", away}, {"request", nil}}, 1, 1},
 		{"a wrong certificate at first", []report{{"request", wrong}}, 0, 0},
@@ -46,4 +50,50 @@ func TestHealth_SaysAnOutageOnceAndAFatalErrorNever(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestHealth_SpeaksAgainOfAStoreThatHasStayed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		var h health
+		h.init(slog.New(slog.NewTextHandler(&log, nil)), "etcd")
+		flap := func() {
+			h.report("watch", ErrUnreachable)
+			h.report("watch", nil)
+		}
+		for range 20 {
+			flap()
+		}
+		time.Sleep(toldWithin + time.Second)
+		flap()
+		if a, b, c := strings.Count(log.String(), "store is away"), strings.Count(log.String(), "store is back"), strings.Count(log.String(), "comes and goes"); a != toldOutages+1 || b != toldOutages+1 || c != 1 {
+			t.Errorf("%d, %d and %d lines:\n%s", a, b, c, &log)
+		}
+	})
+}
+
+func TestHealth_AnAnswerEndsThePausesOfOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var h health
+		h.init(slog.New(slog.DiscardHandler), "etcd")
+		h.report("lease", ErrUnreachable)
+		h.report("watch", ErrUnreachable)
+		woken := make(chan time.Duration)
+		go func() {
+			start := time.Now()
+			pause := backoff{next: maxBackoff}
+			pause.wait(t.Context(), h.answered())
+			woken <- time.Since(start)
+		}()
+		time.Sleep(time.Second)
+		h.report("watch", nil)
+		if after := <-woken; after != time.Second {
+			t.Errorf("woken after %v", after)
+		}
+		select {
+		case <-h.answered():
+			t.Error("without another answer nobody is woken again")
+		default:
+		}
+	})
 }

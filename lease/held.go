@@ -37,14 +37,15 @@ type Held struct {
 	// mu is held across the store's answers, so that a check and an Update do not interleave.
 	mu       turn
 	key      string
-	want     Attrs   // what shall be published
-	value    []byte  // want as JSON
-	tried    []Attrs // what may be published: the last known and every attempt since
-	etcd     LeaseID // 0 for a reservation, or when it has to be granted anew
-	past     LeaseID // the etcd lease before, which the store may not have cleared away yet
-	reserved bool    // the key hangs on no etcd lease
+	want     Attrs     // what shall be published
+	value    []byte    // want as JSON
+	tried    []Attrs   // what may be published: the last known and every attempt since
+	etcd     LeaseID   // 0 for a reservation, or when it has to be granted anew
+	past     []LeaseID // etcd leases before, which the store may not have cleared away yet, or may have again from a backup
+	reserved bool      // the key hangs on no etcd lease
 	ttl      time.Duration
 	alive    time.Time // of the last successful KeepAlive or Grant
+	losses   losses    // of the key
 
 	endOnce sync.Once
 	err     error // constant once done is closed
@@ -214,7 +215,7 @@ func (h *Held) putLocked(ctx context.Context, rev int64, also ...Guard) (bool, e
 		}
 		ok, at, err := h.r.store.Commit(ctx, Txn{If: guards, Key: h.key, Value: h.value, Lease: h.etcd})
 		if errors.Is(err, ErrLeaseExpired) && !granted {
-			h.etcd, h.past = 0, h.etcd
+			h.forgetLocked()
 			continue
 		}
 		if err == nil && ok {
@@ -222,6 +223,16 @@ func (h *Held) putLocked(ctx context.Context, rev int64, also ...Guard) (bool, e
 		}
 		return ok, err
 	}
+}
+
+// forgetLocked notes that nothing of ours hangs on the etcd lease any more.
+func (h *Held) forgetLocked() {
+	if h.etcd == 0 {
+		return
+	}
+	const most = 100 // of which a backup may have any
+	h.past = append(h.past[max(0, len(h.past)-most+1):], h.etcd)
+	h.etcd = 0
 }
 
 // acceptLocked notes that the store has our value at rev.
@@ -250,7 +261,7 @@ func (h *Held) Run(ctx context.Context) error {
 		}
 		h.r.health.report("lease", err)
 		if ctx.Err() == nil {
-			pause.wait(ctx)
+			pause.wait(ctx, h.r.health.answered())
 		}
 	}
 	return nil
@@ -287,6 +298,9 @@ func (h *Held) keep(ctx context.Context, pause *backoff) error {
 				return nil
 			}
 			if h.news(e) {
+				if err := sleep(ctx, h.calmDown()); err != nil {
+					return nil //nolint:nilerr // ctx has ended
+				}
 				if _, err := h.check(ctx); err != nil {
 					return err
 				}
@@ -314,6 +328,48 @@ func (h *Held) news(e Events) bool {
 	return false
 }
 
+// losses counts how often the key was gone, or somebody had written what is no lease: from the third time on in a while it is put back after a
+// pause only, and the log is quiet, because whoever does so may never stop.
+type losses struct {
+	count int
+	last  time.Time
+	pause backoff
+}
+
+const maxLosses = 3
+
+// add counts one more, and says whether the log is to tell, and that it is the last time.
+func (l *losses) add() (tell, last bool) {
+	if time.Since(l.last) > calm {
+		*l = losses{}
+	}
+	l.last = time.Now()
+	l.count++
+	return l.count <= maxLosses, l.count == maxLosses
+}
+
+// calmDown is how long to wait before the key is looked at.
+func (h *Held) calmDown() time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.losses.count < maxLosses || time.Since(h.losses.last) > calm {
+		return 0
+	}
+	return h.losses.pause.step()
+}
+
+// putBackLocked logs that the key was put back.
+func (h *Held) putBackLocked(what string, attrs ...any) {
+	tell, last := h.losses.add()
+	if !tell {
+		return
+	}
+	if last {
+		attrs = append(attrs, "note", "it happens again and again: from now on it is put back after a pause, and not logged until a minute has passed without")
+	}
+	h.r.log.Warn(what, append([]any{"subnet", h.view.Load().Subnet, "key", h.key}, attrs...)...)
+}
+
 // untilRenewal is how long the etcd lease may be left alone.
 func (h *Held) untilRenewal() time.Duration {
 	h.mu.Lock()
@@ -334,7 +390,7 @@ func (h *Held) renew(ctx context.Context) error {
 	ttl, err := h.r.store.KeepAlive(ctx, h.etcd)
 	switch {
 	case errors.Is(err, ErrLeaseExpired):
-		h.etcd, h.past = 0, h.etcd
+		h.forgetLocked()
 	case err != nil:
 		return err
 	default:
@@ -392,17 +448,19 @@ func (h *Held) settleLocked(ctx context.Context, own *entry, rev int64) (bool, e
 		h.reserved = false // a reservation that is gone is not ours to make again
 		ok, err := h.putLocked(ctx, 0, Guard{Key: h.rangeKey(), Prefix: true, AtMost: true, ModRevision: rev})
 		if ok && err == nil {
-			h.r.log.Warn("own lease was gone from the store; put it back", "subnet", subnet, "key", h.key)
+			h.putBackLocked("own lease was gone from the store; put it back")
 		}
 		return ok, err
 	}
 	theirs := own.lease.Attrs
 	switch {
 	case own.skip != "": // nobody's
+	case theirs.nodeID() == h.req.NodeID && own.ModRevision < h.view.Load().ModRevision:
+		// Written before what the store had of us, so it has gone back: to what we wrote once, or the process before.
 	case theirs.nodeID() == h.req.NodeID:
 		// Written on an etcd lease that is not ours, or with an address that we never had: not by this process. Of
 		// the two the one that started later goes on.
-		if own.Lease != 0 && own.Lease != h.etcd && own.Lease != h.past ||
+		if own.Lease != 0 && own.Lease != h.etcd && !slices.Contains(h.past, own.Lease) ||
 			!slices.ContainsFunc(h.tried, func(a Attrs) bool { return samePlace(a, theirs) }) {
 			h.end(fmt.Errorf("%w: it publishes %s for %v (key %s): does this node run twice, or was its state directory copied? Then give the copy a NodeID of its own", ErrDuplicateNode, theirs.who(), subnet, h.key))
 			return false, nil
@@ -416,7 +474,7 @@ func (h *Held) settleLocked(ctx context.Context, own *entry, rev int64) (bool, e
 		// Whatever it hangs on: only a readable lease says that it is a reservation.
 		ok, err := h.putLocked(ctx, own.ModRevision)
 		if ok && err == nil {
-			h.r.log.Warn("own lease was overwritten with what is no lease; repaired it", "subnet", subnet, "key", h.key, "reason", own.skip)
+			h.putBackLocked("own lease was overwritten with what is no lease; repaired it", "reason", own.skip)
 		}
 		return ok, err
 	}
@@ -425,7 +483,7 @@ func (h *Held) settleLocked(ctx context.Context, own *entry, rev int64) (bool, e
 		h.r.log.Info("own lease changed its kind", "subnet", subnet, "reservation", own.lease.Reservation)
 		h.reserved = own.lease.Reservation
 		if h.reserved {
-			h.etcd, h.past = 0, h.etcd // nothing hangs on it; it expires
+			h.forgetLocked() // it expires
 		}
 	}
 	if bytes.Equal(own.Value, h.value) && own.Lease == h.etcd {
@@ -495,13 +553,21 @@ func (h *Held) allowsLocked(ctx context.Context, a Attrs) error {
 }
 
 // Revoke gives the lease back: the key goes, Done is closed with ErrReleased, and Run returns. A reservation stays in
-// the store. If the store is away the error says so and the lease ends with its TTL.
+// the store. If the store is away the error says so and the lease ends with its TTL. Others read in the last value of the key that the
+// node means to go: of a key that is merely gone they wait for its node to put it back.
 func (h *Held) Revoke(ctx context.Context) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.end(ErrReleased)
 	if h.etcd == 0 {
 		return nil
+	}
+	last := h.view.Load()
+	gone := stamped(last.Attrs, h.req.NodeID)
+	gone.RootlessOvl.Left = true
+	if value, err := json.Marshal(gone); err == nil {
+		// What fails here the revocation tells of, and if it does not: the others find out by themselves.
+		_, _, _ = h.r.store.Commit(ctx, Txn{If: []Guard{{Key: h.key, ModRevision: last.ModRevision}}, Key: h.key, Value: value, Lease: h.etcd})
 	}
 	if err := h.r.store.Revoke(ctx, h.etcd); err != nil {
 		return err

@@ -3,8 +3,10 @@
 package lease_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"sync/atomic"
@@ -429,6 +431,43 @@ func TestWatch_WaitsLongerBetweenAttempts(t *testing.T) {
 		cancel()
 		if err := <-result; err != nil {
 			t.Errorf("Watch: %v", err)
+		}
+	})
+}
+
+// Somebody's script deletes the key for ever: it is put back, at a pace, and the log does not grow with it.
+func TestHeld_PutsBackAtAPace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := leasetest.NewStore()
+		var log bytes.Buffer
+		h, err := lease.NewRegistry(s, "", slog.New(slog.NewTextHandler(&log, nil))).Acquire(t.Context(), testNetwork(t), testRequest("node-1", "192.168.0.1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		result := make(chan error, 1)
+		go func() { result <- h.Run(ctx) }()
+		key := lease.DefaultPrefix + "/subnets/" + lease.Key(h.Lease().Subnet, netip.Prefix{})
+		before := s.Commits()
+		for range 3600 * 10 {
+			time.Sleep(100 * time.Millisecond)
+			if _, _, err := s.Commit(t.Context(), lease.Txn{Key: key, Delete: true}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if puts := s.Commits() - before; puts > 3600 || puts < 3600/10 {
+			t.Errorf("put back %d times in an hour", puts)
+		}
+		time.Sleep(10 * time.Second)
+		if pairs, _, err := s.Get(t.Context(), key, false); err != nil || len(pairs) != 1 {
+			t.Errorf("afterwards: %v, %v", pairs, err)
+		}
+		if lines := strings.Count(log.String(), "put it back"); lines != 3 {
+			t.Errorf("%d lines:\n%s", lines, &log)
+		}
+		cancel()
+		if err := <-result; err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -407,6 +407,7 @@ func (n *Names) Run(ctx context.Context, fn func(NamesSnapshot)) error {
 			}
 			return s
 		},
+		listed: n.doubt,
 		hand: func(rev int64, state map[string]seenName) {
 			garbage.tell(func(yield func(string, skipped) bool) {
 				for key, s := range state {
@@ -425,6 +426,17 @@ func (n *Names) Run(ctx context.Context, fn func(NamesSnapshot)) error {
 	f.run(ctx)
 	<-kept
 	return nil
+}
+
+// doubt looks again after names that were published later than the store has come: it has gone back, or was asked before they were.
+func (n *Names) doubt(rev int64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, w := range n.want {
+		if w.rev > rev {
+			w.rev = 0
+		}
+	}
 }
 
 func namesSnapshot(rev int64, state map[string]seenName) NamesSnapshot {

@@ -25,6 +25,9 @@ type Lease struct {
 	ModRevision int64 // of the last write
 }
 
+// Left tells whether the node has given the lease back and is gone, though the key may still be there.
+func (l Lease) Left() bool { return l.Attrs.left() }
+
 // Registry is one network in one store. Make it with NewRegistry; it is safe for concurrent use and starts nothing.
 type Registry struct {
 	store  Store
@@ -32,6 +35,19 @@ type Registry struct {
 	log    *slog.Logger
 	health health
 	held   sync.Map // *Held -> its key, of which that Held speaks by itself
+
+	revMu sync.Mutex
+	rev   int64 // of the store, the last that a watch listed at
+}
+
+// seen notes a revision of the store, and says once when it goes back.
+func (r *Registry) seen(rev int64) {
+	r.revMu.Lock()
+	defer r.revMu.Unlock()
+	if rev < r.rev {
+		r.log.Warn("the store has gone back: it was restored from a backup, began anew, or is another one; what this node has in it is put back", "store", r.store.String(), "revision", rev, "before", r.rev)
+	}
+	r.rev = rev
 }
 
 // answersFor is whether a Held of ours keeps key in order.

@@ -42,7 +42,7 @@ type Change struct {
 	Deleted bool
 }
 
-// Events is what happened at or before Revision. The last one of a watch has Err: ErrCompacted, or a failure.
+// Events is what happened at or before Revision. The last one of a watch has Err: ErrCompacted, ErrRewound, or a failure.
 type Events struct {
 	Revision int64
 	Changes  []Change
@@ -65,7 +65,8 @@ type Store interface {
 	// Revoke ends an etcd lease and deletes the keys that hang on it. One that is gone already is no error.
 	Revoke(ctx context.Context, id LeaseID) error
 	// Watch reports every change at revision rev or after. The channel closes after an Events with Err, or when ctx
-	// ends. A lost connection is such an Err: whoever watches then lists again.
+	// ends. A lost connection is such an Err: whoever watches then lists again. So is a revision that the store will come
+	// to only later, but for the next one: it has lost what was listed there.
 	Watch(ctx context.Context, key string, prefix bool, rev int64) <-chan Events
 	// String names the store in logs and errors, as in "etcd http://127.0.0.1:2379".
 	String() string

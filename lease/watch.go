@@ -2,7 +2,7 @@
 //
 //	list at R --> watch from R+1 --events--> snapshot, ...
 //	  ^               |
-//	  +--- compacted, connection lost (backoff while the list fails)
+//	  +--- compacted, gone back to an earlier revision, connection lost (backoff while the list fails)
 
 package lease
 
@@ -21,6 +21,9 @@ type Snapshot struct {
 	Revision int64
 	Leases   []Lease  // sorted by Subnet, then Subnet6; one for a pair of subnets
 	Skipped  []string // keys whose value or name is no lease, each with the reason, sorted
+	// Left are the leases that were given back since the last Snapshot by nodes that said so (Extension.Left). Of others that are missing
+	// nobody knows: they may have expired, or the store may have lost them.
+	Left []Lease
 }
 
 // snapshot sorts entries into a Snapshot. Two keys that name one subnet in different spellings count once: the one
@@ -65,6 +68,7 @@ func (r *Registry) Watch(ctx context.Context, fn func(Snapshot)) error {
 	garbage := garbageLog{say: func(key, reason string) {
 		r.log.Warn("skipping a key that is not a lease", "key", key, "reason", reason)
 	}}
+	var left []Lease
 	f := following[entry]{
 		r: r, key: r.subnetsKey(), what: "leases",
 		report: func(err error) { r.health.report("watch", err) },
@@ -81,7 +85,14 @@ func (r *Registry) Watch(ctx context.Context, fn func(Snapshot)) error {
 					}
 				}
 			})
-			fn(snapshot(rev, maps.Values(state)))
+			s := snapshot(rev, maps.Values(state))
+			s.Left, left = left, nil
+			fn(s)
+		},
+		deleted: func(e entry) {
+			if e.skip == "" && e.lease.Attrs.left() {
+				left = append(left, e.lease)
+			}
 		},
 	}
 	f.run(ctx)
@@ -96,6 +107,9 @@ type following[E any] struct {
 	report func(error)                         // how the list went; nil: well
 	read   func(Pair) E                        // may not keep the value
 	hand   func(rev int64, state map[string]E) // called now and after every change; state is lent
+
+	listed  func(rev int64) // called after every list, before hand; may be nil
+	deleted func(E)         // called for what was there and was seen to be deleted, before hand; may be nil
 }
 
 // run goes on until ctx ends.
@@ -105,8 +119,12 @@ func (f *following[E]) run(ctx context.Context) {
 		pairs, rev, err := f.r.store.Get(ctx, f.key, true)
 		f.report(err)
 		if err != nil {
-			pause.wait(ctx)
+			pause.wait(ctx, f.r.health.answered())
 			continue
+		}
+		f.r.seen(rev)
+		if f.listed != nil {
+			f.listed(rev)
 		}
 		started := time.Now()
 		err = f.from(ctx, pairs, rev)
@@ -117,7 +135,7 @@ func (f *following[E]) run(ctx context.Context) {
 		if time.Since(started) > maxBackoff {
 			pause.reset()
 		}
-		pause.wait(ctx)
+		pause.wait(ctx, nil)
 	}
 }
 
@@ -132,6 +150,9 @@ func (f *following[E]) from(ctx context.Context, list []Pair, rev int64) error {
 	apply := func(e Events) bool {
 		for _, c := range e.Changes {
 			if c.Deleted {
+				if was, ok := state[c.Key]; ok && f.deleted != nil {
+					f.deleted(was)
+				}
 				delete(state, c.Key)
 			} else {
 				state[c.Key] = f.read(c.Pair)
@@ -206,11 +227,13 @@ func (b *backoff) step() time.Duration {
 	return b.next - rand.N(b.next/4)
 }
 
-func (b *backoff) wait(ctx context.Context) {
+// wait pauses, and ends early when the store has answered somebody else: one attempt more costs less than a node that lags behind.
+func (b *backoff) wait(ctx context.Context, answered <-chan struct{}) {
 	t := time.NewTimer(b.step())
 	defer t.Stop()
 	select {
 	case <-t.C:
+	case <-answered:
 	case <-ctx.Done():
 	}
 }

@@ -158,7 +158,7 @@ func (n *Node) describeLocked(a *attachment) api.Attachment {
 // Peers lists the other nodes as the store describes them.
 func (n *Node) Peers(context.Context) ([]api.Peer, error) {
 	n.mu.Lock()
-	peers, router := slices.Clone(n.peers), n.router
+	peers, router, vanishing := slices.Clone(n.peers), n.router, n.vanishing
 	n.mu.Unlock()
 	var stats forwarder.Stats
 	if router != nil {
@@ -177,6 +177,9 @@ func (n *Node) Peers(context.Context) ([]api.Peer, error) {
 		}
 		if p.v6.addr.IsValid() {
 			d.Subnet6, d.PublicIPv6, d.PathMTU6 = p.v6.subnet.String(), p.v6.addr.Addr().String(), cmp.Or(p.v6.pathMTU, p.mtu)
+		}
+		if until, ok := vanishing[p.lease.Subnet]; ok {
+			d.Problem = joined(d.Problem, "its lease is not in the store any more: if its node does not put it back, the peer is gone at "+until.Format(time.TimeOnly))
 		}
 		if p.lease.Attrs.PublicIP.IsValid() {
 			d.PublicIP = p.lease.Attrs.PublicIP.String()

@@ -175,11 +175,17 @@ func (c Config) checked() (Config, error) {
 	return c, nil
 }
 
-// newNetwork is the network config to create in a store that has none.
-func (c Config) newNetwork() (lease.NetworkConfig, error) {
+// newNetwork is the network config to create in a store that has none: what was asked for, else what the last run had there.
+func (c Config) newNetwork(last savedLast) (lease.NetworkConfig, error) {
 	raw, from := lease.DefaultConfig(c.Network), fmt.Sprintf("--network %v", c.Network)
-	if c.NetConfig != nil {
+	switch {
+	case c.NetConfig != nil:
 		raw, from = c.NetConfig, "--net-config-path"
+	case !c.NetworkSet && last.Store == storeOf(c):
+		// The store was made anew: other nodes go on with what there was. One that cannot be read counts for nothing.
+		if cfg, err := lease.ParseConfig([]byte(last.Config)); err == nil && CheckConfig(cfg) == nil {
+			return cfg, nil
+		}
 	}
 	cfg, err := lease.ParseConfig(raw)
 	if err == nil {

@@ -93,6 +93,7 @@ type Node struct {
 	zone            *dns.Zone    // made of them and of the attachments; nil until there is a gateway
 	zoneConfig      dns.ZoneConfig
 	leases          []lease.Lease
+	vanishing       map[netip.Prefix]time.Time // of leases, by subnet, those that are not in the store any more, until their grace ends
 	peers           []peer
 	attachments     map[string]*attachment // by name
 	unadopted       []savedAttachment      // of the last run, that adopt has not come to yet

@@ -192,7 +192,9 @@ func (n *Node) networkConfig(ctx context.Context, s *openedStore, last savedLast
 			return cfg, stored, nil
 		case errors.Is(err, lease.ErrNoConfig):
 			n.setState(api.StateStarting)
-			cfg, err = n.cfg.newNetwork()
+			if cfg, err = n.cfg.newNetwork(last); err == nil && !n.cfg.NetworkSet && string(cfg.Raw) == last.Config {
+				n.log.Warn("the store has no network config: it gets that of this node's last run", "network", cfg.Network, "key", lease.ConfigKey(n.cfg.EtcdPrefix))
+			}
 			return cfg, wanted, err
 		}
 		lastCfg, usable := last.usable(n.cfg, time.Now())
@@ -409,6 +411,7 @@ func (n *Node) follow(ctx context.Context, s *openedStore, held *lease.Held) err
 	g.Go(func() error { return n.watchLeases(ctx, s.registry) })
 	g.Go(func() error { return n.followNames(ctx, s.registry) })
 	g.Go(func() error { return n.closeDoors(ctx, s) })
+	g.Go(func() error { return n.keepConfig(ctx, s.registry) })
 	return g.Wait()
 }
 
@@ -490,6 +493,30 @@ func (n *Node) configStands(ctx context.Context, r *lease.Registry) error {
 		pause.wait(ctx, maxBackoff)
 	}
 	return nil
+}
+
+// keepConfig keeps the network config in the store: one that was made anew has none, and a node that starts there without one
+// would begin another network. It tells of one that differs from ours, which a running node does not follow.
+func (n *Node) keepConfig(ctx context.Context, r *lease.Registry) error {
+	n.mu.Lock()
+	ours := n.netConfig.Raw
+	n.mu.Unlock()
+	told := ours
+	return r.KeepConfig(ctx, ours, func(now []byte) {
+		if sameJSON(now, told) {
+			return
+		}
+		told = now
+		switch _, err := lease.ParseConfig(now); {
+		case sameJSON(now, ours):
+			n.log.Info("the network config in the store is that of this node again")
+		case err != nil:
+			n.log.Warn("the network config in the store cannot be read; this node goes on with its own, and no other can start: mend it with `rootless-ovl config set`",
+				"key", lease.ConfigKey(n.cfg.EtcdPrefix), "err", err)
+		default:
+			n.log.Warn("the network config in the store is another than this node runs with; it goes on, and follows when it is started again", "key", lease.ConfigKey(n.cfg.EtcdPrefix))
+		}
+	})
 }
 
 // leased makes subnets ours - addresses, routes, files - and takes attachments from then on. held is nil where only the last

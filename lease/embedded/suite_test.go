@@ -3,6 +3,9 @@
 package embedded_test
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -31,6 +34,22 @@ func TestServer_PassesTheSuite(t *testing.T) {
 			Dial:  func(t *testing.T) lease.Store { return dial(t, cfg.ListenClient) },
 			Stop:  func(*testing.T) { s.Close() },
 			Start: start,
+			Wipe: func(t *testing.T) {
+				if err := os.RemoveAll(cfg.DataDir); err != nil {
+					t.Fatal(err)
+				}
+			},
+			Save: func(t *testing.T) func(*testing.T) {
+				saved := filepath.Join(t.TempDir(), "saved")
+				if err := os.CopyFS(saved, os.DirFS(cfg.DataDir)); err != nil {
+					t.Fatal(err)
+				}
+				return func(t *testing.T) {
+					if err := errors.Join(os.RemoveAll(cfg.DataDir), os.CopyFS(cfg.DataDir, os.DirFS(saved)), os.Chmod(cfg.DataDir, 0o700)); err != nil {
+						t.Fatal(err)
+					}
+				}
+			},
 			Compact: func(t *testing.T) {
 				c, err := clientv3.New(clientv3.Config{Endpoints: []string{cfg.ListenClient}, Logger: zap.NewNop()})
 				if err != nil {

@@ -61,6 +61,49 @@ func (s *Store) SetAway(err error) {
 	}
 }
 
+// Wipe forgets everything, as if the store had been made anew.
+func (s *Store) Wipe() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.leases {
+		l.timer.Stop()
+	}
+	s.rev, s.compacted, s.history = 1, 0, nil
+	clear(s.pairs)
+	clear(s.leases)
+	for w := range s.watches {
+		w.push(lease.Events{Err: fmt.Errorf("%s: %w", s, lease.ErrUnreachable)})
+	}
+}
+
+// Save copies everything; what it returns goes back to it, with etcd leases that have all their time again.
+func (s *Store) Save() (restore func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rev, pairs, ttls := s.rev, maps.Clone(s.pairs), make(map[lease.LeaseID]time.Duration)
+	for id, l := range s.leases {
+		ttls[id] = l.ttl
+	}
+	return func() {
+		s.Wipe()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.rev, s.compacted, s.pairs = rev, rev, maps.Clone(pairs)
+		for id, ttl := range ttls {
+			s.leases[id] = s.etcdLease(id, ttl)
+		}
+	}
+}
+
+// etcdLease is one that begins now.
+func (s *Store) etcdLease(id lease.LeaseID, ttl time.Duration) *etcdLease {
+	return &etcdLease{ttl, time.AfterFunc(ttl, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.revokeLocked(id)
+	})}
+}
+
 // Compact forgets all history up to now.
 func (s *Store) Compact() {
 	s.mu.Lock()
@@ -192,11 +235,7 @@ func (s *Store) Grant(ctx context.Context, ttl time.Duration) (lease.LeaseID, er
 	id := s.nextLease
 	s.nextLease++
 	ttl = max(ttl.Truncate(time.Second), time.Second)
-	s.leases[id] = &etcdLease{ttl, time.AfterFunc(ttl, func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.revokeLocked(id)
-	})}
+	s.leases[id] = s.etcdLease(id, ttl)
 	return id, nil
 }
 
@@ -284,6 +323,8 @@ func (s *Store) Watch(ctx context.Context, key string, prefix bool, rev int64) <
 		w.push(lease.Events{Err: fmt.Errorf("%s: %w", s, s.away)})
 	case rev < s.compacted:
 		w.push(lease.Events{Err: fmt.Errorf("%s: %w", s, lease.ErrCompacted)})
+	case rev > s.rev+1:
+		w.push(lease.Events{Err: fmt.Errorf("%s: %w", s, lease.ErrRewound)})
 	default:
 		for i := 0; i < len(s.history); {
 			n := i + 1

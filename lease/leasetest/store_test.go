@@ -17,6 +17,11 @@ func TestStore_PassesTheSuite(t *testing.T) {
 			Stop:    func(*testing.T) { s.SetAway(lease.ErrUnreachable) },
 			Start:   func(*testing.T) { s.SetAway(nil) },
 			Compact: func(*testing.T) { s.Compact() },
+			Wipe:    func(*testing.T) { s.Wipe() },
+			Save: func(*testing.T) func(*testing.T) {
+				restore := s.Save()
+				return func(*testing.T) { restore() }
+			},
 		}
 	})
 }

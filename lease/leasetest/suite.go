@@ -29,6 +29,10 @@ type Lab struct {
 	Stop, Start func(t *testing.T)
 	// Compact forgets the history up to now.
 	Compact func(t *testing.T)
+	// Wipe makes a store that was taken away forget everything. Save copies the data of one that was; what it returns puts them back,
+	// likewise while the store is away.
+	Wipe func(t *testing.T)
+	Save func(t *testing.T) (restore func(t *testing.T))
 }
 
 // Run runs the suite. open makes a fresh, empty store for the test that it is given, and is called several times.
@@ -73,6 +77,9 @@ func Run(t *testing.T, open func(t *testing.T) Lab) {
 		"Names_WaitUntilTheyAreFree":              testNamesFreed,
 		"Names_GoWithTheirNode":                   testNamesGo,
 		"Names_OutliveARestart":                   testNamesRestart,
+		"Store_WatchDoesNotWaitForTheFuture":      testStoreWatchFuture,
+		"Registry_KeepsTheConfig":                 testKeepConfig,
+		"Watch_TellsWhoHasLeft":                   testWatchLeft,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -88,6 +95,8 @@ func Run(t *testing.T, open func(t *testing.T) Lab) {
 		"Outage_OnlyWatchTellsOnceEachWay":       testWatchOutage,
 		"Watch_SurvivesCompactionWhileConnected": testWatchCompactedLive,
 		"Outage_NamesArePublishedAfterwards":     testNamesOutage,
+		"Outage_ComesBackEmpty":                  testComesBackEmpty,
+		"Outage_ComesBackFromABackup":            testComesBackFromABackup,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
