@@ -358,16 +358,14 @@ func (h *Held) calmDown() time.Duration {
 	return h.losses.pause.step()
 }
 
-// putBackLocked logs that the key was put back.
-func (h *Held) putBackLocked(what string, attrs ...any) {
+// lossLocked counts a loss of the key, which was put back, and says whether to log it, with what.
+func (h *Held) lossLocked() (attrs []any, tell bool) {
 	tell, last := h.losses.add()
-	if !tell {
-		return
-	}
+	attrs = []any{"subnet", h.view.Load().Subnet, "key", h.key}
 	if last {
 		attrs = append(attrs, "note", "it happens again and again: from now on it is put back after a pause, and not logged until a minute has passed without")
 	}
-	h.r.log.Warn(what, append([]any{"subnet", h.view.Load().Subnet, "key", h.key}, attrs...)...)
+	return attrs, tell
 }
 
 // untilRenewal is how long the etcd lease may be left alone.
@@ -448,7 +446,9 @@ func (h *Held) settleLocked(ctx context.Context, own *entry, rev int64) (bool, e
 		h.reserved = false // a reservation that is gone is not ours to make again
 		ok, err := h.putLocked(ctx, 0, Guard{Key: h.rangeKey(), Prefix: true, AtMost: true, ModRevision: rev})
 		if ok && err == nil {
-			h.putBackLocked("own lease was gone from the store; put it back")
+			if attrs, tell := h.lossLocked(); tell {
+				h.r.log.Warn("own lease was gone from the store; put it back", attrs...)
+			}
 		}
 		return ok, err
 	}
@@ -474,7 +474,9 @@ func (h *Held) settleLocked(ctx context.Context, own *entry, rev int64) (bool, e
 		// Whatever it hangs on: only a readable lease says that it is a reservation.
 		ok, err := h.putLocked(ctx, own.ModRevision)
 		if ok && err == nil {
-			h.putBackLocked("own lease was overwritten with what is no lease; repaired it", "reason", own.skip)
+			if attrs, tell := h.lossLocked(); tell {
+				h.r.log.Warn("own lease was overwritten with what is no lease; repaired it", append(attrs, "reason", own.skip)...)
+			}
 		}
 		return ok, err
 	}
