@@ -158,7 +158,7 @@ func TestRun_DetachesOnlyItsOwn(t *testing.T) {
 	h := l.Host(1)
 	d := upEmbedded(h)
 	r := h.Run("bash", "-c", `for loop in 1 2 3 4; do
-		(for i in $(seq 25); do
+		(for i in $(seq 12); do
 			"$0" run --name racer -- sh -c 'sleep 0.02; grep -q eth0: /proc/net/dev && echo kept || echo LOST'
 		done) & done; wait`, h.Binary())
 	if strings.Contains(r.Stdout, "LOST") || !strings.Contains(r.Stdout, "kept") {

@@ -375,6 +375,11 @@ func (r *run) detach() func() {
 			r.failed(m, "detach", fmt.Errorf("exit code %d: %s", result.Code, result.Stderr))
 			return
 		}
+		if r.anyHurt() { // the other nodes may hear of it later
+			r.mu.Lock()
+			r.dying = append(r.dying, dying{node: m.node, name: m.name, until: time.Now().Add(settling)})
+			r.mu.Unlock()
+		}
 		m.attached, m.name, m.ports = false, "", nil
 		if left, err := m.c.Interfaces(); err != nil || len(left) > 0 {
 			r.t.Errorf("detached, %s is left with %v, %v", m.id, left, err)
