@@ -150,6 +150,28 @@ func (r *run) judgeLeaks() {
 	}
 }
 
+// moreGoroutines is by how many goroutines the daemons may differ.
+const moreGoroutines = 25
+
+// countGoroutines ends the daemons, each with a list of its goroutines. Nothing is attached to any: one that has run for long has about as many as one
+// that was started a while ago, or it leaks.
+func (r *run) countGoroutines() {
+	counts := map[string]int{}
+	least := 0
+	for _, n := range r.nodes {
+		counts[n.Name] = n.daemon().Goroutines()
+		if least == 0 || counts[n.Name] < least {
+			least = counts[n.Name]
+		}
+	}
+	fmt.Printf("  goroutines at the end: %v\n", counts)
+	for name, count := range counts {
+		if count > least+moreGoroutines {
+			r.t.Errorf("%s has %d goroutines, another node %d", name, count, least)
+		}
+	}
+}
+
 // risen is by how much figures rise from their first to their last, by their slope after a warm-up: the median of the slopes between all pairs
 // (Theil and Sen), which a few that stand out do not move. It is 0 where they are too few to tell.
 func risen(figures []int) int {

@@ -175,6 +175,7 @@ func (r *run) rounds(length time.Duration) {
 	r.quiet()
 	r.judgeLeaks()
 	r.figures()
+	r.countGoroutines()
 }
 
 // violation prints what there is to know and ends the run.
