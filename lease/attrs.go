@@ -121,7 +121,7 @@ func (a *Attrs) UnmarshalJSON(b []byte) error {
 // ParseAttrs reads the value of a lease. Values over MaxValue bytes are refused unread.
 func ParseAttrs(b []byte) (Attrs, error) {
 	if len(b) > MaxValue {
-		return Attrs{}, fmt.Errorf("the value has %d bytes, at most %d are read", len(b), MaxValue)
+		return Attrs{}, fmt.Errorf("the value has more than %d bytes", MaxValue)
 	}
 	var a Attrs
 	if err := json.Unmarshal(b, &a); err != nil {

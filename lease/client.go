@@ -4,12 +4,12 @@
 package lease
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"math"
 	"net"
 	"os"
 	"slices"
@@ -107,6 +107,7 @@ func Dial(ctx context.Context, c ClientConfig) (*Client, error) {
 		DialKeepAliveTime:    10 * time.Second, // notice a silent network; etcd allows 5 s and more
 		DialKeepAliveTimeout: 5 * time.Second,
 		MaxUnaryRetries:      3,
+		MaxCallRecvMsgSize:   maxMessage,
 		Logger:               zap.NewNop(),
 		DialOptions:          options,
 	})
@@ -275,10 +276,25 @@ func (c *Client) String() string { return c.name }
 
 // Get implements Store.
 func (c *Client) Get(ctx context.Context, key string, prefix bool) ([]Pair, int64, error) {
-	opts := []clientv3.OpOption{}
+	read := c.page
 	if prefix {
-		opts = append(opts, clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByKey, clientv3.SortAscend))
+		read = c.list
 	}
+	pairs, rev, err := read(ctx, key)
+	for range maxRaces {
+		if !errors.Is(rpctypes.Error(err), rpctypes.ErrCompacted) {
+			break
+		}
+		pairs, rev, err = read(ctx, key) // between two pages
+	}
+	if err != nil {
+		return nil, 0, c.failed(ctx, "reading "+key, err)
+	}
+	return pairs, rev, nil
+}
+
+// page reads key, or what the options say of the keys that begin with it.
+func (c *Client) page(ctx context.Context, key string, opts ...clientv3.OpOption) ([]Pair, int64, error) {
 	op, cancel := c.request(ctx)
 	defer cancel()
 	floor := c.members.floor()
@@ -287,7 +303,7 @@ func (c *Client) Get(ctx context.Context, key string, prefix bool) ([]Pair, int6
 		err = c.sameStore(ctx, resp.Header, floor)
 	}
 	if err != nil {
-		return nil, 0, c.failed(ctx, "reading "+key, err)
+		return nil, 0, err
 	}
 	pairs := make([]Pair, len(resp.Kvs))
 	for i, kv := range resp.Kvs {
@@ -301,8 +317,48 @@ func (c *Client) request(ctx context.Context) (context.Context, context.CancelFu
 	return context.WithTimeout(clientv3.WithRequireLeader(ctx), c.timeout)
 }
 
+// What a listing may take, whatever has been put into the store.
+const (
+	maxMessage = 64 << 20  // bytes of one answer
+	maxListing = 256 << 20 // bytes of values that are kept of all pages; those that follow are taken as empty
+	pageKeys   = 1000      // of a page; fewer where the values are so large that an answer would be too long
+)
+
+// list reads all keys that begin with key, page by page, as they are at one revision.
+func (c *Client) list(ctx context.Context, key string, _ ...clientv3.OpOption) (all []Pair, rev int64, err error) {
+	end, from, most, kept := clientv3.GetPrefixRangeEnd(key), key, int64(pageKeys), 0
+	for {
+		pairs, at, err := c.page(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(most), clientv3.WithRev(rev))
+		switch {
+		case err != nil && strings.Contains(err.Error(), "larger than max") && most > 1:
+			most /= 4
+			most = max(most, 1)
+			continue
+		case err != nil:
+			return nil, 0, err
+		case rev == 0:
+			rev = at
+		}
+		for i := range pairs {
+			if kept += len(pairs[i].Value); kept > maxListing {
+				pairs[i].Value = nil
+			}
+		}
+		all = append(all, pairs...)
+		if int64(len(pairs)) < most {
+			return all, rev, nil
+		}
+		from = pairs[len(pairs)-1].Key + "\x00"
+	}
+}
+
+// pairOf keeps no more of a value than tells that it is too long.
 func pairOf(kv *mvccpb.KeyValue) Pair {
-	return Pair{string(kv.Key), kv.Value, kv.ModRevision, LeaseID(kv.Lease)}
+	value := kv.Value
+	if len(value) > MaxValue {
+		value = bytes.Clone(value[:MaxValue+1])
+	}
+	return Pair{string(kv.Key), value, kv.ModRevision, LeaseID(kv.Lease)}
 }
 
 // Commit implements Store.
@@ -402,7 +458,7 @@ func (c *Client) Revoke(ctx context.Context, id LeaseID) error {
 // with less data.
 func (c *Client) Watch(ctx context.Context, key string, prefix bool, rev int64) <-chan Events {
 	out := make(chan Events)
-	req := &pb.WatchCreateRequest{Key: []byte(key), StartRevision: rev}
+	req := &pb.WatchCreateRequest{Key: []byte(key), StartRevision: rev, Fragment: true}
 	if prefix {
 		req.RangeEnd = []byte(clientv3.GetPrefixRangeEnd(key))
 	}
@@ -427,12 +483,13 @@ func (c *Client) Watch(ctx context.Context, key string, prefix bool, rev int64) 
 func (c *Client) watch(ctx context.Context, req *pb.WatchCreateRequest, send func(Events) bool) error {
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
-	stream, err := c.watches.Watch(ctx, grpc.MaxCallRecvMsgSize(math.MaxInt32))
+	stream, err := c.watches.Watch(ctx, grpc.MaxCallRecvMsgSize(maxMessage))
 	if err != nil {
 		return err
 	}
 	// A failed Send reports io.EOF; the reason is in what Recv returns.
 	_ = stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: req}})
+	var e Events // of the fragments so far: a revision is told whole
 	for {
 		resp, err := stream.Recv()
 		switch {
@@ -452,13 +509,17 @@ func (c *Client) watch(ctx context.Context, req *pb.WatchCreateRequest, send fun
 		case len(resp.Events) == 0:
 			continue
 		}
-		e := Events{Revision: resp.Header.Revision, Changes: make([]Change, len(resp.Events))}
-		for i, ev := range resp.Events {
-			e.Changes[i] = Change{pairOf(ev.Kv), ev.Type == mvccpb.Event_DELETE}
+		e.Revision = resp.Header.Revision
+		for _, ev := range resp.Events {
+			e.Changes = append(e.Changes, Change{pairOf(ev.Kv), ev.Type == mvccpb.Event_DELETE})
+		}
+		if resp.Fragment {
+			continue
 		}
 		if !send(e) {
 			return ctx.Err()
 		}
+		e = Events{}
 	}
 }
 

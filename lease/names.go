@@ -60,7 +60,7 @@ type wireName struct {
 func ParseName(key string, value []byte) (Name, error) {
 	name := key[strings.LastIndexByte(key, '/')+1:]
 	if len(value) > MaxValue {
-		return Name{}, fmt.Errorf("the value has %d bytes, at most %d are read", len(value), MaxValue)
+		return Name{}, fmt.Errorf("the value has more than %d bytes", MaxValue)
 	}
 	var w wireName
 	err := json.Unmarshal(value, &w)

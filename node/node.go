@@ -145,7 +145,7 @@ func New(c Config) (*Node, error) {
 	}
 	n := &Node{
 		cfg:         c,
-		log:         c.Log,
+		log:         spare(c.Log),
 		edges:       kernelEdges(),
 		loose:       usualLooseTimes,
 		stopping:    make(chan struct{}),
