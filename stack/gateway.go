@@ -147,6 +147,9 @@ func (g *Gateway) Stats() Stats {
 		s.UDPFlows = uint64(n[kindUDP])
 		s.EchoFlows = uint64(n[kindEcho])
 		s.ExitQueue = uint64(ns.exit.length())
+		if bad := ns.s.Stats().IP.MalformedFragmentsReceived.Value(); bad > 0 {
+			s.Drops[dropNames[dropFragment]] = bad
+		}
 	}
 	return s
 }

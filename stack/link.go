@@ -126,6 +126,13 @@ func (ns *netstack) receive(p *packet.Packet) {
 		ns.count.drop(dropChecksum)
 		return
 	}
+	if in.fragment {
+		ns.count.fragments.Add(1)
+	}
+	if in.proto == protoICMPv6 && !in.later && isNeighbours(header.ICMPv6(b[in.transport:]).Type()) {
+		ns.count.drop(dropNeighbour)
+		return
+	}
 	if !in.later && isICMPError(b, in) && !ns.heeds(b, in) {
 		return
 	}
@@ -141,6 +148,12 @@ func (ns *netstack) receive(p *packet.Packet) {
 		return
 	}
 	ns.link.deliver(b, proto)
+}
+
+// isNeighbours tells whether a message is neighbour discovery's (RFC 4861). There are no neighbours here: the TAP answers for us, and the router
+// passes none on, unless it hides behind extension headers.
+func isNeighbours(t header.ICMPv6Type) bool {
+	return t >= header.ICMPv6RouterSolicit && t <= header.ICMPv6RedirectMsg
 }
 
 // admit says whether a packet for the outside may go on. If not it has been dropped, counted, and answered where an answer
