@@ -37,6 +37,8 @@ type Listener struct {
 	uid  int
 	once sync.Once
 	lock *os.File
+
+	activated bool
 }
 
 // Listen makes the runtime directory (0700) where it is absent, refuses one that others own or may enter, and listens on
@@ -62,6 +64,7 @@ func Listen(runtimeDir string) (*Listener, error) {
 		return nil, err
 	}
 	ln, err := handedOver(path)
+	activated := ln != nil
 	if err == nil && ln == nil {
 		ln, err = listenAt(path)
 	}
@@ -69,8 +72,20 @@ func Listen(runtimeDir string) (*Listener, error) {
 		_ = lock.Close() // the error that matters is err
 		return nil, err
 	}
-	return &Listener{UnixListener: ln, path: path, uid: os.Geteuid(), lock: lock}, nil
+	return &Listener{UnixListener: ln, path: path, uid: os.Geteuid(), lock: lock, activated: activated}, nil
 }
+
+// Given is a Listener made of another's socket and lock, which another process had. The socket stays in its place when it is closed, until
+// SetUnlinkOnClose says otherwise.
+func Given(runtimeDir string, ln *net.UnixListener, lock *os.File, activated bool) *Listener {
+	return &Listener{UnixListener: ln, path: SocketPath(runtimeDir), uid: os.Geteuid(), lock: lock, activated: activated}
+}
+
+// Lock is the file whose lock keeps other daemons off. It stays the Listener's.
+func (l *Listener) Lock() *os.File { return l.lock }
+
+// Activated tells whether the socket is systemd's.
+func (l *Listener) Activated() bool { return l.activated }
 
 // Path is where the socket is.
 func (l *Listener) Path() string { return l.path }

@@ -98,6 +98,7 @@ func NewRouter(c Config) (*Router, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.underlayConfig.Given = nil
 	r.under.Store(under)
 	r.table.Store(&table{})
 	for i := range n {

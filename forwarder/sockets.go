@@ -28,6 +28,8 @@ type UnderlayConfig struct {
 	ReceiveBuffer int
 	// VXLAN is what is spoken with peers; nil: the udp format.
 	VXLAN *VXLAN
+	// Given are sockets that another Router had, in the place of those that would be opened at the same addresses.
+	Given []GivenSockets
 }
 
 const (
@@ -170,6 +172,9 @@ func listenUnderlay(c UnderlayConfig, loops int, log *slog.Logger) (*underlay, e
 
 // openSockets opens the sockets of so many loops, with so many lanes each, on one address and port.
 func openSockets(c UnderlayConfig, addr netip.AddrPort, loops, lanes int) (*sockets, error) {
+	if s, ok, err := c.given(addr, loops); ok || err != nil {
+		return s, err
+	}
 	s := &sockets{addr: addr, lanes: lanes}
 	if err := s.listen(c, loops); err != nil {
 		s.close()
@@ -183,6 +188,8 @@ func openSockets(c UnderlayConfig, addr netip.AddrPort, loops, lanes int) (*sock
 func explainListen(err error, addr netip.AddrPort, v *VXLAN) error {
 	a, port := addr.Addr(), addr.Port()
 	switch {
+	case errors.Is(err, ErrOtherSockets):
+		return err
 	case errors.Is(err, unix.EADDRINUSE) && v != nil:
 		return fmt.Errorf("UDP port %d on %v is taken: by another program (`ss -lunp` names it), or by this host's kernel for a VXLAN device, as flannel makes one, for a host has either flannel or this node (root deletes it: `ip link delete flannel.1`, and flannel-v6.1 for IPv6). Free the port, or give this node one of its own with --port, to which flannel hosts cannot send", port, a)
 	case errors.Is(err, unix.EADDRINUSE):

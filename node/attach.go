@@ -693,6 +693,9 @@ func (n *Node) adopt() error {
 		n.mu.Lock()
 		n.unadopted = saved.Attachments[i+1:]
 		n.mu.Unlock()
+		if errors.Is(err, errNotGiven) {
+			return fmt.Errorf("attachment %q: %w", s.Name, err)
+		}
 		if err != nil {
 			level := slog.LevelInfo
 			if errors.Is(err, errBadEntry) {
@@ -779,7 +782,7 @@ func (n *Node) adoptOne(s savedAttachment) (err error) {
 		return err
 	}
 	n.refit(a, ns)
-	l, err := ns.adopt(a.saved)
+	l, err := n.adoptTAP(a, ns)
 	if err != nil {
 		exit.Close()
 		return err
@@ -803,7 +806,7 @@ func (n *Node) release() {
 		if a.phase != live {
 			continue
 		}
-		if s := a.inside.sockets.Swap(nil); s != nil { // the ports have been closed by the end of publishing
+		if s := a.inside.sockets.Swap(nil); s != nil && !n.shares() { // the ports have been closed by the end of publishing
 			if err := (*s).Close(); err != nil {
 				n.log.Debug("sockets in a container's namespace", "name", a.saved.Name, "err", err)
 			}

@@ -5,6 +5,7 @@ package node
 import (
 	"context"
 	"errors"
+	"net"
 	"os"
 	"strings"
 	"testing"
@@ -14,7 +15,7 @@ func TestRun_HasWhatIsBesideRunFromWhenTheAPIAnswers(t *testing.T) {
 	c := testConfig(t)
 	c.ListenEtcd = "127.0.0.1:0"
 	begun, ended := make(chan error, 1), make(chan struct{})
-	c.Beside = func(ctx context.Context) error {
+	c.Beside = func(ctx context.Context, _ func(string) (net.Listener, error)) error {
 		defer close(ended)
 		_, err := os.Stat(c.Socket())
 		begun <- err
@@ -35,7 +36,7 @@ func TestRun_HasWhatIsBesideRunFromWhenTheAPIAnswers(t *testing.T) {
 func TestRun_EndsWithTheErrorOfWhatIsBeside(t *testing.T) {
 	c := testConfig(t)
 	c.ListenEtcd = "127.0.0.1:0"
-	c.Beside = func(context.Context) error { return errors.New("no room here") }
+	c.Beside = func(context.Context, func(string) (net.Listener, error)) error { return errors.New("no room here") }
 	r := startNode(t, c)
 	<-r.ended
 	if r.err == nil || !strings.Contains(r.err.Error(), "no room here") {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"reflect"
@@ -113,7 +114,13 @@ type Config struct {
 
 	// Beside runs beside the API, from when it can be asked until its context ends; it may use RuntimeDir and StateDir, which this node has locked.
 	// An error ends the node. nil: nothing.
-	Beside func(context.Context) error
+	// It listens on a socket of RuntimeDir by the function that it is given.
+	Beside func(ctx context.Context, listen func(name string) (net.Listener, error)) error
+
+	// Replace takes the place of the daemon that runs on RuntimeDir and StateDir, whose descriptors this node goes on with. Replaced is called when that
+	// is done; nil: nothing is.
+	Replace  bool
+	Replaced func()
 
 	// Log receives one line per event; default slog.Default().
 	Log *slog.Logger

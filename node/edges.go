@@ -69,8 +69,9 @@ type link interface {
 	counted
 	place() (nsutil.Place, error)      // where it is; nsutil.ErrNoTAP: nowhere any more
 	openNamespace() (namespace, error) // in which it is
-	Close() error                      // lets it go; it stays in its namespace
-	Delete() error                     // removes it from its namespace
+	duplicate() (fd int, uso bool, err error)
+	Close() error  // lets it go; it stays in its namespace
+	Delete() error // removes it from its namespace
 }
 
 // edges are the calls that reach into the kernel.
@@ -242,6 +243,19 @@ type tapLink struct {
 	closed bool
 }
 
+// givenTAPLink is a link of a TAP that another daemon holds, with a descriptor of its own.
+func givenTAPLink(fd int, uso bool, s savedAttachment) (link, error) {
+	mac, err := api.ParseMAC(s.MAC)
+	if err != nil {
+		return nil, err
+	}
+	d, err := tap.NewGiven(fd, uso, tap.Config{MAC: mac, Addrs: s.addrs()})
+	if err != nil {
+		return nil, err
+	}
+	return &tapLink{Device: d}, nil
+}
+
 func newTAPLink(t *nsutil.TAP, s savedAttachment) (link, error) {
 	mac, err := api.ParseMAC(s.MAC)
 	if err != nil {
@@ -263,6 +277,16 @@ func (l *tapLink) place() (nsutil.Place, error) {
 		return nsutil.Place{}, errLinkClosed
 	}
 	return nsutil.PlaceOf(l.FD())
+}
+
+func (l *tapLink) duplicate() (fd int, uso bool, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return -1, false, errLinkClosed
+	}
+	fd, err = unix.FcntlInt(uintptr(l.FD()), unix.F_DUPFD_CLOEXEC, 0)
+	return fd, l.USO(), err
 }
 
 func (l *tapLink) openNamespace() (namespace, error) {
@@ -296,8 +320,8 @@ func (l *tapLink) Delete() error {
 }
 
 // openUnderlay binds the underlay sockets.
-func openUnderlay(log *slog.Logger, addr netip.AddrPort, addr6 netip.Addr, vxlan *forwarder.VXLAN) (*forwarder.Router, error) {
-	return forwarder.NewRouter(forwarder.Config{Log: log, Underlay: forwarder.UnderlayConfig{Addr: addr, Addr6: addr6, VXLAN: vxlan}})
+func openUnderlay(log *slog.Logger, addr netip.AddrPort, addr6 netip.Addr, vxlan *forwarder.VXLAN, given []forwarder.GivenSockets) (*forwarder.Router, error) {
+	return forwarder.NewRouter(forwarder.Config{Log: log, Underlay: forwarder.UnderlayConfig{Addr: addr, Addr6: addr6, VXLAN: vxlan, Given: given}})
 }
 
 var (

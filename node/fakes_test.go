@@ -416,6 +416,7 @@ func (l *fakeLink) Read(*packet.Rx) error                  { return nil }
 func (l *fakeLink) Stats() tap.Stats                       { return tap.Stats{Reads: 1} }
 func (l *fakeLink) Drops(m map[string]uint64)              { m["tap-not-ip"]++ }
 
+func (l *fakeLink) duplicate() (int, bool, error) { return -1, false, errLinkClosed }
 func (l *fakeLink) Close() error {
 	w := l.c.world
 	w.mu.Lock()

@@ -19,7 +19,10 @@ func (n *Node) listenHealth() (net.Listener, error) {
 	if !n.cfg.Healthz.IsValid() {
 		return nil, nil
 	}
-	ln, err := net.Listen(listenNetwork(n.cfg.Healthz.Addr()), n.cfg.Healthz.String())
+	ln, err := n.givenTCP(givenHealth, n.cfg.Healthz)
+	if ln == nil && err == nil {
+		ln, err = listenTCP(n.cfg.Healthz)
+	}
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
 		return nil, fmt.Errorf("health checks: %v is taken: choose another --healthz-port", n.cfg.Healthz)
@@ -27,8 +30,13 @@ func (n *Node) listenHealth() (net.Listener, error) {
 		return nil, fmt.Errorf("health checks: %w: choose another --healthz-ip or --healthz-port", err)
 	}
 	n.log.Info("health checks", "addr", ln.Addr())
+	n.health = ln
 	n.listensOn(ln.Addr().(*net.TCPAddr).AddrPort(), "its health checks (--healthz-port)")
 	return ln, nil
+}
+
+func listenTCP(at netip.AddrPort) (*net.TCPListener, error) {
+	return net.ListenTCP(listenNetwork(at.Addr()), net.TCPAddrFromAddrPort(at))
 }
 
 // listenNetwork is TCP of an address's family: Go would open 0.0.0.0 for IPv6 as well. :: is both families.

@@ -202,8 +202,8 @@ func (n *Node) followNames(ctx context.Context, r *lease.Registry) error {
 	}
 	n.mu.Unlock()
 	err := names.Run(ctx, n.setNames)
-	if !r.Health().Connected {
-		return err // they go with their TTL
+	if !r.Health().Connected || n.handed.Load() {
+		return err // they go with their TTL, or another has them
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), revokeTimeout)
 	defer cancel()

@@ -6,9 +6,12 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -53,6 +56,26 @@ type Node struct {
 	dirty    chan struct{} // has one element when what saveLastLocked writes has changed
 	newLease chan struct{} // has one element when a lease was taken that the roamer has not seen
 	readied  chan struct{} // closed, by who holds mu, when it was told that the node has a subnet
+
+	// of a handover
+	given    *inheritance  // from the daemon that this one replaces; nil: it replaces none
+	switched chan struct{} // closed when what was given is this node's alone
+	gate     sync.RWMutex  // held for reading by requests that change something, else by a handover
+	handed   atomic.Bool   // all of this node is another's
+	heir     net.Conn      // to that, until Run ends; set before endRun is called
+	endRun   context.CancelFunc
+	lock     *os.File
+	socket   *api.Listener
+	health   *net.TCPListener
+	forProxy *net.TCPListener
+	besides  map[string]*api.BesideListener // guarded by mu, as is givenBesides
+
+	givenBesides map[string]*net.UnixListener // that nobody listens on yet
+
+	carrying context.Context // of the gateway and the packet path
+	quiet    chan struct{}   // closed when both have ended
+
+	stopCarrying context.CancelFunc
 
 	publishing context.Context // done when published ports are to close
 	unpublish  context.CancelFunc
@@ -157,10 +180,18 @@ func New(c Config) (*Node, error) {
 		dirty:       make(chan struct{}, 1),
 		newLease:    make(chan struct{}, 1),
 		readied:     make(chan struct{}),
+		switched:    make(chan struct{}),
+		besides:     make(map[string]*api.BesideListener),
+		quiet:       make(chan struct{}),
+
+		givenBesides: make(map[string]*net.UnixListener),
 	}
 	n.publishing, n.unpublish = context.WithCancel(context.Background())
 	n.prober = newProber(n.log, n.republish)
 	n.proxy = n.newProxy()
+	if !c.Replace {
+		close(n.switched)
+	}
 	return n, nil
 }
 
@@ -168,20 +199,34 @@ func New(c Config) (*Node, error) {
 // Node of the same Config goes on. It is called once. What stays behind is said in the package's doc.
 func (n *Node) Run(ctx context.Context) error {
 	asked := ctx // to end
-	lock, err := openStateDir(n.cfg.StateDir)
+	ctx, n.endRun = context.WithCancel(ctx)
+	defer n.endRun()
+	if n.cfg.Replace {
+		var err error
+		if n.given, err = n.claimPlace(ctx); err != nil {
+			return err
+		}
+		defer n.given.close()
+		if err := n.takeBesides(); err != nil {
+			return err
+		}
+	}
+	lock, err := n.openState()
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
+	n.lock = lock
 	id, err := nodeID(n.cfg.StateDir)
 	if err != nil {
 		return err
 	}
-	ln, err := api.Listen(n.cfg.RuntimeDir)
+	ln, err := n.listenAPI()
 	if err != nil {
 		return err
 	}
 	defer ln.Close()
+	n.socket = ln
 	health, err := n.listenHealth()
 	if err != nil {
 		return err
@@ -197,6 +242,11 @@ func (n *Node) Run(ctx context.Context) error {
 	n.id, n.started = id, time.Now()
 	n.mu.Unlock()
 
+	defer func() { // the last of all
+		if n.heir != nil {
+			n.heir.Close()
+		}
+	}()
 	store := &openedStore{config: n.cfg.Etcd}
 	defer store.close()
 
@@ -207,21 +257,31 @@ func (n *Node) Run(ctx context.Context) error {
 			if err != nil && ctx.Err() == nil {
 				return err
 			}
-			if ctx.Err() == nil && part != "" {
+			if ctx.Err() == nil && part != "" && !n.handed.Load() {
 				return fmt.Errorf("%s ended", part)
 			}
 			return nil
 		})
 	}
-	run("the API", func(ctx context.Context) error { return api.Serve(ctx, ln, n.onceStarted(api.Handler(n)), n.log) })
+	serve := func(part string, f func(context.Context) error) {
+		run(part, func(ctx context.Context) error {
+			if !n.untilSwitched(ctx) {
+				return nil
+			}
+			return f(ctx)
+		})
+	}
+	serve("the API", func(ctx context.Context) error {
+		return api.Serve(ctx, ln, n.handoverOr(n.onceStarted(api.Handler(n))), n.log)
+	})
 	if n.cfg.Beside != nil {
-		run("what runs beside the API", n.cfg.Beside)
+		serve("what runs beside the API", func(ctx context.Context) error { return n.cfg.Beside(ctx, n.listenBeside) })
 	}
 	if health != nil {
-		run("the health checks", func(ctx context.Context) error { return api.Serve(ctx, health, n.healthChecks(), n.log) })
+		serve("the health checks", func(ctx context.Context) error { return api.Serve(ctx, health, n.healthChecks(), n.log) })
 	}
 	if forProxy != nil {
-		run("the proxy", func(ctx context.Context) error { return n.proxy.Serve(ctx, forProxy) })
+		serve("the proxy", func(ctx context.Context) error { return n.proxy.Serve(ctx, forProxy) })
 	}
 	run("the look at idle memory", n.idleMemory().run)
 	run("", func(ctx context.Context) error { return n.bringUp(ctx, store, run) })
@@ -240,7 +300,11 @@ func (n *Node) Run(ctx context.Context) error {
 	close(n.stopping)
 	n.watchers.Wait()
 	n.release()
-	if err == nil {
+	switch {
+	case n.handed.Load() && asked.Err() == nil:
+		n.log.Info("replaced", "err", err)
+		return nil
+	case err == nil:
 		n.log.Info("stopped")
 	}
 	return err
@@ -265,6 +329,9 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 		return err
 	}
 	atOnce := router != nil
+	if n.given != nil && !atOnce {
+		return fmt.Errorf("the daemon that runs has another store or network than this one would have: stop it (`rootless-ovl down`) and start this one without --replace")
+	}
 	fromLast := atOnce
 	if !atOnce {
 		if err := n.openStore(ctx, store); err != nil {
@@ -276,14 +343,27 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 		}
 	}
 	injector := router.NewInjector()
+	n.carrying, n.stopCarrying = context.WithCancel(ctx)
 	gatewayEnded, gatewayRuns := make(chan struct{}), false
 	defer func() {
 		if !gatewayRuns {
 			close(gatewayEnded)
 		}
 	}()
-	run("the packet path", func(ctx context.Context) error { return outlive(ctx, gatewayEnded, router.Run) })
-	run("path MTU discovery", func(ctx context.Context) error { return n.prober.run(ctx, router) })
+	run("the packet path", func(ctx context.Context) error {
+		defer close(n.quiet)
+		if !n.untilSwitched(ctx) {
+			router.Close()
+			return nil
+		}
+		return outlive(n.carrying, gatewayEnded, router.Run)
+	})
+	run("path MTU discovery", func(ctx context.Context) error {
+		if !n.untilSwitched(ctx) {
+			return nil
+		}
+		return n.prober.run(ctx, router)
+	})
 
 	n.mu.Lock()
 	n.netConfig, n.router, n.path = cfg, router, router
@@ -329,7 +409,7 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	gatewayRuns = true
 	run("the gateway", func(ctx context.Context) error {
 		defer close(gatewayEnded)
-		return gw.Run(ctx)
+		return gw.Run(n.carrying)
 	})
 	n.mu.Lock()
 	n.stack, n.gateway, n.dialer = gw, gw, gw
@@ -341,6 +421,11 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	if atOnce {
 		if err := n.forwardOn(own); err != nil {
 			return err
+		}
+		if n.given != nil {
+			if err := n.takePlace(); err != nil {
+				return err
+			}
 		}
 		run("the lease", func(ctx context.Context) error { return n.confirm(ctx, store, own, run) })
 	} else {
@@ -445,11 +530,11 @@ func (n *Node) openRouter(cfg lease.NetworkConfig, ext external, last savedLast)
 		port = stock
 	}
 	if port == PortAny && last.Port != 0 { // peers and firewalls know it; if it is taken now, any other does
-		if r, err := openUnderlay(n.log, netip.AddrPortFrom(bind, uint16(last.Port)), bind6, vxlan); err == nil {
+		if r, err := openUnderlay(n.log, netip.AddrPortFrom(bind, uint16(last.Port)), bind6, vxlan, n.givenSockets()); err == nil {
 			return r, nil
 		}
 	}
-	return openUnderlay(n.log, netip.AddrPortFrom(bind, uint16(port)), bind6, vxlan)
+	return openUnderlay(n.log, netip.AddrPortFrom(bind, uint16(port)), bind6, vxlan, n.givenSockets())
 }
 
 // overhead is the bytes of an underlay packet that are not overlay. What travels over IPv6 has the larger one, and a container's

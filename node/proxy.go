@@ -20,7 +20,10 @@ func (n *Node) listenProxy() (*net.TCPListener, error) {
 	if !n.cfg.Proxy.IsValid() {
 		return nil, nil
 	}
-	ln, err := net.ListenTCP(listenNetwork(n.cfg.Proxy.Addr()), net.TCPAddrFromAddrPort(n.cfg.Proxy))
+	ln, err := n.givenTCP(givenProxy, n.cfg.Proxy)
+	if ln == nil && err == nil {
+		ln, err = listenTCP(n.cfg.Proxy)
+	}
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
 		return nil, fmt.Errorf("proxy: %v is taken: choose another port with --proxy", n.cfg.Proxy)
@@ -36,6 +39,7 @@ func (n *Node) listenProxy() (*net.TCPListener, error) {
 	if !n.cfg.Proxy.Addr().IsLoopback() {
 		n.log.Warn("the proxy listens beyond loopback: whoever reaches it reaches every container of the overlay, without a password", "addr", at)
 	}
+	n.forProxy = ln
 	n.listensOn(at, "its proxy (--proxy)")
 	n.mu.Lock()
 	defer n.mu.Unlock()

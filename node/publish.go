@@ -270,7 +270,8 @@ func (n *Node) openPorts(a *attachment, wanted []api.Port) (opened []*published,
 // openPort binds a port. Only people wait for one that is taken: the daemon tries again.
 func (n *Node) openPort(a *attachment, s savedPort, patient bool) (*publish.Publication, error) {
 	pub, err := publish.Listen(publish.Spec{HostAddr: s.HostAddr, HostPort: s.HostPort, Port: s.Port, Proto: s.Proto, SNAT: s.SNAT},
-		publish.Target{Addresses: n.portAddresses(a), Inside: &a.inside, Places: n.places, Patient: patient, Log: n.log})
+		publish.Target{Addresses: n.portAddresses(a), Inside: &a.inside, Places: n.places, Patient: patient, Log: n.log,
+			Given: n.givenPortOf(a, s)})
 	return pub, n.takenByUs(s, err)
 }
 
@@ -327,7 +328,11 @@ func (n *Node) servePorts(a *attachment, list []*published) {
 	for _, p := range list {
 		if pub := p.pub; pub != nil {
 			pub.SetAddresses(addrs)
-			n.watchers.Go(func() { _ = pub.Run(n.publishing) }) // it ends with the node or by Close, and has nothing else to say
+			n.watchers.Go(func() {
+				if n.untilSwitched(n.publishing) {
+					_ = pub.Run(n.publishing)
+				}
+			}) // it ends with the node or by Close, and has nothing else to say
 		}
 	}
 }

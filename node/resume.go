@@ -38,7 +38,9 @@ func storeOf(c Config) string {
 
 // resume opens what is needed to forward on what the last run knew; a nil router means that the store is to be asked first.
 func (n *Node) resume(last savedLast) (cfg lease.NetworkConfig, router *forwarder.Router, err error) {
-	cfg, ok := last.usable(n.cfg, time.Now())
+	c := n.cfg
+	c.Ephemeral = c.Ephemeral && n.given == nil // whose lease lives
+	cfg, ok := last.usable(c, time.Now())
 	if !ok || last.Store != storeOf(n.cfg) || n.cfg.NetworkSet && cfg.Network != n.cfg.Network {
 		return cfg, nil, nil
 	}
@@ -66,6 +68,7 @@ func (n *Node) forwardOn(own subnets) error {
 
 // confirm asks the store for what a node that forwards already takes for granted, and is its life with the store from then on.
 func (n *Node) confirm(ctx context.Context, s *openedStore, own subnets, run func(string, func(context.Context) error)) error {
+	n.awaitEnd(ctx)
 	if err := n.openStore(ctx, s); err != nil {
 		return err
 	}

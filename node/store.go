@@ -445,7 +445,7 @@ func (n *Node) hold(ctx context.Context, r *lease.Registry, held *lease.Held) er
 		n.held, n.state = nil, api.StateLeaseLost
 		n.mu.Unlock()
 	}
-	if held != nil && n.cfg.Ephemeral { // others keep theirs
+	if held != nil && n.cfg.Ephemeral && !n.handed.Load() { // others keep theirs
 		n.giveBack(held)
 	}
 	return nil

@@ -64,7 +64,9 @@ type Target struct {
 	// Patient has Listen wait for a moment for a port that is taken: one that this process has just closed may stay so for that long, since
 	// a process that it is just starting has the descriptor too.
 	Patient bool
-	Log     *slog.Logger // nil: none
+	// Given are listening sockets of another Publication of the same Spec (Sockets), in the place of new ones: Listen duplicates them.
+	Given []int
+	Log   *slog.Logger // nil: none
 }
 
 // Places are those of the TCP connections that all publications of a process have open together: a process without descriptors
@@ -149,6 +151,14 @@ func Listen(spec Spec, to Target) (*Publication, error) {
 		p.log = slog.New(slog.DiscardHandler)
 	}
 	p.SetAddresses(to.Addresses)
+	if len(to.Given) > 0 {
+		err := p.take(to.Given)
+		if err == nil {
+			return p, nil
+		}
+		p.closeListeners()
+		return nil, err
+	}
 	if err := p.listen(to.Patient); err != nil {
 		return nil, err
 	}

@@ -22,6 +22,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/dns"
+
 	"github.com/rootless-ovl/rootless-ovl/test/lab"
 )
 
@@ -332,7 +334,11 @@ func TestDeath_NamesAreKnownWithoutTheStore(t *testing.T) {
 	s.d2.Kill()
 	s.d1.Kill()
 	s.d2 = s.h2.UpNoWait("--etcd-endpoints", etcdURL(s.h1))
-	b.comesToFind(t, 10*time.Second, "a.ovl.internal.", "NOERROR "+a.addr.String())
+	var found string
+	lab.EventuallyWithinOr(t, 15*time.Second, func() string { return "b finds a: " + found }, func() bool {
+		found = b.finds(t, "a.ovl.internal.", dns.TypeA)
+		return found == "NOERROR "+a.addr.String()
+	})
 	// It is not ready before the store has answered, or has not for a while.
 	lab.Eventually(t, "it goes on without a confirmed lease", func() bool { return s.d2.Status().State == "lease-lost" })
 	s.d1 = upEmbedded(s.h1)

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"net"
 	"os"
 	"path/filepath"
 
@@ -15,8 +16,8 @@ import (
 )
 
 // serveDocker has dockerd find the driver and answers it until ctx ends. A socket that cannot be made costs the containers of docker alone, so the node goes on without.
-func (a *app) serveDocker(ctx context.Context, c node.Config) error {
-	ln, err := api.ListenBeside(c.RuntimeDir, docker.SocketName)
+func (a *app) serveDocker(ctx context.Context, c node.Config, listen func(string) (net.Listener, error)) error {
+	ln, err := listen(docker.SocketName)
 	if err != nil {
 		c.Log.Warn("docker cannot use the overlay", "err", err)
 		<-ctx.Done()

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rootless-ovl/rootless-ovl/api"
 	"github.com/rootless-ovl/rootless-ovl/node"
 )
 
@@ -28,7 +29,7 @@ func TestServeDocker_AnswersUntilItEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() {
-		done <- withoutDocker().serveDocker(ctx, node.Config{RuntimeDir: dir, StateDir: dir, Log: slog.New(slog.DiscardHandler)})
+		done <- withoutDocker().serveDocker(ctx, node.Config{RuntimeDir: dir, StateDir: dir, Log: slog.New(slog.DiscardHandler)}, beside(dir))
 	}()
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(dir, "docker.sock"))
@@ -64,10 +65,15 @@ func TestServeDocker_LeavesTheNodeAloneWhenItCannot(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	var log bytes.Buffer
-	if err := withoutDocker().serveDocker(ctx, node.Config{RuntimeDir: dir, StateDir: dir, Log: slog.New(slog.NewTextHandler(&log, nil))}); err != nil {
+	if err := withoutDocker().serveDocker(ctx, node.Config{RuntimeDir: dir, StateDir: dir, Log: slog.New(slog.NewTextHandler(&log, nil))}, beside(dir)); err != nil {
 		t.Error(err)
 	}
 	if !strings.Contains(log.String(), "docker.sock is in the way") {
 		t.Errorf("log %q", log.String())
 	}
+}
+
+// beside listens in a runtime directory as a node has it done.
+func beside(dir string) func(string) (net.Listener, error) {
+	return func(name string) (net.Listener, error) { return api.ListenBeside(dir, name) }
 }

@@ -71,6 +71,9 @@ type upFlags struct {
 	outboundAddr []string
 	outboundIf   string
 
+	replace    bool
+	background bool
+
 	logLevel  choice
 	logFormat choice
 }
@@ -102,7 +105,13 @@ of flanneld that cannot mean anything here is named in a warning.`,
 			if err != nil {
 				return err
 			}
-			c.Beside = func(ctx context.Context) error { return a.serveDocker(ctx, c) }
+			c.Beside = func(ctx context.Context, listen func(string) (net.Listener, error)) error {
+				return a.serveDocker(ctx, c, listen)
+			}
+			if f.background {
+				return a.inBackground(cmd.Context())
+			}
+			c.Replace, c.Replaced = f.replace, tellParent
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
 			for {
@@ -113,6 +122,7 @@ of flanneld that cannot mean anything here is named in a warning.`,
 				if err := n.Run(ctx); !errors.Is(err, node.ErrConfigChanged) {
 					return err
 				}
+				c.Replace = false
 				c.Log.Warn("the network config has changed since the last run: beginning again with that of the store")
 			}
 		},
@@ -142,6 +152,8 @@ of flanneld that cannot mean anything here is named in a warning.`,
 	fs.BoolVar(&f.allowLinkLocal, "allow-link-local", false, "let containers reach 169.254.0.0/16, cloud metadata for one, through the gateway")
 	fs.StringSliceVar(&f.outboundAddr, "outbound-addr", nil, "`address` of this host that what containers send outside comes from, one a family, repeated or separated by commas (default: the host's routes say)")
 	fs.StringVar(&f.outboundIf, "outbound-if", "", "`name` of the only interface by which what containers send leaves this host (default: the host's routes say)")
+	fs.BoolVar(&f.replace, "replace", false, "take the place of the daemon that runs, with its interfaces and sockets: for an upgrade, with the same flags")
+	fs.BoolVar(&f.background, "background", false, "with --replace: go on in the background, and return when the place is taken")
 	fs.Var(&f.logLevel, "log-level", "least level to log")
 	fs.Var(&f.logFormat, "log-format", "format of the log")
 	fs.IntVarP(&f.verbosity, "v", "v", 0, "flanneld's `level` of the log: 1 and above is --log-level debug")
@@ -228,6 +240,8 @@ func (a *app) nodeConfig(cmd *cobra.Command, f *upFlags) (node.Config, error) {
 		return c, usagef("--subnet-lease-renew-margin %d: use 1 to %d minutes", f.renewMargin, maxRenewMargin)
 	case f.healthzPort < 0 || f.healthzPort > 65535:
 		return c, usagef("--healthz-port %d is not a port: use 1 to 65535, or 0 for none", f.healthzPort)
+	case f.background && !f.replace:
+		return c, usagef("--background goes with --replace: a supervisor runs the daemon otherwise")
 	case c.NetworkSet && f.netConfigPath != "":
 		return c, usagef("--network and --net-config-path both say which network to create: give one of the two")
 	}

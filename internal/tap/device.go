@@ -76,6 +76,22 @@ func New(c Config) (*Device, error) {
 	return d, nil
 }
 
+// NewGiven makes a Device of a descriptor that another one, of another process, may still be at: it duplicates it and leaves everything as it was set
+// up. uso is what the other's USO says. c.File is not used.
+func NewGiven(of int, uso bool, c Config) (*Device, error) {
+	fd, err := unix.FcntlInt(uintptr(of), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("TAP: duplicate its descriptor: %w", err)
+	}
+	d := &Device{fd: fd, mac: c.MAC, addrs: c.Addrs, uso: uso}
+	if err := d.fits(); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	d.address()
+	return d, nil
+}
+
 // address makes the Ethernet headers towards the container.
 func (d *Device) address() {
 	for _, e := range []struct {
@@ -103,6 +119,21 @@ func (d *Device) setUp() error {
 	}
 	return nil
 }
+
+// fits tells whether a TAP was set up as setUp does.
+func (d *Device) fits() error {
+	size, err := unix.IoctlGetInt(d.fd, unix.TUNGETVNETHDRSZ)
+	if err != nil {
+		return fmt.Errorf("TAP: TUNGETVNETHDRSZ: %w", err)
+	}
+	if size != vnetHdrLen {
+		return fmt.Errorf("TAP: its headers have %d bytes, this version's %d: stop the daemon that runs and start this one", size, vnetHdrLen)
+	}
+	return nil
+}
+
+// USO tells whether the kernel takes and gives UDP superpackets.
+func (d *Device) USO() bool { return d.uso }
 
 // FD is the descriptor to poll. It stays the Device's.
 func (d *Device) FD() int { return d.fd }
