@@ -99,7 +99,10 @@ func TestReplace_RefusesAndLeavesTheOldOne(t *testing.T) {
 		"another store":           {[]string{"--etcd-endpoints", "http://192.0.2.99:2379"}, []string{"another store", "without --replace"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			refused(t, s.h2.CLI(append([]string{"up", "--replace"}, c.args...)...), c.words...)
+			r := s.h2.CLI(append([]string{"up", "--replace"}, c.args...)...)
+			lines := strings.Split(strings.TrimSpace(r.Stderr), "\n") // its log goes before
+			r.Stderr = lines[len(lines)-1] + "\n"
+			refused(t, r, c.words...)
 		})
 	}
 	refused(t, s.h2.CLI("up", "--replace", "--etcd-endpoints", etcdURL(s.h1), "--runtime-dir", t.TempDir()), "no daemon runs", "without --replace")

@@ -25,8 +25,9 @@ import (
 const (
 	// Version is what this program speaks.
 	Version = 1
-	// MaxDescription bounds the JSON in bytes, MaxDescriptors what one message hands over.
+	// MaxDescription bounds the JSON in bytes.
 	MaxDescription = 8 << 20
+	// MaxDescriptors bounds what one message hands over.
 	MaxDescriptors = 1 << 16
 
 	magic      = "rovH"
