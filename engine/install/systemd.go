@@ -14,6 +14,9 @@ import (
 //
 // Exit status 2 is a command line that is wrong, which starting it again does not mend.
 //
+// A reload has a new process take the place of the daemon (up --replace), of the program that is there now and with the flags of now; the old one
+// tells systemd which it is. A daemon that dies is started again after RestartSec=, which is short since containers reach nobody meanwhile.
+//
 // It is told to be ready once it has a subnet, or goes on with that of its last run. Engines whose containers are started at boot wait for that,
 // for TimeoutStartSec= at most.
 func (s Setup) service() []byte {
@@ -31,9 +34,10 @@ StartLimitIntervalSec=0
 Type=notify
 EnvironmentFile=-%[2]s
 ExecStart=%[3]s --runtime-dir %[4]s --state-dir %[5]s up $ROOTLESS_OVL_UP
+ExecReload=%[3]s --runtime-dir %[4]s --state-dir %[5]s up --replace --background $ROOTLESS_OVL_UP
 Restart=on-failure
 RestartPreventExitStatus=2
-RestartSec=2
+RestartSec=100ms
 TimeoutStartSec=90
 TimeoutStopSec=30
 LimitNOFILE=524288
