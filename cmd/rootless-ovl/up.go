@@ -111,7 +111,9 @@ of flanneld that cannot mean anything here is named in a warning.`,
 			if f.background {
 				return a.inBackground(cmd.Context())
 			}
-			c.Replace, c.Replaced = f.replace, tellParent
+			if f.replace {
+				c.Replace, c.Replaced = true, tellParent
+			}
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
 			for {
