@@ -13,7 +13,8 @@ import (
 
 // believedNames is what is believed of the names that others have published; doubts are the sentences about the rest, each once.
 func (n *Node) believedNamesLocked() (believed []lease.Name, doubts []string) {
-	b := beliefs{me: n.selfLocked(), held: subnetHolders(n.leases), ours: make(map[netip.Addr]bool)}
+	me := n.selfLocked()
+	b := beliefs{me: me, held: subnetHolders(n.leases, me), ours: make(map[netip.Addr]bool)}
 	for _, a := range n.attachments {
 		for _, addr := range a.saved.addrs() {
 			b.ours[addr] = true
@@ -69,10 +70,12 @@ func (b *beliefs) against(a netip.Addr, nodeID string, network, subnet netip.Pre
 type holders struct {
 	bits   []int // lengths of subnets that there are
 	leases map[netip.Prefix][]*lease.Lease
+
+	subnetLen, subnetLen6 int // that the network gives out
 }
 
-func subnetHolders(leases []lease.Lease) holders {
-	h := holders{leases: make(map[netip.Prefix][]*lease.Lease, len(leases))}
+func subnetHolders(leases []lease.Lease, me self) holders {
+	h := holders{leases: make(map[netip.Prefix][]*lease.Lease, len(leases)), subnetLen: me.subnetLen, subnetLen6: me.subnetLen6}
 	for i := range leases {
 		l := &leases[i]
 		for _, p := range []netip.Prefix{l.Subnet, l.Subnet6} {
@@ -88,26 +91,37 @@ func subnetHolders(leases []lease.Lease) holders {
 	return h
 }
 
-// other says who has the subnet of a, if it is known and not nodeID.
+// other says who has the subnet of a, if it is known and not nodeID. Of several whose subnets overlap it is the one that settleOverlaps sends
+// packets to: a lease of everything makes nobody the holder of what others have.
 func (h holders) other(a netip.Addr, nodeID string) (who string, ok bool) {
+	var holder *lease.Lease
+	fitting := false
 	for _, bits := range h.bits {
 		p, err := a.Prefix(bits)
 		if err != nil {
 			continue // too long for this family
 		}
+		fits := bits == h.subnetLen
+		if a.Is6() {
+			fits = bits == h.subnetLen6
+		}
 		for _, l := range h.leases[p] {
-			x := l.Attrs.RootlessOvl
-			switch {
-			case x == nil:
-				who = fmt.Sprintf("a flannel host (%v)", l.Attrs.PublicIP)
-			case x.NodeID == nodeID:
-				return "", false
-			default:
-				who = fmt.Sprintf("node %s (%v)", x.NodeID, l.Attrs.PublicIP)
+			if holder == nil || fits && !fitting || fits == fitting && l.ModRevision < holder.ModRevision {
+				holder, fitting = l, fits
 			}
 		}
 	}
-	return who, who != ""
+	if holder == nil {
+		return "", false
+	}
+	x := holder.Attrs.RootlessOvl
+	switch {
+	case x == nil:
+		return fmt.Sprintf("a flannel host (%v)", holder.Attrs.PublicIP), true
+	case x.NodeID == nodeID:
+		return "", false
+	}
+	return fmt.Sprintf("node %s (%v)", x.NodeID, holder.Attrs.PublicIP), true
 }
 
 // tellDoubtsLocked logs what is new among doubts.

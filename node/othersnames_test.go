@@ -131,3 +131,22 @@ func TestNames_ZoneStaysWhereNothingHasChanged(t *testing.T) {
 		}
 	}
 }
+
+// A lease of all that there is, or of a part of what somebody has, gives its node no word about other nodes' addresses.
+func TestNames_ALeaseOfEverythingGivesNoWordAboutOthers(t *testing.T) {
+	for _, wide := range []string{"10.5.0.0/16", "0.0.0.0/0", "10.5.2.0/25"} {
+		n, _ := namesNode(t)
+		evil := leaseOf(wide, "evil")
+		evil.ModRevision = 7
+		theirs2 := leaseOf("10.5.2.0/24", "b")
+		theirs2.ModRevision = 9
+		n.setLeases([]lease.Lease{leaseOf("10.5.1.0/24", n.id), theirs2, evil})
+		n.mu.Lock()
+		n.known = []lease.Name{theirs("bad", "evil", "10.5.2.9"), theirs("good", "b", "10.5.2.9")}
+		believed, doubts := n.believedNamesLocked()
+		n.mu.Unlock()
+		if len(believed) != 1 || believed[0].Name != "good" || len(doubts) != 1 {
+			t.Errorf("with a lease of %s: believed %v, doubted %v", wide, believed, doubts)
+		}
+	}
+}
