@@ -176,11 +176,9 @@ func TestHostile_NothingForgedComesInVXLAN(t *testing.T) {
 		frame := lab.EthernetFrame(to, [6]byte{2, 0, 0, 0, 0, 1}, inner)
 		binary.BigEndian.PutUint16(frame[12:], etherType)
 		payload := append(header[:], frame...)
-		outer := lab.IPv4(src.Addr(), h2.Addr, 17, 64, nil)
+		outer := lab.IPv4(src.Addr(), h2.Addr, 17, 64, lab.UDP(src.Port(), 8472, payload))
 		if src.Addr().Is6() {
 			outer = lab.UDPv6(src, port(h2.Addr6, 8472), payload)
-		} else {
-			outer = lab.IPv4(src.Addr(), h2.Addr, 17, 64, lab.UDP(src.Port(), 8472, payload))
 		}
 		if err := raw.Send(lab.EthernetFrame(toward, from, outer)); err != nil {
 			t.Fatal(err)
@@ -651,7 +649,9 @@ func TestHostile_DNSOfOneContainerLeavesOthersAnswered(t *testing.T) {
 	lab.Eventually(t, "connections beyond the share are counted", func() bool { return dnsCount("streams") > 0 })
 	resolves("connections held open")
 
-	l.Outside.Blackhole(netip.MustParsePrefix("192.0.2.0/24")) //nolint:errcheck // below
+	if err := l.Outside.Blackhole(netip.PrefixFrom(h.Addr, 32)); err != nil { // the server hears, and is not heard any more
+		t.Fatal(err)
+	}
 	query := new(dns.Msg)
 	for i := range 4000 {
 		query.SetQuestion(fmt.Sprintf("n%d.lab.test.", i), dns.TypeA)
