@@ -134,6 +134,9 @@ var catalogue = []experiment{
 		path:    func(n network) *path { return n.sameNode },
 		measure: measureTCP(tcpLoad{streams: 1}, "same-node-tcp"),
 	},
+	fairnessExperiment("overlay", "from a container of host 1 to one of host 2", overlayPath),
+	fairnessExperiment("same-node", "between two containers of host 1", func(n network) *path { return n.sameNode }),
+	fairnessExperiment("egress", "from a container of host 1 to host 2 itself", egressPath),
 	{
 		rows: []row{
 			{"rmem-212992", "Gbit/s", "overlay-tcp-1 of nodes that started with net.core.rmem_max at 212992"},

@@ -55,6 +55,7 @@ type lab struct {
 	wire     *space
 	h1, h2   *host
 	peers    map[string]started
+	fairness *flooder // nil: not made yet
 	launched int
 	pure     bool // pureCgroups has been
 	closers  []func()

@@ -42,6 +42,8 @@ type loadOptions struct {
 var loads = map[string]func(ctx context.Context, o loadOptions, in io.Reader, out io.Writer) error{
 	"udp-receive": udpReceive,
 	"udp-send":    udpSend,
+	"udp-flood":   udpFlood,
+	"ping":        pingLoad,
 	"rtt-serve":   rttServe,
 	"rtt":         rttClient,
 	"conns-serve": connsServe,
