@@ -46,6 +46,7 @@ type carrier struct {
 	ep    tcpip.Endpoint
 	queue *waiter.Queue // events of ep
 	fd    int
+	line  uint8  // of the container in the exit queue
 	done  func() // called once, when endpoint and socket are closed
 
 	event       waiter.Entry
@@ -75,6 +76,9 @@ type carrier struct {
 // over, both are closed, and the container has what there was for it (settle.go). dialled is who was told of the events of fd so far; nil: fd is new to the poller.
 func (ns *netstack) carry(ep tcpip.Endpoint, queue *waiter.Queue, of *account, fd int, dialled *tcpFlow, done func()) *carrier {
 	c := &carrier{ns: ns, ep: ep, queue: queue, fd: fd, done: done}
+	if to, err := ep.GetRemoteAddress(); err == nil { // else it has ended, and needs no line
+		c.line = lineOf(netipAddr(to.Addr))
+	}
 	c.out.fd, c.in.fd = fd, fd
 	c.toHost.c, c.toContainer.c = c, c
 	c.left.Store(2)
@@ -127,7 +131,7 @@ func (c *carrier) call(d *direction) {
 		switch d.state.Load() {
 		case resting:
 			if d.state.CompareAndSwap(resting, running) {
-				if d.last < littleAtOnce {
+				if d.last < littleAtOnce && c.ns.exit.hasRoom(c.line) { // whoever ends a turn is not to wait for one container's line
 					c.ns.crew.soon(d)
 				} else {
 					c.ns.crew.give(d)
@@ -283,7 +287,7 @@ func (c *carrier) carryToContainer() bool {
 			}
 			continue
 		}
-		c.ns.exit.waitRoom()
+		c.ns.exit.waitRoom(c.line)
 		c.in.left = min(n, mostAtOnce)
 		asked := int64(c.in.left)
 		// Atomic: what has been read from the socket is kept, even if the buffer becomes smaller meanwhile.

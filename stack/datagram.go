@@ -70,6 +70,9 @@ type datagramFlow struct {
 	told  []outsideError // memory of report
 }
 
+// line is the container's in the exit queue.
+func (f *datagramFlow) line() uint8 { return lineOf(f.entry.key.src.Addr()) }
+
 // touch notes that a datagram passes.
 func (f *datagramFlow) touch() {
 	now := time.Now().UnixNano()

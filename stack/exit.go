@@ -1,11 +1,17 @@
-// This file is the one queue of the packet path: what gVisor has for containers, bounded, drained by one goroutine.
+// This file is the one queue of the packet path: what gVisor has for containers, bounded, drained by one goroutine, fair to the containers.
+//
+// Each container has a line of its own, and the lines are served in turn, quantum by quantum (deficit round robin: Shreedhar and
+// Varghese, 1995). So one that downloads by a hundred connections fills its line and waits in it; the answer to another's ping is next.
 
 package stack
 
 import (
+	"net/netip"
 	"sync"
+	"sync/atomic"
 
 	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"github.com/rootless-ovl/rootless-ovl/internal/packet"
@@ -20,19 +26,32 @@ const (
 // exitFew is how many packets may wait for the end of a turn (turn.go).
 const exitFew = 8
 
-// exitQueue is a ring of packets. push never blocks; a full ring drops. Whoever produces bulk data without holding a lock calls
-// waitRoom first, so that drops are left to bursts. The packets are given to exit by the goroutine of drain, or, where there are few, by that of a
-// turn at its end; by one at a time.
+const (
+	// exitLines is the number of lines. Containers of one subnet share a line only where it has more addresses than there are lines.
+	exitLines = 256
+	// exitQuantum is what a line may send in its turn in bytes: no packet is longer.
+	exitQuantum = 64 << 10
+)
+
+// exitQueue is lines of packets, with room for so many in all. push never blocks; where there is no room, the longest line loses. Whoever produces
+// bulk data without holding a lock calls waitRoom first, so that drops are left to bursts. The packets are given to exit by the goroutine of drain,
+// or, where there are few, by that of a turn at its end; by one at a time.
 type exitQueue struct {
 	count *counters
 	exit  func([]*packet.Packet)
 
+	crowded atomic.Bool // more than half full; changes with mu held
+
 	mu       sync.Mutex
 	filled   sync.Cond // drain has something to do
-	roomy    sync.Cond // the ring is less than half full again, or the queue was closed
-	ring     []*gstack.PacketBuffer
-	head     int
+	roomy    sync.Cond // somebody who waits for room may have some, or the queue was closed
+	slots    []exitSlot
+	free     int32 // first free slot
 	n        int
+	lines    [exitLines]exitLine
+	active   [exitLines]uint8 // a ring of the lines that are not empty, the next first
+	first    uint8            // in active
+	actives  int
 	closed   bool
 	turns    int  // turns that have not ended
 	waiting  bool // drain waits for filled
@@ -45,29 +64,115 @@ type exitQueue struct {
 	arena  []byte
 }
 
+// exitSlot is room for a packet, in a line or in the list of the free.
+type exitSlot struct {
+	pkt  *gstack.PacketBuffer
+	next int32
+}
+
+// exitLine is the packets for one container, as a list of slots.
+type exitLine struct {
+	head, tail int32
+	n          int
+	credit     int  // bytes that it may still send in its turn; above zero while it is active
+	awaited    bool // somebody waits for room in it
+}
+
 func newExitQueue(size int, c *counters, exit func([]*packet.Packet)) *exitQueue {
 	q := &exitQueue{
-		count: c, exit: exit, ring: make([]*gstack.PacketBuffer, size),
+		count: c, exit: exit, slots: make([]exitSlot, size),
 		batch: make([]*packet.Packet, 0, exitBatch), arena: make([]byte, exitArena),
+	}
+	for i := range q.slots {
+		q.slots[i].next = int32(i) + 1
 	}
 	q.filled.L = &q.mu
 	q.roomy.L = &q.mu
 	return q
 }
 
-// push takes a reference to p. It says no when the ring is full (counted) or the queue closed.
+// lineOf is the line of the container with an address, which ends as its other address does (as forwarder/steer.go has it).
+func lineOf(a netip.Addr) uint8 {
+	b := a.As16()
+	return b[15]
+}
+
+// lineFor is the line of a packet.
+func lineFor(p *gstack.PacketBuffer) uint8 {
+	views, skip := p.AsViewList()
+	v := views.Front()
+	if v == nil {
+		return 0
+	}
+	switch b := after(v, &skip); {
+	case len(b) >= header.IPv4MinimumSize && b[0]>>4 == 4:
+		return b[19]
+	case len(b) >= header.IPv6MinimumSize && b[0]>>4 == 6:
+		return b[39]
+	}
+	return 0
+}
+
+// push takes a reference to p. It says no when the queue is closed, or full, and the container has its share of it; the packet that has no room
+// then, this or another's, is counted.
 func (q *exitQueue) push(p *gstack.PacketBuffer) bool {
+	line := lineFor(p)
 	q.mu.Lock()
-	if q.closed || q.n == len(q.ring) {
+	if q.closed || q.n == len(q.slots) && !q.makeRoomLocked(line) {
 		q.mu.Unlock()
 		q.count.drop(dropExitQueue)
 		return false
 	}
-	q.ring[(q.head+q.n)%len(q.ring)] = p.IncRef()
-	q.n++
+	at := q.free
+	q.free = q.slots[at].next
+	q.slots[at] = exitSlot{pkt: p.IncRef()}
+	l := &q.lines[line]
+	if l.n == 0 {
+		l.head, l.credit = at, exitQuantum
+		q.active[(int(q.first)+q.actives)%exitLines] = line
+		q.actives++
+	} else {
+		q.slots[l.tail].next = at
+	}
+	l.tail = at
+	l.n++
+	if q.n++; q.n == len(q.slots)/2+1 {
+		q.crowded.Store(true)
+	}
 	q.rouseLocked()
 	q.mu.Unlock()
 	return true
+}
+
+// makeRoomLocked drops the oldest packet of the longest line for a container, unless its own is not shorter.
+func (q *exitQueue) makeRoomLocked(line uint8) bool {
+	longest := line
+	for i := range q.actives {
+		if other := q.active[(int(q.first)+i)%exitLines]; q.lines[other].n > q.lines[longest].n {
+			longest = other
+		}
+	}
+	if longest == line {
+		return false
+	}
+	q.popLocked(&q.lines[longest]).DecRef() // it has others: it stays active
+	q.count.drop(dropExitQueue)
+	return true
+}
+
+// popLocked takes the first packet of a line.
+func (q *exitQueue) popLocked(l *exitLine) *gstack.PacketBuffer {
+	at := l.head
+	s := &q.slots[at]
+	p := s.pkt
+	l.head = s.next
+	*s = exitSlot{next: q.free}
+	q.free = at
+	l.n--
+	if q.n--; q.n == len(q.slots)/2 {
+		q.crowded.Store(false)
+	}
+	return p
 }
 
 // dueLocked says that drain has something to do.
@@ -83,13 +188,36 @@ func (q *exitQueue) rouseLocked() {
 	}
 }
 
-// waitRoom returns when the ring is at most half full. The caller holds no lock.
-func (q *exitQueue) waitRoom() {
+// shareLocked is how many packets a line may have where the queue is half full.
+func (q *exitQueue) shareLocked() int { return len(q.slots) / 2 / max(1, q.actives) }
+
+// roomLocked tells whether there is room for more bulk data of a line.
+func (q *exitQueue) roomLocked(l *exitLine) bool {
+	return q.closed || !q.crowded.Load() || l.n < q.shareLocked()
+}
+
+// waitRoom returns when the queue is at most half full, or what waits in that line is less than its share of that. The caller holds no lock.
+func (q *exitQueue) waitRoom(line uint8) {
+	if !q.crowded.Load() {
+		return
+	}
+	l := &q.lines[line]
 	q.mu.Lock()
-	for q.n > len(q.ring)/2 && !q.closed {
+	for !q.roomLocked(l) {
+		l.awaited = true
 		q.roomy.Wait()
 	}
 	q.mu.Unlock()
+}
+
+// hasRoom tells whether waitRoom would return at once.
+func (q *exitQueue) hasRoom(line uint8) bool {
+	if !q.crowded.Load() {
+		return true
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.roomLocked(&q.lines[line])
 }
 
 func (q *exitQueue) length() int {
@@ -141,19 +269,35 @@ func (q *exitQueue) drain() {
 	}
 }
 
-// takeLocked moves up to len(dst) packets to dst.
+// takeLocked moves up to len(dst) packets to dst, and not many more bytes than a batch has room for, from line after line.
 func (q *exitQueue) takeLocked(dst []*gstack.PacketBuffer) int {
-	n := min(q.n, len(dst))
-	for i := range n {
-		dst[i] = q.ring[q.head]
-		q.ring[q.head] = nil
-		q.head = (q.head + 1) % len(q.ring)
+	n, bytes := 0, 0
+	crowded, woken := q.crowded.Load(), false
+	for n < len(dst) && bytes < exitArena && q.actives > 0 {
+		line := q.active[q.first]
+		l := &q.lines[line]
+		p := q.popLocked(l)
+		size := p.Size()
+		dst[n] = p
+		n++
+		bytes += size
+		l.credit -= size
+		switch {
+		case l.n == 0:
+			q.first++ // modulo exitLines
+			q.actives--
+		case l.credit <= 0:
+			l.credit += exitQuantum
+			q.first++
+			q.active[(int(q.first)+q.actives-1)%exitLines] = line
+		}
+		if l.awaited && l.n <= q.shareLocked()/2 {
+			l.awaited, woken = false, true
+		}
 	}
-	half := len(q.ring) / 2
-	if q.n > half && q.n-n <= half {
+	if woken || crowded && !q.crowded.Load() {
 		q.roomy.Broadcast()
 	}
-	q.n -= n
 	return n
 }
 

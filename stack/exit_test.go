@@ -5,6 +5,7 @@ package stack
 import (
 	"bytes"
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 
@@ -28,6 +29,7 @@ func TestExitQueue_KeepsOrderAndBytes(t *testing.T) {
 	})
 	for i := range 200 {
 		b := bytes.Repeat([]byte{byte(i)}, 1+i*300%65000)
+		b[0] = 0 // of no container
 		want = append(want, b)
 		p := queued(b)
 		q.push(p)
@@ -70,12 +72,12 @@ func TestExitQueue_ProducersWaitForRoom(t *testing.T) {
 		p := queued([]byte{1})
 		defer p.DecRef()
 		for range 3 {
-			q.waitRoom() // half full is room enough
+			q.waitRoom(0) // half full is room enough
 			q.push(p)
 		}
 		passed := false
 		go func() {
-			q.waitRoom()
+			q.waitRoom(0)
 			passed = true
 		}()
 		synctest.Wait()
@@ -91,6 +93,130 @@ func TestExitQueue_ProducersWaitForRoom(t *testing.T) {
 		}
 		q.close()
 		q.drain()
+	})
+}
+
+// to is a packet of some bytes for a container of the subnet.
+func to(container byte, size int) *gstack.PacketBuffer {
+	b := make([]byte, size)
+	b[0], b[19] = 0x45, container
+	return queued(b)
+}
+
+func TestExitQueue_ServesContainersInTurn(t *testing.T) {
+	for name, c := range map[string]struct {
+		flood, victim int // bytes of a packet
+		before        int // packets of the flood that may leave before the victim's, at most
+		share         float64
+	}{
+		"a small packet behind superpackets":    {60000, 100, 2, 0},
+		"a small packet behind small ones":      {100, 100, 2 * exitQuantum / 100, 0},
+		"superpackets beside superpackets":      {60000, 60000, 2, 0.5},
+		"small packets beside superpackets":     {60000, 1000, 2, 0.5},
+		"superpackets beside a mass of packets": {100, 60000, 2 * exitQuantum / 100, 0.5},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var left []byte
+			bytes := map[byte]int{}
+			q := newExitQueue(4096, new(counters), func(pkts []*packet.Packet) {
+				for _, p := range pkts {
+					left = append(left, p.Bytes()[19])
+				}
+			})
+			push := func(container byte, n, size int) {
+				for range n {
+					p := to(container, size)
+					q.push(p)
+					p.DecRef()
+				}
+			}
+			n := 1
+			if c.share > 0 {
+				n = 1000
+			}
+			push(1, 3000, c.flood)
+			push(2, n, c.victim)
+			q.close()
+			q.drain()
+			first := slices.Index(left, 2)
+			if first < 0 || first > c.before {
+				t.Errorf("the first packet of the other container left after %d of the flood, want %d at most", first, c.before)
+			}
+			if c.share == 0 {
+				return
+			}
+			// As long as both wait, each has its half.
+			last := min(len(left)-1-slices.Index(reversed(left), 1), len(left)-1-slices.Index(reversed(left), 2))
+			for _, container := range left[:last] {
+				bytes[container] += map[byte]int{1: c.flood, 2: c.victim}[container]
+			}
+			if got := float64(bytes[2]) / float64(bytes[1]+bytes[2]); got < 0.9*c.share {
+				t.Errorf("it had %.2f of the bytes while both waited", got)
+			}
+		})
+	}
+}
+
+func reversed(b []byte) []byte {
+	b = slices.Clone(b)
+	slices.Reverse(b)
+	return b
+}
+
+func TestExitQueue_TheLongestLineLosesWhenItIsFull(t *testing.T) {
+	count := new(counters)
+	got := map[byte]int{}
+	q := newExitQueue(100, count, func(pkts []*packet.Packet) {
+		for _, p := range pkts {
+			got[p.Bytes()[19]]++
+		}
+	})
+	for range 1000 {
+		p := to(1, 100)
+		q.push(p)
+		p.DecRef()
+	}
+	for range 30 {
+		p := to(2, 100)
+		if !q.push(p) {
+			t.Error("a packet of the shorter line was refused")
+		}
+		p.DecRef()
+	}
+	q.close()
+	q.drain()
+	if got[1] != 70 || got[2] != 30 || count.drops[dropExitQueue].Load() != 930 {
+		t.Errorf("%d and %d packets left, %d drops", got[1], got[2], count.drops[dropExitQueue].Load())
+	}
+}
+
+func TestExitQueue_RoomIsForEachContainer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newExitQueue(100, new(counters), func([]*packet.Packet) {})
+		for range 80 {
+			p := to(1, 100)
+			q.push(p)
+			p.DecRef()
+		}
+		q.waitRoom(2) // returns
+		if q.hasRoom(1) || !q.hasRoom(2) {
+			t.Error("the flood has room, or the other has none")
+		}
+		passed := false
+		go func() {
+			q.waitRoom(1)
+			passed = true
+		}()
+		synctest.Wait()
+		if passed {
+			t.Error("the flood does not wait")
+		}
+		go q.drain()
+		synctest.Wait()
+		if !passed {
+			t.Error("the flood still waits")
+		}
+		q.close()
 	})
 }
 
@@ -217,7 +343,7 @@ func BenchmarkExit_Superpackets(b *testing.B) {
 	b.ReportAllocs()
 	b.SetBytes(int64(len(data)))
 	for b.Loop() {
-		q.waitRoom()
+		q.waitRoom(0)
 		p := queued(data)
 		q.push(p)
 		p.DecRef()

@@ -116,12 +116,26 @@ func (r *datagramReader) run() {
 			}
 		}
 		r.mu.Unlock()
-		for i, f := range ready {
-			r.ns.exit.waitRoom()
-			f.receive(buf, f.trouble)
-			ready[i] = readyFlow{}
-		}
+		r.serve(ready, buf)
+		clear(ready)
 		ready = ready[:0]
+	}
+}
+
+// serve reads flows, those last whose containers have to wait for room: nobody else waits for it with them.
+func (r *datagramReader) serve(ready []readyFlow, buf []byte) {
+	late := 0
+	for _, f := range ready {
+		if !r.ns.exit.hasRoom(f.line()) {
+			ready[late] = f
+			late++
+			continue
+		}
+		f.receive(buf, f.trouble)
+	}
+	for _, f := range ready[:late] {
+		r.ns.exit.waitRoom(f.line())
+		f.receive(buf, f.trouble)
 	}
 }
 
