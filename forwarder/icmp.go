@@ -20,8 +20,12 @@ const (
 	icmpMax = 576
 	icmpTTL = 64
 
-	icmpPerSecond = 1000
+	icmpPerSecond = 1000 // to peers' containers, of each worker
 	icmpBurst     = 100
+	// To each container of ours, which so takes none away from another: one that floods addresses without anybody must not keep its
+	// neighbours from learning the MTU of their path.
+	icmpPerSecondEach = 200
+	icmpBurstEach     = 50
 
 	ownSlots    = 32
 	fragArena   = 160 << 10 // room for two 64 KB packets in fragments with their headroom
@@ -44,8 +48,34 @@ type ownPackets struct {
 	fragBuf  []byte
 	fragUsed int
 
+	peers allowance // for errors to peers' containers
+}
+
+// allowance is what is left of a token bucket of ICMP errors. It belongs to one goroutine.
+type allowance struct {
 	tokens float64
 	filled time.Time
+}
+
+// fill adds what has come since the last time, up to the burst; it begins full.
+func (a *allowance) fill(burst, perSecond float64) {
+	now := time.Now()
+	if a.filled.IsZero() {
+		a.tokens = burst
+	} else {
+		a.tokens = min(burst, a.tokens+now.Sub(a.filled).Seconds()*perSecond)
+	}
+	a.filled = now
+}
+
+// take pays for one error.
+func (a *allowance) take(burst, perSecond float64) bool {
+	a.fill(burst, perSecond)
+	if a.tokens < 1 {
+		return false
+	}
+	a.tokens--
+	return true
 }
 
 func newOwnPackets() ownPackets {
@@ -53,35 +83,28 @@ func newOwnPackets() ownPackets {
 		icmp:     make([]packet.Packet, 0, ownSlots),
 		icmpBufs: make([]byte, ownSlots*(packet.Headroom+icmpMax)),
 		frags:    make([]packet.Packet, 0, maxOwnFrags),
-		tokens:   icmpBurst,
 	}
 }
 
 func (o *ownPackets) reset() { o.icmp, o.frags, o.fragUsed = o.icmp[:0], o.frags[:0], 0 }
 
-// take pays for one ICMP error.
-func (o *ownPackets) take() bool {
-	o.fill()
-	if o.tokens < 1 {
-		return false
+// pays takes one ICMP error from what the sender of a packet has.
+func (w *worker) pays(in *ingress) bool {
+	if in.kind == fromContainer {
+		return in.port.errors.take(icmpBurstEach, icmpPerSecondEach)
 	}
-	o.tokens--
-	return true
+	return w.own.peers.take(icmpBurst, icmpPerSecond)
 }
 
-func (o *ownPackets) fill() {
-	now := time.Now()
-	if !o.filled.IsZero() {
-		o.tokens = min(icmpBurst, o.tokens+now.Sub(o.filled).Seconds()*icmpPerSecond)
+// abounds tells whether the sender of a packet has enough for errors that matter less, such as those to who knocks at closed doors: path
+// MTU discovery must not wait for them.
+func (w *worker) abounds(in *ingress) bool {
+	a, burst, perSecond := &w.own.peers, float64(icmpBurst), float64(icmpPerSecond)
+	if in.kind == fromContainer {
+		a, burst, perSecond = &in.port.errors, icmpBurstEach, icmpPerSecondEach
 	}
-	o.filled = now
-}
-
-// abounds tells whether there is enough for errors that matter less, such as those to who knocks at closed doors: path MTU discovery must
-// not wait for them.
-func (o *ownPackets) abounds() bool {
-	o.fill()
-	return o.tokens > icmpBurst/2 && len(o.icmp) < cap(o.icmp)/2
+	a.fill(burst, perSecond)
+	return a.tokens > burst/2 && len(w.own.icmp) < cap(w.own.icmp)/2
 }
 
 func (w *worker) unreachable(p *packet.Packet, in *ingress, what reach) {
@@ -122,7 +145,7 @@ func (w *worker) icmpError(p *packet.Packet, in *ingress, t4 header.ICMPv4Type, 
 	if h == nil || (h.kind != hopPort && h.kind != hopOwnAt && h.kind != hopPeer) {
 		return
 	}
-	if !w.own.take() || len(w.own.icmp) == cap(w.own.icmp) {
+	if !w.pays(in) || len(w.own.icmp) == cap(w.own.icmp) {
 		w.drop(DropScratch)
 		return
 	}

@@ -189,11 +189,25 @@ func TestForward_LimitsErrors(t *testing.T) {
 	}
 }
 
-func TestOwnPackets_RefillsAtItsRate(t *testing.T) {
+func TestForward_ErrorsForOneContainerCostAnotherNone(t *testing.T) {
+	g := newRig(t)
+	for range 1000 {
+		g.fromA(pkt(udp(containerA, "10.1.0.77", 10)))
+	}
+	before := g.Stats().ICMPErrors
+	for range 10 {
+		g.from(ingress{kind: fromContainer, port: g.portB}, pkt(udp(containerB, "10.1.0.77", 10)))
+	}
+	if n := g.Stats().ICMPErrors - before; n != 10 || before >= 1000 {
+		t.Errorf("%d errors for the ten packets of a container, after %d for a thousand of another", n, before)
+	}
+}
+
+func TestAllowance_RefillsAtItsRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := newOwnPackets()
+		var a allowance
 		drain := func() (n int) {
-			for o.take() {
+			for a.take(icmpBurst, icmpPerSecond) {
 				n++
 			}
 			return n

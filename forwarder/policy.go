@@ -99,7 +99,7 @@ func (w *worker) permits(p *packet.Packet, h *hop, in *ingress) bool {
 	}
 	refuses.refused.Add(1)
 	w.drop(DropPolicy)
-	if w.own.abounds() {
+	if w.abounds(in) {
 		w.icmpError(p, in, header.ICMPv4DstUnreachable, header.ICMPv4AdminProhibited, header.ICMPv6DstUnreachable, header.ICMPv6Prohibited, 0)
 	}
 	return false

@@ -80,6 +80,8 @@ type Port struct {
 	loop   *loop
 	policy *policy // nil: everything is open
 
+	errors allowance // of the goroutine that reads the device
+
 	gone    atomic.Bool
 	refused atomic.Uint64 // packets, by policy
 }
@@ -369,7 +371,7 @@ func (w *worker) forward(p *packet.Packet, in *ingress) {
 			}
 			if asksResolver(ip) {
 				w.drop(DropTransit)
-				if w.own.abounds() {
+				if w.abounds(in) {
 					w.icmpError(p, in, header.ICMPv4DstUnreachable, header.ICMPv4PortUnreachable, header.ICMPv6DstUnreachable, header.ICMPv6PortUnreachable, 0)
 				}
 				return
