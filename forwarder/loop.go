@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -48,6 +49,7 @@ type loop struct {
 
 	// of the goroutine of run
 	waiter waiter
+	level  time.Duration // that ports have been served up to (turns.go)
 
 	// atomic
 	slots atomic.Pointer[[]*Port] // by epoll data; a removed port leaves nil
@@ -204,13 +206,11 @@ func (l *loop) run(stop *atomic.Bool) error {
 			lanes >>= maxLanes
 		}
 		for _, ev := range events[:n] {
-			switch {
-			case ev.Fd >= 0:
-				l.readPort(int(ev.Fd))
-			case ev.Fd == guestID:
+			if ev.Fd == guestID {
 				l.attend()
 			}
 		}
+		l.readPorts(events[:n])
 	}
 	return nil
 }

@@ -80,7 +80,9 @@ type Port struct {
 	loop   *loop
 	policy *policy // nil: everything is open
 
-	errors allowance // of the goroutine that reads the device
+	// of the goroutine that reads the device
+	errors allowance
+	used   time.Duration // of the loop's time, on the scale of loop.level
 
 	gone    atomic.Bool
 	refused atomic.Uint64 // packets, by policy
