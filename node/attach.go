@@ -538,7 +538,7 @@ func (n *Node) remove(a *attachment, why string) error {
 	close(a.off)
 	n.log.Info("detached", "name", a.saved.Name, "addr", a.saved.Addr.Addr(), "where", a.saved.where(), "why", why)
 	if serr := n.saveAttachmentsLocked(); serr != nil {
-		n.log.Error("attachments not saved", "err", serr)
+		n.log.Error("attachments not saved, so that the next start would not take them up as they are: see whether the disk is full", "err", serr)
 	}
 	return err
 }

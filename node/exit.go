@@ -65,7 +65,7 @@ func (n *Node) noteEntered(a *attachment) {
 	}
 	a.entered = true
 	if err := n.saveAttachmentsLocked(); err != nil {
-		n.log.Error("attachments not saved", "err", err)
+		n.log.Error("attachments not saved, so that the next start would not take them up as they are: see whether the disk is full", "err", err)
 	}
 }
 

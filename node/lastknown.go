@@ -85,7 +85,7 @@ func (n *Node) forgetConfig() {
 	defer n.mu.Unlock()
 	n.configGone = true
 	if err := n.saveLastLocked(); err != nil {
-		n.log.Error("last known leases not saved", "err", err)
+		n.log.Error("last known leases not saved, which a start without the store would need: see whether the disk is full", "err", err)
 	}
 }
 
@@ -131,7 +131,7 @@ func (n *Node) saveWhenDirty(ctx context.Context) error {
 		err := n.saveLastLocked()
 		n.mu.Unlock()
 		if err != nil && !errors.Is(err, context.Canceled) {
-			n.log.Error("last known leases not saved", "err", err)
+			n.log.Error("last known leases not saved, which a start without the store would need: see whether the disk is full", "err", err)
 		}
 	}
 	return nil

@@ -265,7 +265,7 @@ func (n *Node) notePlace(a *attachment, at nsutil.Place) (moved bool) {
 	err, name := n.saveAttachmentsLocked(), a.saved.Name
 	n.mu.Unlock()
 	if err != nil {
-		n.log.Error("attachments not saved", "err", err)
+		n.log.Error("attachments not saved, so that the next start would not take them up as they are: see whether the disk is full", "err", err)
 	}
 	n.log.Debug("interface moved or named", "name", name, "ifname", at.IfName, "netns", at.Inode, "home", at.Inode == a.saved.Home.Inode)
 	n.renewInside(a, at)

@@ -646,6 +646,6 @@ func (n *Node) selfLocked() self {
 
 func (n *Node) notify(state string) {
 	if _, err := daemon.SdNotify(false, state); err != nil {
-		n.log.Warn("systemd not told", "state", state, "err", err)
+		n.log.Warn("systemd not told, and may think that the service has not started", "state", state, "err", err)
 	}
 }

@@ -81,10 +81,10 @@ func New(c Config) *Driver {
 	}
 	var err error
 	if d.networks, err = openNetworks(c.StateDir); err != nil {
-		d.log.Warn("docker", "err", err)
+		d.log.Warn("a file of docker's driver cannot be read; what it named is not known until docker asks again", "err", err)
 	}
 	if d.sockets, err = openSockets(c.RuntimeDir, c.DockerHost); err != nil {
-		d.log.Warn("docker", "err", err)
+		d.log.Warn("a file of docker's driver cannot be read; what it named is not known until docker asks again", "err", err)
 	}
 	return d
 }
