@@ -92,9 +92,9 @@ race: check-race ## unit tests under the race detector (needs gcc)
 	CGO_ENABLED=1 $(GO) test -race -timeout 20m $(TESTFLAGS) $(UNIT)
 
 .PHONY: race-integration
-race-integration: check-deps check-race ## black-box tests of programs built with the race detector (needs gcc)
-	CGO_ENABLED=1 $(GO) build -race -o bin/race/ ./cmd/...
-	ROOTLESS_OVL_BIN=$(CURDIR)/bin/race/rootless-ovl $(GO) test -count=1 -timeout 30m $(SIDE) $(TESTFLAGS) ./test/...
+race-integration: check-deps check-race build ## black-box tests with daemons built with the race detector (needs gcc)
+	CGO_ENABLED=1 $(GO) build -race -o bin/race/rootless-ovl ./cmd/rootless-ovl
+	ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) ROOTLESS_OVL_DAEMON=$(CURDIR)/bin/race/rootless-ovl $(GO) test -count=1 -timeout 30m $(SIDE) $(TESTFLAGS) ./test/...
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (30s)

@@ -120,7 +120,7 @@ func (h *Host) upWith(env []string, args ...string) *Daemon {
 	log, err := os.Create(d.Log)
 	must(t, "daemon log", err)
 	defer log.Close()
-	d.cmd = h.Command(program(), append([]string{"up"}, args...)...)
+	d.cmd = h.Command(daemonProgram(), append([]string{"up"}, args...)...)
 	d.cmd.Env = append(d.cmd.Env, env...)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -23,6 +23,8 @@ import (
 // rootless-ovl-plugin beside it, instead of those built for the occasion.
 const (
 	BinaryVar = "ROOTLESS_OVL_BIN"
+	// DaemonVar names another rootless-ovl, of which the daemons are then, and the commands are not: one that is built to be watched, and slow to start.
+	DaemonVar = "ROOTLESS_OVL_DAEMON"
 	// ArtifactsVar names a directory that logs and packet captures of failed tests are copied to.
 	ArtifactsVar = "ROOTLESS_OVL_ARTIFACTS"
 
@@ -273,6 +275,14 @@ const pluginName = "rootless-ovl-plugin"
 
 // providePrograms puts the programs under test into dir: the one that BinaryVar names with the one beside it, or both built now.
 func providePrograms(dir string) error {
+	if given := os.Getenv(DaemonVar); given != "" {
+		if err := os.Mkdir(filepath.Join(dir, "daemon"), 0o755); err != nil {
+			return err
+		}
+		if err := copyFile(given, daemonIn(dir)); err != nil {
+			return fmt.Errorf("%s: %w", DaemonVar, err)
+		}
+	}
 	if given := os.Getenv(BinaryVar); given != "" {
 		err := copyFile(given, filepath.Join(dir, "rootless-ovl"))
 		if err == nil {
@@ -387,6 +397,17 @@ func ordinaryUser() (uid, gid int) {
 		}
 	}
 	return nobody, nobody
+}
+
+// daemonIn is where the program of the daemons is, if it is another.
+func daemonIn(dir string) string { return filepath.Join(dir, "daemon", "rootless-ovl") }
+
+// daemonProgram is the path of the program that daemons are of.
+func daemonProgram() string {
+	if os.Getenv(DaemonVar) != "" {
+		return daemonIn(os.Getenv(dirVar))
+	}
+	return program()
 }
 
 // program is the path of the program under test, seen from inside the lab.
