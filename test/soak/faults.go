@@ -33,6 +33,7 @@ type maker func(*run) *fault
 var faults = []weighted[maker]{
 	{"daemon killed", 14, (*run).kills},
 	{"daemon restarted", 8, (*run).restarts},
+	{"daemon replaced", 10, (*run).replaces},
 	{"daemon stopped for a while", 6, (*run).pauses},
 	{"etcd away", 8, (*run).storeAway},
 	{"etcd frozen", 5, (*run).storeFrozen},
@@ -85,14 +86,8 @@ func (r *run) storeOnly(hurts []*fault) bool {
 	return !slices.ContainsFunc(hurts, func(f *fault) bool { return !f.quiet })
 }
 
-// victim is a node by the seed.
-func (r *run) victim(mortal bool) *node {
-	for {
-		if n := r.nodes[r.rng.IntN(len(r.nodes))]; n.killed || !mortal {
-			return n
-		}
-	}
-}
+// victim is any node, by the seed.
+func (r *run) victim() *node { return r.nodes[r.rng.IntN(len(r.nodes))] }
 
 func (r *run) millis(most int) time.Duration {
 	return time.Duration(r.rng.IntN(most)) * time.Millisecond
@@ -105,7 +100,7 @@ func (r *run) up(n *node, args ...string) {
 }
 
 func (r *run) kills() *fault {
-	n, away := r.victim(true), time.Duration(0)
+	n, away := r.mortal, time.Duration(0)
 	if r.rng.IntN(2) == 0 {
 		away = r.millis(2000)
 	}
@@ -117,7 +112,7 @@ func (r *run) kills() *fault {
 }
 
 func (r *run) restarts() *fault {
-	n, away := r.victim(true), r.millis(1000)
+	n, away := r.mortal, r.millis(1000)
 	return &fault{node: n, beside: true, begin: func() {
 		if code := n.daemon().Stop(); code != 0 {
 			r.t.Errorf("%s: the daemon ended with exit code %d", n.Name, code)
@@ -127,8 +122,38 @@ func (r *run) restarts() *fault {
 	}}
 }
 
+// replaces has a new daemon take the place of another, with its descriptors: `up --replace`.
+func (r *run) replaces() *fault {
+	n := r.replaced
+	return &fault{node: n, beside: true, quiet: true, begin: func() {
+		old := n.daemon()
+		r.logged(n)
+		next := n.UpNoWait("--etcd-endpoints", r.etcd.Endpoint, "--replace")
+		for deadline := time.Now().Add(time.Minute); next.Running() && old.Running() && time.Now().Before(deadline); {
+			time.Sleep(20 * time.Millisecond)
+		}
+		switch {
+		case next.Running() && !old.Running():
+			n.leaks.pid = next.PID // what was handed over counts on
+			n.set(next)
+			if code := old.Wait(); code != 0 {
+				r.t.Errorf("%s: the daemon that was replaced ended with exit code %d", n.Name, code)
+			}
+		case !next.Running() && old.Running() && len(r.hurts) > 1:
+			r.say("%s was not replaced: %s", n.Name, lastLine(next.LogText()))
+		default:
+			r.t.Errorf("%s: old daemon running %v, its successor %v: %s", n.Name, old.Running(), next.Running(), lastLine(next.LogText()))
+		}
+	}}
+}
+
+func lastLine(text string) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	return lines[len(lines)-1]
+}
+
 func (r *run) pauses() *fault {
-	n := r.victim(false)
+	n := r.victim()
 	return &fault{node: n, begin: func() {
 		n.mute = true
 		n.daemon().Signal(unix.SIGSTOP)
@@ -183,7 +208,7 @@ func (n *node) key() string {
 
 // leaseRevoked ends the etcd lease of a node's subnet, or of its names, with all keys on it.
 func (r *run) leaseRevoked() *fault {
-	n, ofNames := r.victim(false), r.rng.IntN(2) == 0
+	n, ofNames := r.victim(), r.rng.IntN(2) == 0
 	return &fault{quiet: true, begin: r.operator(func(ctx context.Context) error {
 		key, options := n.key(), []clientv3.OpOption(nil)
 		if ofNames {
@@ -199,7 +224,7 @@ func (r *run) leaseRevoked() *fault {
 }
 
 func (r *run) keyDeleted() *fault {
-	n := r.victim(false)
+	n := r.victim()
 	key := n.key()
 	if m := r.one(attached); m != nil {
 		m.busy = false
@@ -235,17 +260,17 @@ func (r *run) must(f func() error) func() {
 }
 
 func (r *run) cablePulled() *fault {
-	n := r.victim(false)
+	n := r.victim()
 	return &fault{node: n, begin: r.must(n.Unplug), end: r.must(n.Plug)}
 }
 
 func (r *run) interfaceDown() *fault {
-	n := r.victim(false)
+	n := r.victim()
 	return &fault{node: n, begin: r.must(n.LinkDown), end: r.must(n.LinkUp)}
 }
 
 func (r *run) badCable() *fault {
-	n := r.victim(false)
+	n := r.victim()
 	way := func() lab.Impairment {
 		return lab.Impairment{
 			Loss: r.rng.Float64() * 0.1, Duplicate: r.rng.Float64() * 0.2, Reorder: r.rng.Float64() * 0.3,
@@ -260,7 +285,7 @@ func (r *run) badCable() *fault {
 }
 
 func (r *run) addressChanged() *fault {
-	n, away := r.victim(false), r.millis(1500)
+	n, away := r.victim(), r.millis(1500)
 	r.address++
 	if r.address > 250 {
 		r.address = 101

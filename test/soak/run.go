@@ -45,7 +45,6 @@ type node struct {
 	subnet netip.Prefix   // for the whole run
 	id     string
 	mute   bool // its daemon does not answer now
-	killed bool // may be killed: the others show whether something leaks over the whole run
 	logs   *logReader
 	leaks  *samples
 
@@ -76,8 +75,10 @@ type run struct {
 	etcd    *lab.Etcd
 	client  *clientv3.Client
 	backend string
-	nodes   []*node
-	begin   time.Time
+	nodes   []*node // the first one's daemon lives as long as the run
+	// Whose daemon is killed and restarted, and whose is replaced; what is handed over from one to the next must not grow.
+	mortal, replaced *node
+	begin            time.Time
 
 	members  []*member       // whose container lives
 	hurts    []*fault        // of this day
@@ -115,7 +116,7 @@ func newRun(t *trial, seed uint64) *run {
 	}
 	r.outside = serve(t, r, r.lab.Outside.Space, "outside")
 	for i := 1; i <= hosts; i++ {
-		n := &node{Host: r.lab.Host(i), killed: i > 1, leaks: &samples{}, logs: &logReader{}}
+		n := &node{Host: r.lab.Host(i), leaks: &samples{}, logs: &logReader{}}
 		r.nodes = append(r.nodes, n)
 		n.engine = n.Container("engine")
 		n.set(n.Up("--etcd-endpoints", r.etcd.Endpoint))
@@ -126,6 +127,7 @@ func newRun(t *trial, seed uint64) *run {
 			t.Fatalf("%s: subnet %q: %v", n.Name, st.Subnet, err)
 		}
 	}
+	r.mortal, r.replaced = r.nodes[1], r.nodes[2]
 	r.say("%s: %s", r.backend, strings.Join(r.eachNode(func(n *node) string { return n.Name + " " + n.subnet.String() }), ", "))
 	return r
 }
