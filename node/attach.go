@@ -688,8 +688,9 @@ func (n *Node) adopt() error {
 	n.boot, n.pool.last, n.unadopted = boot, saved.LastAddr, saved.Attachments
 	n.takeUpAddressesLocked(saved.Reserved)
 	n.mu.Unlock()
+	var adopted []*attachment
 	for i, s := range saved.Attachments {
-		err := n.adoptOne(s)
+		a, err := n.adoptOne(s)
 		n.mu.Lock()
 		n.unadopted = saved.Attachments[i+1:]
 		n.mu.Unlock()
@@ -704,7 +705,13 @@ func (n *Node) adopt() error {
 			n.log.Log(context.Background(), level, "attachment dropped", "name", s.Name, "addr", s.Addr.Addr(), "where", s.where(), "err", err)
 			continue
 		}
+		adopted = append(adopted, a)
 		n.log.Info("attachment taken up again", "name", s.Name, "addr", s.Addr.Addr(), "where", s.where())
+	}
+	// When all containers reach each other: sockets in a namespace are tried out, which may take a while.
+	for _, a := range adopted {
+		n.restorePorts(a)
+		n.startPorts(a)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -724,28 +731,29 @@ func (n *Node) bootID() string {
 // errBadEntry is an entry of the state file that the node has not written.
 var errBadEntry = errors.New("its entry in the state file is not valid")
 
-func (n *Node) adoptOne(s savedAttachment) (err error) {
+// adoptOne takes up an attachment without its ports.
+func (n *Node) adoptOne(s savedAttachment) (taken *attachment, err error) {
 	r := api.AttachRequest{PID: s.PID, Netns: s.Netns, Name: s.Name, Owner: s.Owner, IfName: s.IfName, MAC: s.MAC, Policy: s.Policy, DNSAt: s.DNSAt, Loose: s.Loose}
 	if s.PID == 0 && s.Netns == "" && s.Inode != 0 {
 		r.NetnsFD = 3 // of whoever it was, any number
 	}
 	if err := r.Validate(); err != nil {
-		return fmt.Errorf("%w: %w", errBadEntry, err)
+		return nil, fmt.Errorf("%w: %w", errBadEntry, err)
 	}
 	switch {
 	case s.Name == "":
-		return fmt.Errorf("%w: it has no name", errBadEntry)
+		return nil, fmt.Errorf("%w: it has no name", errBadEntry)
 	case !s.Addr.Addr().Is4() || s.Addr6.IsValid() && !s.Addr6.Addr().Is6():
-		return fmt.Errorf("%w: it has no address", errBadEntry)
+		return nil, fmt.Errorf("%w: it has no address", errBadEntry)
 	}
 	if s.PID != 0 {
 		if start, err := n.edges.startTime(s.PID); err != nil || start != s.StartTime {
-			return errors.New("its process has ended")
+			return nil, errors.New("its process has ended")
 		}
 	}
 	ns, err := n.findSaved(&s)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer ns.Close()
 	a := n.newAttachment(s)
@@ -754,15 +762,15 @@ func (n *Node) adoptOne(s savedAttachment) (err error) {
 		a.ports = append(a.ports, &published{saved: p}) // restorePorts opens them
 	}
 	n.mu.Lock()
-	_, taken := n.attachments[s.Name]
-	if taken {
+	_, twice := n.attachments[s.Name]
+	if twice {
 		err = fmt.Errorf("name %q is there twice", s.Name)
 	} else if err = n.pool.keep(s.Addr.Addr(), s.Name); err == nil {
 		n.attachments[s.Name] = a
 	}
 	n.mu.Unlock()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
@@ -775,26 +783,24 @@ func (n *Node) adoptOne(s savedAttachment) (err error) {
 		}
 	}()
 	if err := n.keepNamespace(a, ns); err != nil {
-		return err
+		return nil, err
 	}
 	exit, err := n.watchFor(a)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	n.refit(a, ns)
 	l, err := n.adoptTAP(a, ns)
 	if err != nil {
 		exit.Close()
-		return err
+		return nil, err
 	}
 	n.letThrough(a, ns)
-	n.restorePorts(a, s.Ports)
 	if err := n.enter(a, l, exit, n.overlayMTU()); err != nil {
 		exit.Close()
-		return errors.Join(err, l.Close())
+		return nil, errors.Join(err, l.Close())
 	}
-	n.startPorts(a)
-	return nil
+	return a, nil
 }
 
 // release closes all TAPs and leaves them in their containers for the next daemon. It is called when the router and the

@@ -415,13 +415,15 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	n.stack, n.gateway, n.dialer = gw, gw, gw
 	n.pool.subnet, n.subnet6 = own.v4, own.v6
 	n.mu.Unlock()
-	if err := n.adopt(); err != nil {
-		return err
-	}
 	if atOnce {
 		if err := n.forwardOn(own); err != nil {
 			return err
 		}
+	}
+	if err := n.adopt(); err != nil {
+		return err
+	}
+	if atOnce {
 		if n.given != nil {
 			if err := n.takePlace(); err != nil {
 				return err

@@ -535,9 +535,15 @@ func (n *Node) stopPorts(a *attachment) {
 }
 
 // restorePorts opens the ports that an attachment had under the last daemon. One that cannot be opened is a problem of the attachment.
-func (n *Node) restorePorts(a *attachment, saved []savedPort) {
+func (n *Node) restorePorts(a *attachment) {
 	n.portsMu.Lock()
 	defer n.portsMu.Unlock()
+	n.mu.Lock()
+	saved := a.savedPortsLocked() // none of one that has left by now
+	n.mu.Unlock()
+	if len(saved) == 0 {
+		return
+	}
 	var list []*published
 	for _, s := range saved {
 		p := &published{saved: s}
