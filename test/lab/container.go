@@ -210,6 +210,16 @@ func (s *Space) Blackhole(prefix netip.Prefix) error {
 	})
 }
 
+// Unblackhole undoes Blackhole.
+func (s *Space) Unblackhole(prefix netip.Prefix) error {
+	return s.Do(func() error {
+		return netlink.RouteDel(&netlink.Route{
+			Dst:  &net.IPNet{IP: prefix.Addr().AsSlice(), Mask: net.CIDRMask(prefix.Bits(), prefix.Addr().BitLen())},
+			Type: unix.RTN_BLACKHOLE,
+		})
+	})
+}
+
 // AddRoute has the space send what is for the prefix to a router. To do so twice is no error.
 func (s *Space) AddRoute(prefix netip.Prefix, via netip.Addr) error {
 	return s.Do(func() error {
