@@ -42,7 +42,7 @@ func newBadDay(t *testing.T, l *lab.Lab, nodes int, client *clientv3.Client, arg
 	}
 	waitPeers(t, nodes-1, b.daemons...)
 	for i := range nodes {
-		b.members = append(b.members, join(t, l.Host(i+1), "c"))
+		b.members = append(b.members, join(t, l.Host(i+1), fmt.Sprintf("c%d", i+1)))
 	}
 	b.agree()
 	b.begin()
@@ -387,7 +387,7 @@ func TestBadStore_RestoredFromABackup(t *testing.T) {
 			}
 			b.daemons = append(b.daemons, l.Host(3).Up(args(3)...))
 			for i := range b.daemons {
-				b.members = append(b.members, join(t, l.Host(i+1), "c"))
+				b.members = append(b.members, join(t, l.Host(i+1), fmt.Sprintf("c%d", i+1)))
 			}
 			b.agree()
 			b.begin()
