@@ -58,11 +58,21 @@ func (c *Client) sameStore(ctx context.Context, h *pb.ResponseHeader, floor int6
 		m.id, m.rev = id, max(m.rev, h.Revision)
 		return nil
 	}
+	m.id, m.rev = id, h.Revision
+	if err := c.chooseLocked(ctx); err != nil || m.id == id {
+		return err
+	}
+	return &otherStoreError{[]string{"an endpoint"}, c.etcd.Endpoints()[0]} // that was left out before it had answered
+}
+
+// chooseLocked asks all endpoints who they are, leaves out those of other stores than that of the first that answers, and returns an error if it did
+// not before: then an answer may have been of one of them.
+func (c *Client) chooseLocked(ctx context.Context) error {
+	m := &c.members
 	of, ids := c.stores(ctx)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	m.id, m.rev, m.narrowed = id, h.Revision, false
 	first := slices.IndexFunc(ids, func(id uint64) bool { return id != 0 })
 	if first < 0 {
 		return nil // nobody contradicts
@@ -76,12 +86,15 @@ func (c *Client) sameStore(ctx context.Context, h *pb.ResponseHeader, floor int6
 		}
 	}
 	m.id, m.narrowed = ids[first], len(others) > 0
-	c.etcd.SetEndpoints(ours...)
-	if m.narrowed {
-		m.rev = 0
-		return &otherStoreError{others, m.all[first]}
+	if slices.Equal(ours, c.etcd.Endpoints()) {
+		return nil
 	}
-	return nil
+	c.etcd.SetEndpoints(ours...)
+	if !m.narrowed {
+		return nil
+	}
+	m.rev = 0
+	return &otherStoreError{others, m.all[first]}
 }
 
 // stores asks every endpoint who it is: ids are the clusters, 0 where there is no answer, and of two endpoints with the same number in of none has
@@ -131,18 +144,25 @@ func (c *Client) look(ctx context.Context) []*clientv3.StatusResponse {
 	return all
 }
 
-// failed is classify. When the store is away, all endpoints are asked again: of the ones that were left out any is better than none.
+// failed is classify. When the store is away, all endpoints are asked again: of the ones that were left out any is better than none. An etcd lease
+// that is not there may be in another store: errors do not tell whose they are.
 func (c *Client) failed(ctx context.Context, doing string, err error) error {
+	m := &c.members
 	err = classify(ctx, c.name, doing, err)
-	var other *otherStoreError
-	if !errors.Is(err, ErrUnreachable) || errors.As(err, &other) {
+	if err == nil || len(m.all) < 2 {
 		return err
 	}
-	c.members.mu.Lock()
-	defer c.members.mu.Unlock()
-	if c.members.narrowed {
-		c.members.narrowed = false
-		c.etcd.SetEndpoints(c.members.all...)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var other *otherStoreError
+	switch {
+	case errors.Is(err, ErrLeaseExpired):
+		if mixed := c.chooseLocked(ctx); mixed != nil {
+			return classify(ctx, c.name, doing, mixed)
+		}
+	case errors.Is(err, ErrUnreachable) && !errors.As(err, &other) && m.narrowed:
+		m.narrowed = false
+		c.etcd.SetEndpoints(m.all...)
 	}
 	return err
 }

@@ -37,16 +37,26 @@ type Registry struct {
 	held   sync.Map // *Held -> its key, of which that Held speaks by itself
 
 	revMu sync.Mutex
-	rev   int64 // of the store, the last that a watch listed at
+	rev   int64 // of the store, as last seen
 }
 
-// seen notes a revision of the store, and says once when it goes back.
-func (r *Registry) seen(rev int64) {
+// reached notes a revision that the store has come to; 0 for none, and says the last.
+func (r *Registry) reached(rev int64) int64 {
 	r.revMu.Lock()
 	defer r.revMu.Unlock()
-	if rev < r.rev {
-		r.log.Warn("the store has gone back: it was restored from a backup, began anew, or is another one; what this node has in it is put back", "store", r.store.String(), "revision", rev, "before", r.rev)
+	r.rev = max(r.rev, rev)
+	return r.rev
+}
+
+// listed notes the revision of a list that was asked for when the store had reached since, and says once when it has gone back.
+func (r *Registry) listed(since, rev int64) {
+	r.revMu.Lock()
+	defer r.revMu.Unlock()
+	if since = min(since, r.rev); rev >= since {
+		r.rev = max(r.rev, rev)
+		return
 	}
+	r.log.Warn("the store has gone back: it was restored from a backup, began anew, or is another one; what this node has in it is put back", "store", r.store.String(), "revision", rev, "before", since)
 	r.rev = rev
 }
 

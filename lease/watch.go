@@ -116,13 +116,14 @@ type following[E any] struct {
 func (f *following[E]) run(ctx context.Context) {
 	var pause backoff
 	for ctx.Err() == nil {
+		since := f.r.reached(0)
 		pairs, rev, err := f.r.store.Get(ctx, f.key, true)
 		f.report(err)
 		if err != nil {
 			pause.wait(ctx, f.r.health.answered())
 			continue
 		}
-		f.r.seen(rev)
+		f.r.listed(since, rev)
 		if f.listed != nil {
 			f.listed(rev)
 		}
@@ -159,6 +160,7 @@ func (f *following[E]) from(ctx context.Context, list []Pair, rev int64) error {
 			}
 		}
 		rev = max(rev, e.Revision)
+		f.r.reached(rev)
 		return len(e.Changes) > 0
 	}
 

@@ -120,11 +120,12 @@ func (n *Node) tellVanished(gone []lease.Lease) {
 		}
 	}
 	const named = 8
-	if len(subnets) > named {
+	count := len(subnets)
+	if count > named {
 		subnets = append(subnets[:named], "...")
 	}
-	if len(subnets) > 0 {
-		n.log.Warn("leases have vanished from the store; their nodes have time to put them back, and are sent to meanwhile", "count", len(gone), "subnets", strings.Join(subnets, " "), "grace", peerGrace)
+	if count > 0 {
+		n.log.Warn("leases have vanished from the store; their nodes have time to put them back, and are sent to meanwhile", "count", count, "subnets", strings.Join(subnets, " "), "grace", peerGrace)
 	}
 }
 

@@ -299,10 +299,11 @@ func TestBadStore_Stutters(t *testing.T) {
 
 func TestBadStore_ComesBackEmpty(t *testing.T) {
 	t.Parallel()
-	b, e := onEtcd(t, 3)
+	l, e, client := withEtcd(t, 4)
 	for range 30 {
-		put(t, b.client, "/unrelated", "x") // so that revisions go back a long way
+		put(t, client, "/unrelated", "x") // so that revisions go back a long way
 	}
+	b := newBadDay(t, l, 3, client, func(int) []string { return []string{"--etcd-endpoints", e.Endpoint, "--network", network.String()} })
 	e.Stop()
 	e.Wipe()
 	e.Start()
@@ -313,9 +314,7 @@ func TestBadStore_ComesBackEmpty(t *testing.T) {
 		}
 	}
 	// The network is the one that there was, to whoever comes.
-	b.daemons[2].Stop()
-	d := b.Host(3).Up("--etcd-endpoints", e.Endpoint, "--state-dir", filepath.Join(b.Host(3).Dir, "other"))
-	if st := d.Status(); st.Network != network.String() {
+	if st := b.Host(4).Up("--etcd-endpoints", e.Endpoint).Status(); st.Network != network.String() {
 		t.Errorf("a new node is in the network %s", st.Network)
 	}
 }
@@ -347,10 +346,8 @@ func TestBadStore_EmbeddedComesBackEmpty(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	before := b.daemons[0].LogText()
 	b.daemons[0] = h.Up(listen...) // it remembers the network
 	b.logged[0] = 0
-	_ = before
 	b.pings = b.pings[1:2]
 	b.end(6)
 }
@@ -551,6 +548,8 @@ func TestBadStore_TwoStoresInOneList(t *testing.T) {
 	b.agree()
 	first.Start()
 	b.client = client
+	b.agree()
+	b.revoke(b.daemons[0]) // it is not taken for lost in the other store
 	b.end(8)
 	for _, d := range b.daemons {
 		if !strings.Contains(d.LogText(), "not of one store") {

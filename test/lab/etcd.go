@@ -172,7 +172,7 @@ func (e *Etcd) Snapshot() (restore func()) {
 	etcdctl("--endpoints", e.Endpoint, "snapshot", "save", file)
 	return func() {
 		e.Wipe()
-		etcdctl("snapshot", "restore", file, "--data-dir", e.dir, "--name", e.name)
+		etcdctl("snapshot", "restore", file, "--data-dir", e.dir, "--name", e.name, "--initial-cluster", e.name+"=http://localhost:2380")
 	}
 }
 
