@@ -472,6 +472,9 @@ func (c *Client) Watch(ctx context.Context, key string, prefix bool, rev int64) 
 				return false
 			}
 		}
+		watching, cancel := context.WithCancel(ctx)
+		defer cancel()
+		go c.lookAround(watching)
 		if err := c.watch(ctx, req, send); ctx.Err() == nil {
 			send(Events{Err: c.failed(ctx, "watching "+key, err)})
 		}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -24,7 +25,18 @@ type membership struct {
 	id       uint64 // of the cluster that is asked; 0: none has answered yet
 	rev      int64  // the latest that has been answered
 	narrowed bool   // not all are asked
+	mixed    bool   // they have been found to be of several stores
+	sure     bool   // at the last look all have answered, and nothing has failed since
+	looked   time.Time
+	unsure   time.Time // since when
 }
+
+// How often the endpoints are looked at while it is not known of all which store they are; of several stores, while another than the first is in
+// use, it is the former.
+const (
+	lookAgain  = 3 * time.Second
+	lookSeldom = time.Minute
+)
 
 // floor is the revision that answers to requests from now on have at least, of those that are linearizable.
 func (m *membership) floor() int64 {
@@ -69,10 +81,12 @@ func (c *Client) sameStore(ctx context.Context, h *pb.ResponseHeader, floor int6
 // not before: then an answer may have been of one of them.
 func (c *Client) chooseLocked(ctx context.Context) error {
 	m := &c.members
+	m.looked = time.Now()
 	of, ids := c.stores(ctx)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
+	m.sure = !slices.Contains(ids, 0)
 	first := slices.IndexFunc(ids, func(id uint64) bool { return id != 0 })
 	if first < 0 {
 		return nil // nobody contradicts
@@ -86,6 +100,7 @@ func (c *Client) chooseLocked(ctx context.Context) error {
 		}
 	}
 	m.id, m.narrowed = ids[first], len(others) > 0
+	m.mixed = m.mixed || m.narrowed
 	if slices.Equal(ours, c.etcd.Endpoints()) {
 		return nil
 	}
@@ -95,6 +110,36 @@ func (c *Client) chooseLocked(ctx context.Context) error {
 	}
 	m.rev = 0
 	return &otherStoreError{others, m.all[first]}
+}
+
+// lookAround looks, until ctx ends, who the endpoints are that were not looked at, and whether the store that decides has come back while another
+// is in use: no request may be made for long. Taking endpoints away ends the watches there.
+func (c *Client) lookAround(ctx context.Context) {
+	if len(c.members.all) < 2 {
+		return
+	}
+	tick := time.NewTicker(lookAgain)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		m := &c.members
+		m.mu.Lock()
+		if m.unsure.IsZero() {
+			m.unsure = time.Now()
+		}
+		every := lookAgain / 2 // of several watches one looks
+		if !m.mixed {
+			every = max(every, min(lookSeldom, time.Since(m.unsure)/2))
+		}
+		if (m.mixed || !m.sure) && !m.narrowed && time.Since(m.looked) > every {
+			_ = c.chooseLocked(ctx) // nobody waits for an answer
+		}
+		m.mu.Unlock()
+	}
 }
 
 // stores asks every endpoint who it is: ids are the clusters, 0 where there is no answer, and of two endpoints with the same number in of none has
@@ -160,9 +205,14 @@ func (c *Client) failed(ctx context.Context, doing string, err error) error {
 		if mixed := c.chooseLocked(ctx); mixed != nil {
 			return classify(ctx, c.name, doing, mixed)
 		}
-	case errors.Is(err, ErrUnreachable) && !errors.As(err, &other) && m.narrowed:
-		m.narrowed = false
-		c.etcd.SetEndpoints(m.all...)
+	case errors.Is(err, ErrUnreachable) && !errors.As(err, &other):
+		if m.sure {
+			m.sure, m.unsure = false, time.Now()
+		}
+		if m.narrowed {
+			m.narrowed = false
+			c.etcd.SetEndpoints(m.all...)
+		}
 	}
 	return err
 }
