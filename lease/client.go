@@ -117,7 +117,7 @@ func Dial(ctx context.Context, c ClientConfig) (*Client, error) {
 	conn := etcd.ActiveConnection()
 	client := &Client{
 		etcd: etcd, leases: pb.NewLeaseClient(conn), watches: pb.NewWatchClient(conn), conns: conns,
-		members: membership{all: endpoints}, timeout: timeout, name: name,
+		members: membership{all: endpoints, chosen: make(chan struct{})}, timeout: timeout, name: name,
 	}
 	if user != nil {
 		user.auth = pb.NewAuthClient(conn)
@@ -474,8 +474,12 @@ func (c *Client) Watch(ctx context.Context, key string, prefix bool, rev int64) 
 		}
 		watching, cancel := context.WithCancel(ctx)
 		defer cancel()
-		go c.lookAround(watching)
-		if err := c.watch(ctx, req, send); ctx.Err() == nil {
+		go c.lookAround(watching, cancel)
+		err := c.watch(watching, req, send)
+		if watching.Err() != nil {
+			err = errMoved
+		}
+		if ctx.Err() == nil {
 			send(Events{Err: c.failed(ctx, "watching "+key, err)})
 		}
 	}()

@@ -28,7 +28,8 @@ type membership struct {
 	mixed    bool   // they have been found to be of several stores
 	sure     bool   // at the last look all have answered, and nothing has failed since
 	looked   time.Time
-	unsure   time.Time // since when
+	unsure   time.Time     // since when
+	chosen   chan struct{} // closed when others are asked than before: gRPC lets streams live on at endpoints that were taken away
 }
 
 // How often the endpoints are looked at while it is not known of all which store they are; of several stores, while another than the first is in
@@ -54,6 +55,9 @@ type otherStoreError struct {
 func (e *otherStoreError) Error() string {
 	return fmt.Sprintf("the endpoints are not of one store: %s is another than %s, which is used: give the endpoints of one store with --etcd-endpoints", strings.Join(e.others, ","), e.first)
 }
+
+// errMoved ends a watch at a store that is not asked any more.
+var errMoved = &otherStoreError{[]string{"the store that was watched"}, "the one of the first endpoint"}
 
 // sameStore looks at who answered. Where it is another cluster than before, or one that is not as far as floor, all endpoints are asked: if
 // they are one store it has been made anew or restored, and nothing is wrong; if not, the store of the first endpoint that answers is used, and
@@ -105,6 +109,8 @@ func (c *Client) chooseLocked(ctx context.Context) error {
 		return nil
 	}
 	c.etcd.SetEndpoints(ours...)
+	close(m.chosen)
+	m.chosen = make(chan struct{})
 	if !m.narrowed {
 		return nil
 	}
@@ -113,16 +119,22 @@ func (c *Client) chooseLocked(ctx context.Context) error {
 }
 
 // lookAround looks, until ctx ends, who the endpoints are that were not looked at, and whether the store that decides has come back while another
-// is in use: no request may be made for long. Taking endpoints away ends the watches there.
-func (c *Client) lookAround(ctx context.Context) {
+// is in use: no request may be made for long. It calls moved when others are asked from now on.
+func (c *Client) lookAround(ctx context.Context, moved func()) {
 	if len(c.members.all) < 2 {
 		return
 	}
+	c.members.mu.Lock()
+	chosen := c.members.chosen
+	c.members.mu.Unlock()
 	tick := time.NewTicker(lookAgain)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
+		case <-chosen:
+			moved()
+			return
 		case <-ctx.Done():
 			return
 		}
