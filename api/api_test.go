@@ -259,7 +259,8 @@ func TestJSONNames_AreStable(t *testing.T) {
 		v    any
 		want string
 	}{
-		{Status{}, "version state problem since pid node_id public_ip interface port subnet network gateway backend mtu public_ipv6 subnet6 network6 gateway6 outbound_addrs outbound_if proxy domain ephemeral runtime_dir state_dir subnet_file store attachments peers addrs_free counters"},
+		{Status{}, "version state problem since pid node_id public_ip interface port subnet network gateway backend mtu public_ipv6 subnet6 network6 gateway6 outbound_addrs outbound_if proxy domain ephemeral runtime_dir state_dir subnet_file store sandbox attachments peers addrs_free counters"},
+		{Sandbox{}, "seccomp landlock no_new_privs off memory_limit memory_limit_from"},
 		{StoreStatus{}, "endpoints prefix embedded connected since error"},
 		{Attachment{}, "name pid netns inode owner ifname addr addr6 mac gateway gateway6 mtu default_route whole_subnet loose dns_at problem warnings since counters aliases dns ports isolate allow_from allow_to egress host_access"},
 		{Port{}, "host_addr host_port port proto snat problem counters"},

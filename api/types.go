@@ -68,6 +68,8 @@ type Status struct {
 
 	Store StoreStatus `json:"store"`
 
+	Sandbox Sandbox `json:"sandbox"`
+
 	Attachments int `json:"attachments"` // how many
 	Peers       int `json:"peers"`       // how many
 	AddrsFree   int `json:"addrs_free"`  // how many addresses of the subnet nobody has or has reserved
@@ -75,6 +77,17 @@ type Status struct {
 	// Counters are grouped ("tap", "underlay", "drops", "gateway", "published"); within a group each has a snake_case name. They only
 	// grow while the daemon lives.
 	Counters map[string]map[string]uint64 `json:"counters"`
+}
+
+// Sandbox is what the daemon has shut itself in with, so that whoever takes it over gets little by it.
+type Sandbox struct {
+	Seccomp    bool              `json:"seccomp"`       // the system calls that it does not need are closed
+	Landlock   int               `json:"landlock"`      // so are files, and other processes: the kernel's ABI, 0 when off
+	NoNewPrivs bool              `json:"no_new_privs"`  // no setuid program gives it anything
+	Off        map[string]string `json:"off,omitempty"` // why one of these is off, by its name
+	// MemoryLimit is from where on memory is freed with more effort, in bytes; 0 when there is no limit. It was taken from "GOMEMLIMIT" or "cgroup".
+	MemoryLimit     int64  `json:"memory_limit"`
+	MemoryLimitFrom string `json:"memory_limit_from,omitempty"`
 }
 
 // StoreStatus tells how the node stands with etcd.

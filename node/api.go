@@ -54,6 +54,9 @@ func (n *Node) Status(context.Context) (api.Status, error) {
 			Since:     n.started,
 		},
 	}
+	if n.cfg.Sandbox != nil {
+		s.Sandbox = *n.cfg.Sandbox
+	}
 	for _, a := range n.cfg.OutboundAddrs {
 		s.OutboundAddrs = append(s.OutboundAddrs, a.String())
 	}

@@ -13,6 +13,7 @@ import (
 	"reflect"
 	"time"
 
+	"github.com/rootless-ovl/rootless-ovl/api"
 	"github.com/rootless-ovl/rootless-ovl/lease"
 )
 
@@ -121,6 +122,9 @@ type Config struct {
 	// is done; nil: nothing is.
 	Replace  bool
 	Replaced func()
+
+	// Sandbox is what Status reports of the cage that this process is in, set before Run; nil: it is in none.
+	Sandbox *api.Sandbox
 
 	// Log receives one line per event; default slog.Default().
 	Log *slog.Logger

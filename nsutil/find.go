@@ -35,6 +35,9 @@ func NewFinder(age time.Duration) *Finder { return &Finder{age: age, take: takeS
 //
 // The path may mean something else as soon as Find has returned: look at Namespace.Inode of what it opens.
 func (f *Finder) Find(inode uint64, last string) (string, error) {
+	if s := sight.Load(); s != nil {
+		return s.Find(inode, last)
+	}
 	if last != "" {
 		if at, err := InodeAt(last); err == nil && at == inode {
 			return last, nil
@@ -60,6 +63,9 @@ func (f *Finder) Find(inode uint64, last string) (string, error) {
 // Processes are the network namespaces of the processes that we may look at, each by its inode number with one of its processes. The map is the
 // caller's.
 func (f *Finder) Processes() (map[uint64]int, error) {
+	if s := sight.Load(); s != nil {
+		return s.Processes()
+	}
 	s, err := f.snapshot(nil)
 	if err != nil {
 		return nil, err

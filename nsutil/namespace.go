@@ -38,7 +38,7 @@ func OpenPID(pid int) (*Namespace, error) {
 	}
 	if _, err := StartTime(pid); err != nil {
 		// Where /proc hides other users' processes (hidepid), the kernel still says that they are there.
-		if errors.Is(err, ErrNoProcess) && errors.Is(unix.Kill(pid, 0), unix.EPERM) {
+		if errors.Is(err, ErrNoProcess) && OfAnother(pid) {
 			return nil, fail(ErrNotOwner, err, "process %d belongs to another user: only your own containers can be attached", pid)
 		}
 		return nil, err
@@ -127,6 +127,9 @@ func find(path string) (int, error) {
 
 // InodeAt is the number of the namespace, or of another file, that a path leads to, found as by OpenPath.
 func InodeAt(path string) (uint64, error) {
+	if s := sight.Load(); s != nil {
+		return s.InodeAt(path)
+	}
 	at, err := find(path)
 	if err != nil {
 		return 0, err
@@ -142,6 +145,9 @@ func InodeAt(path string) (uint64, error) {
 // openNetns opens a namespace file without touching anything that is not one: opening a FIFO would block, and opening a
 // device may do things.
 func openNetns(path string) (*os.File, error) {
+	if s := sight.Load(); s != nil {
+		return s.OpenNetns(path)
+	}
 	at, err := find(path)
 	if err != nil {
 		return nil, err

@@ -88,6 +88,9 @@ func capable(c uint) bool {
 //
 // Source: rootlesskit pkg/parent/parent.go, which enters it by the same path.
 func DetachedNetns(pid int) string {
+	if s := sight.Load(); s != nil {
+		return s.DetachedNetns(pid)
+	}
 	proc := "/proc/" + strconv.Itoa(pid)
 	b, err := os.ReadFile(proc + "/environ")
 	if err != nil {

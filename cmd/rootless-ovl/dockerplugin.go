@@ -16,7 +16,7 @@ import (
 )
 
 // serveDocker has dockerd find the driver and answers it until ctx ends. A socket that cannot be made costs the containers of docker alone, so the node goes on without.
-func (a *app) serveDocker(ctx context.Context, c node.Config, listen func(string) (net.Listener, error)) error {
+func (a *app) serveDocker(ctx context.Context, c node.Config, eyes sight, listen func(string) (net.Listener, error)) error {
 	ln, err := listen(docker.SocketName)
 	if err != nil {
 		c.Log.Warn("docker cannot use the overlay", "err", err)
@@ -31,10 +31,12 @@ func (a *app) serveDocker(ctx context.Context, c node.Config, listen func(string
 	if filepath.IsAbs(userDir) {
 		host = filepath.Join(userDir, "docker.sock") // of rootless dockerd, by default
 	}
-	d := docker.New(docker.Config{API: client, StateDir: c.StateDir, RuntimeDir: c.RuntimeDir, DockerHost: host, Log: c.Log})
+	d := docker.New(docker.Config{API: client, StateDir: c.StateDir, RuntimeDir: c.RuntimeDir, DockerHost: host, Look: eyes.dockerd, Log: c.Log})
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		a.dockerLink(ctx, userDir, filepath.Join(c.RuntimeDir, docker.SocketName), c.Log)
+		if userDir != "" {
+			a.dockerLink(ctx, eyes.link, c.Log)
+		}
 		return nil
 	})
 	g.Go(func() error { return d.Follow(ctx) })

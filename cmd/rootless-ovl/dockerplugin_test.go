@@ -21,7 +21,7 @@ import (
 
 // withoutDocker is a program on a host where no dockerd is to be found.
 func withoutDocker() *app {
-	return &app{world: world{dockerLink: func(context.Context, string, string, *slog.Logger) {}}}
+	return &app{world: world{dockerLink: func(context.Context, func() (int, bool, error), *slog.Logger) {}}}
 }
 
 func TestServeDocker_AnswersUntilItEnds(t *testing.T) {
@@ -29,7 +29,7 @@ func TestServeDocker_AnswersUntilItEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() {
-		done <- withoutDocker().serveDocker(ctx, node.Config{RuntimeDir: dir, StateDir: dir, Log: slog.New(slog.DiscardHandler)}, beside(dir))
+		done <- withoutDocker().serveDocker(ctx, node.Config{RuntimeDir: dir, StateDir: dir, Log: slog.New(slog.DiscardHandler)}, sight{}, beside(dir))
 	}()
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(dir, "docker.sock"))
@@ -65,7 +65,7 @@ func TestServeDocker_LeavesTheNodeAloneWhenItCannot(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	var log bytes.Buffer
-	if err := withoutDocker().serveDocker(ctx, node.Config{RuntimeDir: dir, StateDir: dir, Log: slog.New(slog.NewTextHandler(&log, nil))}, beside(dir)); err != nil {
+	if err := withoutDocker().serveDocker(ctx, node.Config{RuntimeDir: dir, StateDir: dir, Log: slog.New(slog.NewTextHandler(&log, nil))}, sight{}, beside(dir)); err != nil {
 		t.Error(err)
 	}
 	if !strings.Contains(log.String(), "docker.sock is in the way") {

@@ -76,7 +76,7 @@ func (a *app) doctorOptions(ctx context.Context, f doctorFlags) (doctor.Options,
 		return o, err
 	}
 	status, peers, err := a.askDaemon(ctx)
-	o.Daemon = &doctor.Daemon{Err: err, Version: status.Version, Ours: thisBuild().Version}
+	o.Daemon = &doctor.Daemon{Err: err, Version: status.Version, Ours: thisBuild().Version, SandboxOff: status.Sandbox.Off}
 	if o.Installed, err = a.installSetup(ctx); err != nil {
 		o.Installed = install.Setup{} // directories are missing, which has a check of its own
 	}

@@ -34,6 +34,11 @@ func (e *etcdFlags) register(cmd *cobra.Command, endpoints string) {
 	fs.StringVar(&e.password, "etcd-password", "", "`password` for etcd; ps shows it, so prefer env "+envEtcdPassword)
 }
 
+// files are those that are read again whenever a connection is made.
+func (e *etcdFlags) files() []string {
+	return slices.DeleteFunc([]string{e.cafile, e.certfile, e.keyfile}, func(f string) bool { return f == "" })
+}
+
 // config checks the flags against each other.
 func (e *etcdFlags) config() (lease.ClientConfig, error) {
 	c := lease.ClientConfig{

@@ -250,7 +250,8 @@ func newBench(t *testing.T) *bench {
 		podmanVersion: func(context.Context) string { return "" },
 		onPath:        func(string) bool { return false },
 		systemdRuns:   func() bool { return false },
-		dockerLink:    func(context.Context, string, string, *slog.Logger) {},
+		dockerLink:    func(context.Context, func() (int, bool, error), *slog.Logger) {},
+		shutIn:        func(shutInOrder) (sight, error) { return sight{}, nil },
 		endDaemon: func(context.Context, int) error {
 			unexpected("endDaemon")
 			return errors.ErrUnsupported

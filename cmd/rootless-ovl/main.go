@@ -14,6 +14,7 @@ import (
 	"github.com/rootless-ovl/rootless-ovl/api"
 	"github.com/rootless-ovl/rootless-ovl/engine/dockerlink"
 	"github.com/rootless-ovl/rootless-ovl/internal/doctor"
+	"github.com/rootless-ovl/rootless-ovl/internal/opener"
 	"github.com/rootless-ovl/rootless-ovl/lease"
 	"github.com/rootless-ovl/rootless-ovl/node"
 	"github.com/rootless-ovl/rootless-ovl/nsutil"
@@ -38,12 +39,14 @@ type world struct {
 	onPath        func(program string) bool
 	systemdRuns   func() bool
 	// dockerLink keeps the docker plugin's socket where dockerd finds it, until the context ends.
-	dockerLink func(ctx context.Context, runtimeDir, socket string, log *slog.Logger)
+	dockerLink func(ctx context.Context, put func() (pid int, made bool, err error), log *slog.Logger)
+	shutIn     func(shutInOrder) (sight, error)
 	endDaemon  func(ctx context.Context, pid int) error // until it has ended
 }
 
 func main() {
 	nsutil.MaybeChild() // in a sandbox of `run` this does not return
+	opener.MaybeServe() // nor does this in the daemon's second process
 	os.Exit(execute(context.Background(), realWorld(), os.Args[1:]))
 }
 
@@ -65,6 +68,7 @@ func realWorld() world {
 		onPath:         onSearchPath,
 		systemdRuns:    underSystemd,
 		dockerLink:     dockerlink.Keep,
+		shutIn:         shutIn,
 		endDaemon:      endDaemon,
 	}
 }

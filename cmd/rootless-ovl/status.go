@@ -145,6 +145,10 @@ func (a *app) statusText(w io.Writer, s api.Status) {
 	row(w, "Peers", s.Peers)
 	row(w, "Node ID", s.NodeID)
 	row(w, "Subnet file", s.SubnetEnv)
+	row(w, "Sandbox", sandboxText(s.Sandbox))
+	if s.Sandbox.MemoryLimit > 0 {
+		row(w, "Memory limit", fmt.Sprintf("%d MiB (%s)", s.Sandbox.MemoryLimit>>20, s.Sandbox.MemoryLimitFrom))
+	}
 	row(w, "Daemon", fmt.Sprintf("version %s, pid %d, up %s", s.Version, s.PID, a.ago(s.Since)))
 	for _, group := range slices.Sorted(maps.Keys(s.Counters)) {
 		for _, name := range slices.Sorted(maps.Keys(s.Counters[group])) {

@@ -167,7 +167,7 @@ func TestCommands_PrintJSONWithStableNames(t *testing.T) {
 		args []string
 		want string
 	}{
-		{[]string{"status"}, "addrs_free attachments backend counters ephemeral gateway interface mtu network node_id peers pid port public_ip runtime_dir since state state_dir store subnet subnet_file version"},
+		{[]string{"status"}, "addrs_free attachments backend counters ephemeral gateway interface mtu network node_id peers pid port public_ip runtime_dir sandbox since state state_dir store subnet subnet_file version"},
 		{[]string{"ps"}, "addr default_route egress gateway host_access ifname isolate mac mtu name netns since"},
 		{[]string{"peers"}, "backend mtu node_id path_mtu port public_ip stock subnet"},
 		{[]string{"addresses"}, "addr attachment gateway owner since"},

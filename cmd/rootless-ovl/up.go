@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rootless-ovl/rootless-ovl/internal/cage"
 	"github.com/rootless-ovl/rootless-ovl/lease"
 	"github.com/rootless-ovl/rootless-ovl/node"
 )
@@ -74,12 +75,14 @@ type upFlags struct {
 	replace    bool
 	background bool
 
+	sandbox   choice
 	logLevel  choice
 	logFormat choice
 }
 
 func (a *app) upCommand() *cobra.Command {
 	f := upFlags{
+		sandbox:   choice{value: string(cage.Auto), of: []string{string(cage.Auto), string(cage.On), string(cage.Off)}},
 		logLevel:  choice{value: "info", of: []string{"debug", "info", "warn", "error"}},
 		logFormat: choice{value: logText, of: []string{logText, logJSON}},
 	}
@@ -105,8 +108,10 @@ of flanneld that cannot mean anything here is named in a warning.`,
 			if err != nil {
 				return err
 			}
+			var eyes sight
+			c.Sandbox = &eyes.report
 			c.Beside = func(ctx context.Context, listen func(string) (net.Listener, error)) error {
-				return a.serveDocker(ctx, c, listen)
+				return a.serveDocker(ctx, c, eyes, listen)
 			}
 			if f.background {
 				return a.inBackground(cmd.Context())
@@ -116,10 +121,15 @@ of flanneld that cannot mean anything here is named in a warning.`,
 			}
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
-			for {
+			for first := true; ; first = false {
 				n, err := a.newNode(c)
 				if err != nil {
 					return usageError{err} // a node is made from flags alone
+				}
+				if first {
+					if eyes, err = a.shutIn(shutInOrder{mode: cage.Mode(f.sandbox.value), config: c, reads: f.etcd.files()}); err != nil {
+						return err
+					}
 				}
 				if err := n.Run(ctx); !errors.Is(err, node.ErrConfigChanged) {
 					return err
@@ -156,11 +166,13 @@ of flanneld that cannot mean anything here is named in a warning.`,
 	fs.StringVar(&f.outboundIf, "outbound-if", "", "`name` of the only interface by which what containers send leaves this host (default: the host's routes say)")
 	fs.BoolVar(&f.replace, "replace", false, "take the place of the daemon that runs, with its interfaces and sockets: for an upgrade, with the same flags")
 	fs.BoolVar(&f.background, "background", false, "with --replace: go on in the background, and return when the place is taken")
+	fs.Var(&f.sandbox, "sandbox", "shut the daemon in with seccomp, landlock and no_new_privs: what the kernel has, all or an error, or nothing")
 	fs.Var(&f.logLevel, "log-level", "least level to log")
 	fs.Var(&f.logFormat, "log-format", "format of the log")
 	fs.IntVarP(&f.verbosity, "v", "v", 0, "flanneld's `level` of the log: 1 and above is --log-level debug")
 	fs.Bool("version", false, "show what this program was built from")
 	registerIdle(fs)
+	mustComplete(cmd, "sandbox", f.sandbox.of...)
 	mustComplete(cmd, "log-level", f.logLevel.of...)
 	mustComplete(cmd, "log-format", f.logFormat.of...)
 	return cmd

@@ -74,7 +74,7 @@ func TestUp_TurnsFlagsIntoAConfig(t *testing.T) {
 			got := b.withNode(&fakeNode{err: stopped})
 			code := b.run(append([]string{"up"}, tt.args...)...)
 			b.checkError(code, 1, stopped.Error())
-			if diff := cmp.Diff(tt.want, *got, cmpopts.IgnoreFields(node.Config{}, "Log", "Version", "Beside"),
+			if diff := cmp.Diff(tt.want, *got, cmpopts.IgnoreFields(node.Config{}, "Log", "Version", "Beside", "Sandbox"),
 				cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
 				cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
 				t.Errorf("config (-want +got):\n%s", diff)

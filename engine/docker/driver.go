@@ -42,13 +42,16 @@ type Config struct {
 	StateDir, RuntimeDir string
 	// DockerHost is the path of the socket where dockerd is looked for before it has called; "" for none.
 	DockerHost string
-	Log        *slog.Logger
+	// Look is Look, for a daemon that may not look into dockerd itself; nil is Look.
+	Look func(pid int) Dockerd
+	Log  *slog.Logger
 }
 
 // Driver answers dockerd. Make it with New.
 type Driver struct {
 	api      API
 	log      *slog.Logger
+	peek     func(pid int) Dockerd
 	networks *networks
 	sockets  *sockets
 
@@ -72,12 +75,16 @@ func New(c Config) *Driver {
 	d := &Driver{
 		api:           c.API,
 		log:           c.Log,
+		peek:          c.Look,
 		readyPatience: 20 * time.Second,
 		settle:        15 * time.Second,
 		refused:       make(map[string]string),
 		given:         make(map[string]gift),
 
 		connectPatience: connectPatience,
+	}
+	if d.peek == nil {
+		d.peek = Look
 	}
 	var err error
 	if d.networks, err = openNetworks(c.StateDir); err != nil {

@@ -25,7 +25,7 @@ func endpointOf(owner string) (endpoint string, is bool) {
 }
 
 // resolversFor are where dockerd's containers ask, without addresses of the overlay: there somebody answers himself.
-func resolversFor(pid int, s api.Status) []string {
+func (d *Driver) resolversFor(pid int, s api.Status) []string {
 	overlay := func(text string) bool {
 		a, err := netip.ParseAddr(text)
 		for _, network := range []string{s.Network, s.Network6} {
@@ -36,7 +36,7 @@ func resolversFor(pid int, s api.Status) []string {
 		}
 		return false
 	}
-	return slices.DeleteFunc(resolversOf(pid), overlay)
+	return slices.DeleteFunc(d.peek(pid).Resolvers, overlay)
 }
 
 // attachmentOf is the attachment of an endpoint; the error of none is api.ErrNotFound.
@@ -95,7 +95,7 @@ func (d *Driver) createEndpoint(ctx context.Context, r *endpointRequest) (any, e
 		Loose:  true,
 		Addr:   addr.String(),
 		MAC:    r.Interface.MacAddress,
-		DNSAt:  resolversFor(pid, s),
+		DNSAt:  d.resolversFor(pid, s),
 		Policy: o.Policy,
 	})
 	if err != nil {
@@ -166,7 +166,7 @@ func (d *Driver) join(ctx context.Context, r *endpointRequest) (any, error) {
 		via(s.Network6, a.Gateway6)
 	}
 	pid, _ := ctx.Value(pidKey{}).(int)
-	for _, text := range resolversFor(pid, s) {
+	for _, text := range d.resolversFor(pid, s) {
 		if server, err := netip.ParseAddr(text); err == nil && server.Is4() {
 			via(netip.PrefixFrom(server, server.BitLen()).String(), a.Gateway)
 		}

@@ -60,7 +60,7 @@ func (d *Driver) seen(pid int) {
 	if f == nil || pid == 0 {
 		return
 	}
-	for _, socket := range socketsOf(pid) {
+	for _, socket := range d.peek(pid).Sockets {
 		f.kick(socket)
 	}
 }

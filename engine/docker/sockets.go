@@ -85,6 +85,15 @@ func (s *sockets) write() error {
 	return writeFile(s.path, []byte(b.String()))
 }
 
+// Dockerd is what a dockerd's process tells of it.
+type Dockerd struct {
+	Sockets   []string `json:"sockets"`   // unix sockets on which it listens
+	Resolvers []string `json:"resolvers"` // addresses at which its containers ask for names
+}
+
+// Look looks at a process that is a dockerd. What cannot be seen is empty.
+func Look(pid int) Dockerd { return Dockerd{Sockets: socketsOf(pid), Resolvers: resolversOf(pid)} }
+
 // socketsOf are the unix sockets on which a dockerd listens, by its command line, or by default in its runtime directory.
 func socketsOf(pid int) []string {
 	proc := "/proc/" + strconv.Itoa(pid)

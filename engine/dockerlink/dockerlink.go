@@ -24,17 +24,14 @@ const Name = "rootless-ovl"
 // place is where dockerd looks, from the root of its mount namespace.
 const place = "run/docker/plugins/" + Name + ".sock"
 
-// Keep keeps a symbolic link to socket, an absolute path, where the dockerd of this user looks for it, until ctx is done. runtimeDir is
-// $XDG_RUNTIME_DIR; where it is empty nothing is done. What cannot be done is said in the log, once for each dockerd.
-func Keep(ctx context.Context, runtimeDir, socket string, log *slog.Logger) {
-	if runtimeDir == "" {
-		return
-	}
+// Keep calls put, which is Put or has it called elsewhere, again and again until ctx is done. What cannot be done is said in the log, once for each
+// dockerd.
+func Keep(ctx context.Context, put func() (pid int, made bool, err error), log *slog.Logger) {
 	tick := time.NewTicker(often)
 	defer tick.Stop()
 	said := ""
 	for {
-		pid, made, err := putFor(runtimeDir, socket)
+		pid, made, err := put()
 		switch {
 		case made:
 			log.Info("docker finds the plugin", "pid", pid, "link", "/"+place)
@@ -50,8 +47,12 @@ func Keep(ctx context.Context, runtimeDir, socket string, log *slog.Logger) {
 	}
 }
 
-// putFor puts the link there for the dockerd that runs now, if there is one, and tells whether it was not there.
-func putFor(runtimeDir, socket string) (pid int, made bool, err error) {
+// Put puts a symbolic link to socket, an absolute path, where the dockerd of this user that runs now looks for it, if there is one, and tells whether
+// it was not there. runtimeDir is $XDG_RUNTIME_DIR; where it is empty nothing is done.
+func Put(runtimeDir, socket string) (pid int, made bool, err error) {
+	if runtimeDir == "" {
+		return 0, false, nil
+	}
 	if pid = pidIn(filepath.Join(runtimeDir, "docker.pid")); pid > 0 && commOf(pid) == "dockerd" {
 		made, err = put(fmt.Sprintf("/proc/%d", pid), socket, true)
 		return pid, made, err

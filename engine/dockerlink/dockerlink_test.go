@@ -85,7 +85,7 @@ func TestKeep_PutsTheLinkBackForEachDockerd(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		Keep(ctx, runtimeDir, socket, slog.New(slog.DiscardHandler))
+		Keep(ctx, func() (int, bool, error) { return Put(runtimeDir, socket) }, slog.New(slog.DiscardHandler))
 	}()
 	defer func() {
 		cancel()
@@ -161,7 +161,7 @@ func TestPutFor_TakesOnlyRootlessKitsChild(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(runtimeDir, "dockerd-rootless", "child_pid"), []byte(strconv.Itoa(other)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if pid, made, err := putFor(runtimeDir, "/somewhere/docker.sock"); pid != 0 || made || err != nil {
+	if pid, made, err := Put(runtimeDir, "/somewhere/docker.sock"); pid != 0 || made || err != nil {
 		t.Errorf("a process that took the pid since: %d %t %v", pid, made, err)
 	}
 

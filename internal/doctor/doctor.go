@@ -50,6 +50,8 @@ type Daemon struct {
 	Err     error  // why it could not be asked
 	Version string // its own
 	Ours    string // of the program that asks
+	// SandboxOff is why a part of its sandbox is off, by its name: seccomp, landlock, no_new_privs.
+	SandboxOff map[string]string
 }
 
 // Run makes every check. The checks come in a fixed order; endpoints and peers have one check each.
@@ -78,7 +80,7 @@ func run(ctx context.Context, o Options, h host) []Check {
 		h.tun(), h.appArmor(o.Program), h.usernsClone(), h.maxUserNamespaces(), h.maxNetNamespaces(),
 		h.idMapper("newuidmap"), h.idMapper("newgidmap"), h.subIDs("uid"), h.subIDs("gid"),
 		h.noNewPrivileges(), h.hidepid(), h.pingGroupRange(), h.socketBuffer("rmem_max"), h.socketBuffer("wmem_max"),
-		h.openFiles(), h.runtimeDir(), h.linger(), h.overlap(o.Network),
+		h.openFiles(), h.sandbox(o.Daemon), h.runtimeDir(), h.linger(), h.overlap(o.Network),
 		h.daemon(o), h.daemonVersion(o.Daemon), h.units(o.Installed), h.installedFiles(o.Installed), h.podmanHook(o.Installed), h.dockerPlugin(o.Installed),
 	}
 	etcd := make([][]Check, max(len(o.Endpoints), 1))

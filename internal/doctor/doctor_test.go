@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rootless-ovl/rootless-ovl/engine/install"
+	"github.com/rootless-ovl/rootless-ovl/internal/cage"
 	"github.com/rootless-ovl/rootless-ovl/internal/hostnet"
 )
 
@@ -98,6 +99,7 @@ func newFake() *fake {
 		},
 		openTun: func() error { return nil },
 		hasCap:  func(string) bool { return false },
+		kernel:  func() cage.Kernel { return cage.Kernel{Seccomp: true, Landlock: 7} },
 		getenv:  func(k string) string { return f.env[k] },
 		lookPath: func(name string) (string, error) {
 			if p := f.paths[name]; p != "" {
@@ -271,6 +273,41 @@ func TestRun_FindsEachCause(t *testing.T) {
 				t.Errorf("Failed is %v", Failed(checks))
 			}
 		})
+	}
+}
+
+func TestSandbox_WithoutADaemonIsWhatTheKernelHas(t *testing.T) {
+	for _, c := range []struct {
+		kernel cage.Kernel
+		status Status
+		detail string
+	}{
+		{cage.Kernel{Seccomp: true, Landlock: 3}, OK, "landlock (ABI 3)"},
+		{cage.Kernel{Seccomp: true, LandlockErr: errors.New("left out")}, Warn, "landlock is off: left out"},
+		{cage.Kernel{Landlock: 1}, Warn, "seccomp is off"},
+	} {
+		h := newFake().host
+		h.kernel = func() cage.Kernel { return c.kernel }
+		if got := h.sandbox(nil); got.Status != c.status || !strings.Contains(got.Detail, c.detail) {
+			t.Errorf("%+v: %+v", c.kernel, got)
+		}
+	}
+}
+
+func TestSandbox_IsThatOfTheRunningDaemon(t *testing.T) {
+	h := newFake().host
+	for _, c := range []struct {
+		off    map[string]string
+		status Status
+		detail string
+	}{
+		{nil, OK, "landlock (ABI 7)"},
+		{map[string]string{"landlock": "left out"}, Warn, "landlock is off: left out"},
+		{map[string]string{"landlock": cage.AskedOff, "seccomp": cage.AskedOff, "no_new_privs": cage.AskedOff}, Warn, "--sandbox=off"},
+	} {
+		if got := h.sandbox(&Daemon{SandboxOff: c.off}); got.Status != c.status || !strings.Contains(got.Detail, c.detail) {
+			t.Errorf("%v: %+v", c.off, got)
+		}
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rootless-ovl/rootless-ovl/engine/dockerlink"
+	"github.com/rootless-ovl/rootless-ovl/internal/cage"
 	"github.com/rootless-ovl/rootless-ovl/internal/hostnet"
 )
 
@@ -41,6 +42,8 @@ type host struct {
 	view fs.FS // of all files
 	// dockerLink tells whether a dockerd of this user runs, and whether it finds the plugin's socket in its own /run.
 	dockerLink func(runtimeDir, socket string) (runs, linked bool)
+	// kernel is what it has for the daemon's sandbox.
+	kernel func() cage.Kernel
 	// echo sends one ping of the given size of IP packet, not to be fragmented, and tells whether it was answered.
 	echo func(ctx context.Context, peer netip.Addr, size int, wait time.Duration) (bool, error)
 }
@@ -73,6 +76,7 @@ func realHost() host {
 			gs, _ := os.Getgroups()
 			return append(gs, os.Getegid())
 		},
+		kernel:   cage.OfKernel,
 		overlaps: hostnet.Overlaps,
 		dial:     (&net.Dialer{}).DialContext,
 		now:      time.Now,

@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 
+	"github.com/rootless-ovl/rootless-ovl/internal/cage"
 	"github.com/rootless-ovl/rootless-ovl/nsutil"
 )
 
@@ -146,6 +149,34 @@ func (h host) noNewPrivileges() Check {
 		}
 	}
 	return good(id, title, "NoNewPrivs is 0")
+}
+
+// sandbox tells what the running daemon has shut itself in with, or else what one that is started would.
+func (h host) sandbox(d *Daemon) Check {
+	const id, title = "sandbox", "the daemon can shut itself in"
+	k := h.kernel()
+	off := make(map[string]string)
+	if d != nil && d.Err == nil {
+		off = d.SandboxOff
+	} else {
+		if !k.Seccomp {
+			off["seccomp"] = "the kernel has no seccomp filters (CONFIG_SECCOMP_FILTER)"
+		}
+		if k.Landlock == 0 {
+			off["landlock"] = fmt.Sprint(k.LandlockErr)
+		}
+	}
+	var texts []string
+	for _, part := range slices.Sorted(maps.Keys(off)) {
+		if off[part] == cage.AskedOff {
+			return warn(id, title, "the daemon runs with "+cage.AskedOff, "start it without that flag, unless something does not work then: that would be a bug to report")
+		}
+		texts = append(texts, part+" is off: "+off[part])
+	}
+	if len(texts) > 0 {
+		return warn(id, title, strings.Join(texts, "; "), "the daemon works without, but whoever takes it over can do more (docs/security.md): have the kernel's part switched on")
+	}
+	return good(id, title, fmt.Sprintf("seccomp, landlock (ABI %d)", k.Landlock))
 }
 
 func (h host) hidepid() Check {
