@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,6 +27,7 @@ type shutInOrder struct {
 // sight is how the daemon sees dockerd from inside its cage.
 type sight struct {
 	report  api.Sandbox
+	left    []string // of cage.Report
 	dockerd func(pid int) docker.Dockerd
 	link    func() (pid int, made bool, err error)
 }
@@ -73,12 +75,19 @@ func shutIn(o shutInOrder) (sight, error) {
 	if err != nil {
 		return s, err
 	}
-	for _, text := range r.Left {
-		c.Log.Warn("the sandbox", "problem", text)
-	}
+	s.left = r.Left
 	s.report.Seccomp, s.report.Landlock, s.report.NoNewPrivs, s.report.Off = r.Seccomp, r.Landlock, r.NoNewPrivs, r.Why
-	c.Log.Info("sandbox", "is", sandboxText(s.report))
 	return s, nil
+}
+
+// tell says in the log what the daemon is in, when it has come so far that it runs.
+func (s *sight) tell(log *slog.Logger) {
+	if text := sandboxText(s.report); text != "" {
+		log.Info("sandbox", "is", text)
+	}
+	for _, text := range s.left {
+		log.Warn("a file is open to the daemon in part only", "problem", text)
+	}
 }
 
 // sandboxText is one line of what a daemon has shut itself in with.

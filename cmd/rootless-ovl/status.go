@@ -145,7 +145,9 @@ func (a *app) statusText(w io.Writer, s api.Status) {
 	row(w, "Peers", s.Peers)
 	row(w, "Node ID", s.NodeID)
 	row(w, "Subnet file", s.SubnetEnv)
-	row(w, "Sandbox", sandboxText(s.Sandbox))
+	if text := sandboxText(s.Sandbox); text != "" { // a daemon of before there was one says nothing
+		row(w, "Sandbox", text)
+	}
 	if s.Sandbox.MemoryLimit > 0 {
 		row(w, "Memory limit", fmt.Sprintf("%d MiB (%s)", s.Sandbox.MemoryLimit>>20, s.Sandbox.MemoryLimitFrom))
 	}

@@ -111,6 +111,7 @@ of flanneld that cannot mean anything here is named in a warning.`,
 			var eyes sight
 			c.Sandbox = &eyes.report
 			c.Beside = func(ctx context.Context, listen func(string) (net.Listener, error)) error {
+				eyes.tell(c.Log)
 				return a.serveDocker(ctx, c, eyes, listen)
 			}
 			if f.background {

@@ -40,7 +40,7 @@ const namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS |
 
 // ioctls are the requests that are let through: TAPs, namespaces, how much a socket holds. None of a terminal's is among them (TIOCSTI).
 var ioctls = []uint64{
-	unix.TUNSETIFF, unix.TUNGETIFF, unix.TUNSETPERSIST, unix.TUNSETOWNER, unix.TUNSETOFFLOAD, unix.TUNSETVNETHDRSZ, unix.TUNGETDEVNETNS,
+	unix.TUNSETIFF, unix.TUNGETIFF, unix.TUNSETPERSIST, unix.TUNSETOWNER, unix.TUNSETOFFLOAD, unix.TUNSETVNETHDRSZ, unix.TUNGETVNETHDRSZ, unix.TUNGETDEVNETNS,
 	unix.NS_GET_USERNS, unix.NS_GET_PARENT, unix.NS_GET_NSTYPE, unix.NS_GET_OWNER_UID,
 	unix.TIOCINQ, siocATMark,
 }
