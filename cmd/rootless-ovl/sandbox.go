@@ -58,7 +58,7 @@ func shutIn(o shutInOrder) (sight, error) {
 	if o.mode != cage.Off {
 		eyes, err := opener.Start(opener.Config{Strict: o.mode == cage.On, UserDir: userDir, Socket: socket, Ended: func(err error) {
 			// At once: what a daemon without sight takes for the end of its containers, the next one finds as it was.
-			c.Log.Error("stopped", "err", err)
+			c.Log.Error("the daemon's second process is gone", "err", err)
 			os.Exit(1)
 		}})
 		if err != nil {

@@ -53,7 +53,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func child(t *testing.T, name string) (outcome, string) {
+func child(t *testing.T, name string) outcome {
 	t.Helper()
 	dir := t.TempDir()
 	cmd := exec.Command("/proc/self/exe")
@@ -67,7 +67,7 @@ func child(t *testing.T, name string) (outcome, string) {
 	if err := json.Unmarshal(out, &o); err != nil {
 		t.Fatalf("%v in %q", err, out)
 	}
-	return o, dir
+	return o
 }
 
 func needKernel(t *testing.T) {
@@ -172,7 +172,7 @@ func tryForbidden() outcome {
 
 func TestEnter_ForbidsWhatADaemonDoesNotDo(t *testing.T) {
 	needKernel(t)
-	o, _ := child(t, "forbidden")
+	o := child(t, "forbidden")
 	if o.Error != "" || !o.Report.Seccomp || !o.Report.NoNewPrivs || o.Report.Landlock < 6 || len(o.Report.Why) != 0 {
 		t.Fatalf("%+v", o)
 	}
@@ -281,7 +281,7 @@ func ignoreAbsent(err error) error {
 
 func TestEnter_LetsADaemonWork(t *testing.T) {
 	needKernel(t)
-	o, _ := child(t, "needed")
+	o := child(t, "needed")
 	if o.Error != "" || len(o.Results) < 9 {
 		t.Fatalf("%+v", o)
 	}
@@ -309,15 +309,15 @@ func withoutLandlock(m Mode) outcome {
 
 func TestEnter_AutoMakesDoWithWhatThereIsAndOnDoesNot(t *testing.T) {
 	needKernel(t)
-	o, _ := child(t, "no landlock")
+	o := child(t, "no landlock")
 	if r := o.Report; o.Error != "" || !r.Seccomp || !r.NoNewPrivs || r.Landlock != 0 || !strings.Contains(r.Why["landlock"], "no Landlock") || len(r.Why) != 1 {
 		t.Errorf("auto: %+v", o)
 	}
-	o, _ = child(t, "on")
+	o = child(t, "on")
 	if !strings.Contains(o.Error, "landlock") || !strings.Contains(o.Error, "--sandbox=auto") {
 		t.Errorf("on: %+v", o)
 	}
-	o, _ = child(t, "off")
+	o = child(t, "off")
 	if r := o.Report; o.Error != "" || r.Seccomp || r.Landlock != 0 || r.NoNewPrivs || len(r.Why) != 3 {
 		t.Errorf("off: %+v", o)
 	}
