@@ -271,7 +271,7 @@ func TestJSONNames_AreStable(t *testing.T) {
 		{Address{}, "addr addr6 gateway gateway6 owner attachment since"},
 		{AddressRequest{}, "addr owner"},
 		{DNS{}, "server search"},
-		{Peer{}, "subnet public_ip port mtu path_mtu subnet6 public_ipv6 path_mtu6 node_id stock backend problem counters"},
+		{Peer{}, "subnet public_ip port mtu path_mtu subnet6 public_ipv6 path_mtu6 node_id stock backend problem last_heard counters"},
 		{Error{}, "error code"},
 	}
 	for _, tt := range tests {

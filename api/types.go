@@ -177,11 +177,13 @@ type Peer struct {
 	PublicIPv6 string `json:"public_ipv6,omitempty"`
 	PathMTU6   int    `json:"path_mtu6,omitempty"`
 
-	NodeID   string            `json:"node_id,omitempty"`
-	Stock    bool              `json:"stock"` // a flannel node, not one of ours
-	Backend  string            `json:"backend"`
-	Problem  string            `json:"problem,omitempty"` // why packets for it may not arrive, or are not sent; empty when all is well
-	Counters map[string]uint64 `json:"counters,omitempty"`
+	NodeID  string `json:"node_id,omitempty"`
+	Stock   bool   `json:"stock"` // a flannel node, not one of ours
+	Backend string `json:"backend"`
+	Problem string `json:"problem,omitempty"` // why packets for it may not arrive, or are not sent; empty when all is well
+	// LastHeard is when a packet came from it last, to within some seconds; zero: none since the daemon was started.
+	LastHeard time.Time         `json:"last_heard,omitzero"`
+	Counters  map[string]uint64 `json:"counters,omitempty"`
 }
 
 // procSelf are the paths that mean something else to whoever opens them.

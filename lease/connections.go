@@ -69,6 +69,9 @@ func (c *Client) DropLost() error {
 	return nil
 }
 
+// DropAll closes the connections to the store: this host has slept, and nobody knows what the other end has made of that. See DropLost.
+func (c *Client) DropAll() { c.conns.drop(func(netip.Addr) bool { return true }) }
+
 func (c *connections) drop(lost func(local netip.Addr) bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

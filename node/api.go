@@ -163,10 +163,15 @@ func (n *Node) Peers(context.Context) ([]api.Peer, error) {
 	n.mu.Lock()
 	peers, router, vanishing := slices.Clone(n.peers), n.router, n.vanishing
 	n.mu.Unlock()
+	now := time.Now()
 	var stats forwarder.Stats
 	if router != nil {
 		stats = router.Stats()
+		n.noteHeard(now, stats.Peers)
 	}
+	n.mu.Lock()
+	last := n.heard
+	n.mu.Unlock()
 	var list []api.Peer
 	for _, p := range peers {
 		d := api.Peer{
@@ -191,6 +196,11 @@ func (n *Node) Peers(context.Context) ([]api.Peer, error) {
 			d.NodeID = e.NodeID
 		}
 		for _, w := range p.ways() {
+			at := last[w.addr].at
+			if at.After(d.LastHeard) {
+				d.LastHeard = at
+			}
+			d.Problem = cmp.Or(d.Problem, silence(w.addr, p.stock, n.prober.silentSince(w.addr), at, now))
 			if d.Counters == nil {
 				d.Counters = make(map[string]uint64)
 			}

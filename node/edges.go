@@ -82,6 +82,7 @@ type edges struct {
 	lives     func(ctx context.Context) error                          // whether caller's pid is that process still
 	findInode func(inode uint64, last string) (path string, err error) // of a namespace that somebody is in, nsutil.ErrGone: of none
 	bootID    func() (string, error)                                   // another after every start of the host
+	sinceBoot func() time.Duration                                     // since that start, also while the host was suspended
 	netnses   func() (map[uint64]int, error)                           // of processes that we see: by inode, one process of each
 	startTime func(pid int) (uint64, error)
 	detached  func(pid int) string // path of the namespace that RootlessKit keeps apart from that process, or ""
@@ -108,6 +109,7 @@ func kernelEdges() edges {
 		lives:     api.CallerLives,
 		findInode: finder.Find,
 		bootID:    nsutil.BootID,
+		sinceBoot: sinceBoot,
 		netnses:   finder.Processes,
 		startTime: nsutil.StartTime,
 		detached:  nsutil.DetachedNetns,

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rootless-ovl/rootless-ovl/api"
 	"github.com/rootless-ovl/rootless-ovl/forwarder"
@@ -40,6 +41,7 @@ type world struct {
 	carried    []netip.AddrPort // destinations of CarryTCP
 	addPortErr error
 	boot       string
+	uptime     time.Duration // 0: the real one
 
 	callerEnded error
 	removing    chan struct{} // what RemovePort waits for; nil: nothing
@@ -185,6 +187,14 @@ func (w *world) edges() edges {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			return w.boot, nil
+		},
+		sinceBoot: func() time.Duration {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if w.uptime == 0 {
+				return sinceBoot()
+			}
+			return w.uptime
 		},
 		startTime: func(pid int) (uint64, error) {
 			c, err := w.find(pid)

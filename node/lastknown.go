@@ -29,6 +29,13 @@ func (n *Node) lastKnown() savedLast {
 	last.clean()
 	n.mu.Lock()
 	n.savedAt = last.SavedAt
+	if boot := n.bootID(); boot != "" && boot == last.Boot && last.Uptime > 0 {
+		// The host's own clock may have been set meanwhile.
+		if age := n.edges.sinceBoot() - last.Uptime; age >= 0 {
+			last.SavedAt = time.Now().Add(-age)
+			n.savedAt, n.savedUp = last.SavedAt, last.Uptime
+		}
+	}
 	n.mu.Unlock()
 	return last
 }
@@ -92,10 +99,13 @@ func (n *Node) forgetConfig() {
 // saveLastLocked writes what restore and usable read.
 func (n *Node) saveLastLocked() error {
 	if n.held != nil && (n.registry == nil || n.registry.Health().Connected) {
-		n.savedAt = time.Now()
+		n.savedAt, n.savedUp = time.Now(), n.edges.sinceBoot()
 	}
 	last := savedLast{V: 1, SavedAt: n.savedAt, Subnet: n.pool.subnet, Subnet6: n.subnet6, Port: n.port, Config: string(n.netConfig.Raw),
 		Store: storeOf(n.cfg), Names: n.known, Closed: n.closed}
+	if n.savedUp > 0 {
+		last.Boot, last.Uptime = n.boot, n.savedUp
+	}
 	if n.configGone {
 		last.Config = ""
 	}

@@ -118,12 +118,14 @@ type Node struct {
 	leases          []lease.Lease
 	vanishing       map[netip.Prefix]time.Time // of leases, by subnet, those that are not in the store any more, until their grace ends
 	peers           []peer
-	attachments     map[string]*attachment // by name
-	unadopted       []savedAttachment      // of the last run, that adopt has not come to yet
-	boot            string                 // of the host: see savedAttachments
-	savedAt         time.Time              // when our lease was last known to be held
-	configGone      bool                   // netConfig is not the store's any more
-	gone            tap.Stats              // of TAPs that are detached
+	attachments     map[string]*attachment   // by name
+	unadopted       []savedAttachment        // of the last run, that adopt has not come to yet
+	boot            string                   // of the host: see savedAttachments
+	savedAt         time.Time                // when our lease was last known to be held
+	heard           map[netip.AddrPort]heard // by underlay address of peers
+	savedUp         time.Duration            // the same by edges.sinceBoot; 0: in an earlier run of the host
+	configGone      bool                     // netConfig is not the store's any more
+	gone            tap.Stats                // of TAPs that are detached
 	goneDrops       map[string]uint64
 	gonePorts       portTotals // of ports that are unpublished
 }
@@ -439,6 +441,7 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 		run("the lease", func(ctx context.Context) error { return n.follow(ctx, store, held) })
 	}
 	run("", n.saveWhenDirty)
+	run("", n.watchClock)
 	run("", n.endStale)
 	return nil
 }

@@ -78,6 +78,7 @@ type pathCounts struct {
 	Searches       uint64 `json:"searches"`
 	SearchesVain   uint64 `json:"searches_unanswered"`
 	Narrow         uint64 `json:"narrow_peers"` // whose path carries less than the two nodes
+	Silent         uint64 `json:"silent_peers"` // which answer nothing that they are asked
 }
 
 // prober holds the path MTU of every peer.
@@ -104,8 +105,9 @@ type peerPath struct {
 	gone    chan struct{} // closed when the peer is followed no more
 
 	// guarded by prober.mu
-	mtu  int  // bytes
-	busy bool // a goroutine looks at it, and owns what follows
+	mtu    int       // bytes
+	silent time.Time // since when it answers nothing; zero: it does, or has not been asked
+	busy   bool      // a goroutine looks at it, and owns what follows
 
 	searched  time.Time // last time that a search came to a result; zero: never, or the peer was away since
 	confirmed time.Time // last time that the MTU was answered
@@ -170,6 +172,16 @@ func (p *prober) mtu(peer netip.AddrPort, most int) int {
 	return most
 }
 
+// silentSince is since when a peer has answered nothing; zero: it does, or has not been asked.
+func (p *prober) silentSince(peer netip.AddrPort) time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if path := p.paths[peer]; path != nil {
+		return path.silent
+	}
+	return time.Time{}
+}
+
 func (p *prober) counts() pathCounts {
 	c := pathCounts{ProbesSent: p.sent.Load(), ProbesAnswered: p.answered.Load(), Searches: p.searches.Load(), SearchesVain: p.vain.Load()}
 	p.mu.Lock()
@@ -177,6 +189,9 @@ func (p *prober) counts() pathCounts {
 	for _, path := range p.paths {
 		if path.mtu < path.target.config.MTU {
 			c.Narrow++
+		}
+		if !path.silent.IsZero() {
+			c.Silent++
 		}
 	}
 	return c
@@ -218,6 +233,10 @@ func (p *prober) deliver(token uint64) {
 	}
 	delete(p.asked, token)
 	p.answered.Add(1)
+	if !path.silent.IsZero() {
+		p.log.Info("peer answers again", "peer", path.target.config.Addr, "silent", time.Since(path.silent).Round(time.Second))
+		path.silent = time.Time{}
+	}
 	select {
 	case path.answers <- token:
 	default:
@@ -400,6 +419,12 @@ func (s *search) away(hint int) {
 	p := s.path
 	p.searched, p.answersAt = time.Time{}, netip.Addr{}
 	p.pause = min(max(2*p.pause, lookEvery), awayMost)
+	s.mu.Lock()
+	if p.silent.IsZero() {
+		p.silent = time.Now()
+		s.log.Warn("peer answers nothing that it is asked; containers here send to it", "peer", p.target.config.Addr)
+	}
+	s.mu.Unlock()
 	if hint > 0 && hint < s.mtuNow() {
 		s.set(hint, "the kernel's word: the peer answers no probe")
 	}

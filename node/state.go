@@ -243,6 +243,10 @@ type savedLast struct {
 	Config  string       `json:"config,omitempty"` // as in the store, byte for byte; empty: it is to be asked for
 	Leases  []savedLease `json:"leases,omitempty"`
 
+	// The same time by the clock of a run of the host, which nobody sets; empty and 0 where SavedAt is of an earlier run.
+	Boot   string        `json:"boot,omitempty"`
+	Uptime time.Duration `json:"uptime,omitempty"` // since the host was started, ns
+
 	Store  string           `json:"store,omitempty"`  // whose all this is: storeOf
 	Names  []lease.Name     `json:"names,omitempty"`  // of everybody's containers
 	Closed []netip.AddrPort `json:"closed,omitempty"` // that no container reaches

@@ -34,6 +34,11 @@ const (
 	maxDatagram = 65535
 )
 
+var started = time.Now()
+
+// ticksAt is the time since the program began, in ns: setting the host's clock ends no flow, and keeps none.
+func ticksAt(t time.Time) int64 { return int64(t.Sub(started)) }
+
 // udpListener is one socket, whose clients' flows belong to the goroutine of run.
 type udpListener struct {
 	p    *Publication
@@ -59,7 +64,7 @@ type udpFlow struct {
 	place  *list.Element // in waiting; nil once answered
 
 	from     atomic.Pointer[[]byte] // control message: the address that the client asked last
-	last     atomic.Int64           // when a datagram passed, either way: UnixNano
+	last     atomic.Int64           // when a datagram passed, either way: ticksAt
 	answered atomic.Bool
 }
 
@@ -135,7 +140,7 @@ func (l *udpListener) sweep(now time.Time) {
 		if f.answered.Load() {
 			idle = answeredIdle
 		}
-		if now.Sub(time.Unix(0, f.last.Load())) >= idle {
+		if time.Duration(ticksAt(now)-f.last.Load()) >= idle {
 			l.end(client, f)
 		}
 	}
@@ -178,7 +183,7 @@ func (l *udpListener) datagram(client netip.AddrPort, sa unix.Sockaddr, asked ne
 		}
 		f.askedAt(asked)
 		if err := f.inside.Send(b); err == nil {
-			f.last.Store(l.now().UnixNano())
+			f.last.Store(ticksAt(l.now()))
 			p.count.bytesIn.Add(uint64(len(b)))
 			return
 		}
@@ -216,7 +221,7 @@ func (l *udpListener) begin(client netip.AddrPort, sa unix.Sockaddr, asked netip
 		return nil
 	}
 	p.count.flows.Add(1)
-	f.last.Store(l.now().UnixNano())
+	f.last.Store(ticksAt(l.now()))
 	f.place = l.waiting.PushBack(client)
 	l.flows[client] = f
 	return f
@@ -321,7 +326,7 @@ func (f *udpFlow) reply(b []byte) {
 		return
 	}
 	f.l.p.count.bytesOut.Add(uint64(len(b)))
-	f.last.Store(f.l.now().UnixNano())
+	f.last.Store(ticksAt(f.l.now()))
 	f.answered.Store(true)
 }
 

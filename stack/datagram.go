@@ -56,9 +56,9 @@ const quoteRoom = 128
 type datagramFlow struct {
 	ns     *netstack
 	entry  *entry
-	opened int64 // Unix time in ns
+	opened int64 // ticks
 
-	used         atomic.Int64 // Unix time in ns when the last datagram passed
+	used         atomic.Int64 // ticks when the last datagram passed
 	replied      atomic.Bool
 	conversation atomic.Bool
 
@@ -75,7 +75,7 @@ func (f *datagramFlow) line() uint8 { return lineOf(f.entry.key.src.Addr()) }
 
 // touch notes that a datagram passes.
 func (f *datagramFlow) touch() {
-	now := time.Now().UnixNano()
+	now := ticks()
 	f.used.Store(now)
 	if f.replied.Load() && now-f.opened > int64(conversationAfter) {
 		f.conversation.Store(true)
@@ -99,7 +99,7 @@ func (f *datagramFlow) idle() time.Duration {
 // startDatagrams puts a new flow into the table, opens its socket and sends its first datagram; or sends d by the flow that came in
 // between. An error says why the socket could not be opened.
 func (ns *netstack) startDatagrams(key flowKey, k kind, proto int, to netip.AddrPort, d datagram) error {
-	f := &datagramFlow{ns: ns, opened: time.Now().UnixNano()}
+	f := &datagramFlow{ns: ns, opened: ticks()}
 	f.mu.Lock()
 	e, fresh, why := ns.flows.add(key, k, f)
 	if e == nil {

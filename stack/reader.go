@@ -159,12 +159,12 @@ func (r *datagramReader) sweepLaterLocked() {
 	time.AfterFunc(r.every, func() {
 		if r.ns.flows.begin() {
 			defer r.ns.flows.wg.Done()
-			r.sweep(time.Now().UnixNano())
+			r.sweep(ticks())
 		}
 	})
 }
 
-// sweep ends the flows that are idle for too long at a Unix time in ns.
+// sweep ends the flows that are idle for too long, now in ticks.
 func (r *datagramReader) sweep(now int64) {
 	var over []*datagramFlow
 	r.mu.Lock()

@@ -174,7 +174,7 @@ func newFakeDaemon() *fakeDaemon {
 				Endpoints: []string{"http://127.0.0.1:2379"}, Prefix: "/coreos.com/network", Embedded: true, Connected: true, Since: start,
 			},
 			Attachments: 2, Peers: 1,
-			Counters: map[string]map[string]uint64{"tap": {"reads": 12, "writes": 0}, "drops": {"ttl_exceeded": 3}},
+			Counters: map[string]map[string]uint64{"tap": {"reads": 12, "writes": 0}, "drops": {"ttl_exceeded": 3}, "path_mtu": {"silent_peers": 1}},
 		},
 		attachments: []api.Attachment{
 			{Name: "job7", Netns: "/run/user/1000/netns/x", IfName: "ovl0", Addr: "10.213.7.3/24", MAC: "02:00:0a:d5:07:03",
@@ -189,7 +189,7 @@ func newFakeDaemon() *fakeDaemon {
 			{Addr: "10.213.7.9/24", Gateway: "10.213.7.1", Since: start.Add(time.Minute)},
 		},
 		peers: []api.Peer{
-			{Subnet: "10.213.9.0/24", PublicIP: "192.0.2.9", Port: 18285, MTU: 1472, PathMTU: 1372, NodeID: "fedc", Backend: "udp"},
+			{Subnet: "10.213.9.0/24", PublicIP: "192.0.2.9", Port: 18285, MTU: 1472, PathMTU: 1372, NodeID: "fedc", Backend: "udp", LastHeard: start.Add(time.Minute)},
 			{Subnet: "10.213.12.0/24", PublicIP: "192.0.2.12", Port: 8285, MTU: 1472, PathMTU: 1472, Stock: true, Backend: "udp", Problem: "same public IP as ours"},
 		},
 		config: json.RawMessage(`{"Network":"10.213.0.0/16","Backend":{"Type":"udp"}}`),

@@ -17,6 +17,8 @@ func (a *app) peersCommand() *cobra.Command {
 		Long: `List the other nodes as the store describes them: the subnet each holds and where packets for it are sent.
 
 MTU is the smaller one of the peer's and ours, PATH MTU what was found to pass on the way to it.
+HEARD is how long ago something was received from it: empty for a node that has sent nothing since this daemon was started, as one whose
+containers talk to none of ours. A node that containers here send to, and that does not answer, is shown with that PROBLEM.
 
 When the store is away this is what was last known.`,
 		Example: `  rootless-ovl peers
@@ -32,9 +34,9 @@ When the store is away this is what was last known.`,
 				return err
 			}
 			return a.print(list, func(w io.Writer) {
-				row(w, "SUBNET", "PUBLIC IP", "PORT", "MTU", "PATH MTU", "BACKEND", "KIND", "NODE ID", "PROBLEM")
+				row(w, "SUBNET", "PUBLIC IP", "PORT", "MTU", "PATH MTU", "BACKEND", "KIND", "NODE ID", "HEARD", "PROBLEM")
 				for _, p := range list {
-					row(w, both(p.Subnet, p.Subnet6), both(p.PublicIP, p.PublicIPv6), number(p.Port), number(p.MTU), number(p.PathMTU), p.Backend, kind(p), p.NodeID, p.Problem)
+					row(w, both(p.Subnet, p.Subnet6), both(p.PublicIP, p.PublicIPv6), number(p.Port), number(p.MTU), number(p.PathMTU), p.Backend, kind(p), p.NodeID, a.ago(p.LastHeard), p.Problem)
 				}
 			})
 		},

@@ -142,7 +142,7 @@ func (a *app) statusText(w io.Writer, s api.Status) {
 		row(w, "Proxy", s.Proxy)
 	}
 	row(w, "Attachments", s.Attachments)
-	row(w, "Peers", s.Peers)
+	row(w, "Peers", peersText(s))
 	row(w, "Node ID", s.NodeID)
 	row(w, "Subnet file", s.SubnetEnv)
 	if text := sandboxText(s.Sandbox); text != "" { // a daemon of before there was one says nothing
@@ -167,6 +167,14 @@ func both(v4, v6 string) string {
 		return v4
 	}
 	return v4 + ", " + v6
+}
+
+func peersText(s api.Status) string {
+	text := fmt.Sprint(s.Peers)
+	if n := s.Counters["path_mtu"]["silent_peers"]; n > 0 {
+		text += fmt.Sprintf(" (without an answer: %d, see rootless-ovl peers)", n)
+	}
+	return text
 }
 
 func (a *app) storeText(s api.StoreStatus) string {

@@ -25,9 +25,9 @@ job7  10.213.7.3/24  ovl0       02:00:0a:d5:07:03  -    /run/user/1000/netns/x  
 web   10.213.7.2/24  eth0       02:00:0a:d5:07:02  815  -                       3h10m  0.0.0.0:8080->80/tcp, [::]:8080->80/tcp, [::1]:53->53/udp (snat)  -                                its MTU is 1430
 `},
 		{[]string{"peers"}, `
-SUBNET          PUBLIC IP   PORT   MTU   PATH MTU  BACKEND  KIND          NODE ID  PROBLEM
-10.213.9.0/24   192.0.2.9   18285  1472  1372      udp      rootless-ovl  fedc     -
-10.213.12.0/24  192.0.2.12  8285   1472  1472      udp      flannel       -        same public IP as ours
+SUBNET          PUBLIC IP   PORT   MTU   PATH MTU  BACKEND  KIND          NODE ID  HEARD  PROBLEM
+10.213.9.0/24   192.0.2.9   18285  1472  1372      udp      rootless-ovl  fedc     9m0s   -
+10.213.12.0/24  192.0.2.12  8285   1472  1472      udp      flannel       -        -      same public IP as ours
 `},
 		{[]string{"addresses"}, `
 ADDRESS        OWNER        ATTACHMENT  AGE
@@ -44,11 +44,12 @@ Backend            udp, MTU 1472
 Underlay           192.0.2.1 port 8285 on eth0
 Store              embedded etcd on http://127.0.0.1:2379, prefix /coreos.com/network, connected for 10m0s
 Attachments        2
-Peers              1
+Peers              1 (without an answer: 1, see rootless-ovl peers)
 Node ID            0123456789abcdef0123456789abcdef
 Subnet file        /run/user/1000/rootless-ovl/subnet.env
 Daemon             version v1.2.3, pid 4711, up 10m0s
 drops.ttl_exceeded 3
+path_mtu.silent_peers 1
 tap.reads          12
 `},
 		{[]string{"attach", "815", "--name", "web"}, "\n10.213.7.2/24\n"},
@@ -169,7 +170,7 @@ func TestCommands_PrintJSONWithStableNames(t *testing.T) {
 	}{
 		{[]string{"status"}, "addrs_free attachments backend counters ephemeral gateway interface mtu network node_id peers pid port public_ip runtime_dir sandbox since state state_dir store subnet subnet_file version"},
 		{[]string{"ps"}, "addr default_route egress gateway host_access ifname isolate mac mtu name netns since"},
-		{[]string{"peers"}, "backend mtu node_id path_mtu port public_ip stock subnet"},
+		{[]string{"peers"}, "backend last_heard mtu node_id path_mtu port public_ip stock subnet"},
 		{[]string{"addresses"}, "addr attachment gateway owner since"},
 		{[]string{"addresses", "--release", "10.213.7.9"}, "released"},
 		{[]string{"attach", "815"}, "addr default_route gateway ifname mac mtu name pid since"},

@@ -30,7 +30,7 @@ const (
 // server is one resolver of the host.
 type server struct {
 	addr        netip.AddrPort
-	silentUntil atomic.Int64 // Unix time in ns
+	silentUntil atomic.Int64 // ticks
 }
 
 // conf is what resolv.conf says. It is never changed once made.
@@ -152,9 +152,14 @@ func parse(r io.Reader, port uint16) (*conf, error) {
 	return c, nil
 }
 
+var started = time.Now()
+
+// ticks is the time since the program began, in ns: setting the host's clock silences no server, nor keeps one silent.
+func ticks() int64 { return int64(time.Since(started)) }
+
 // order is the servers as they are to be asked now: the silent ones last.
 func (c *conf) order() []*server {
-	now := time.Now().UnixNano()
+	now := ticks()
 	out := make([]*server, 0, len(c.servers))
 	for _, s := range c.servers {
 		if s.silentUntil.Load() <= now {

@@ -324,7 +324,7 @@ func (r *Resolver) forward(ctx context.Context, c *conf, q query, stream bool) [
 			case ctx.Err() != nil:
 				return nil
 			case err != nil:
-				s.silentUntil.Store(time.Now().Add(silentFor).UnixNano())
+				s.silentUntil.Store(ticks() + int64(silentFor))
 				continue
 			}
 			s.silentUntil.Store(0)

@@ -31,6 +31,7 @@ type ICMPError struct {
 // PingResult counts the echoes of one Ping.
 type PingResult struct {
 	Sent, Received int
+	Duplicates     int // answers that came once more
 	Errors         []ICMPError
 }
 
@@ -194,6 +195,8 @@ func (p *Pinger) take(src netip.Addr, msg []byte) {
 		if seq := binary.BigEndian.Uint16(msg[6:]); !p.seen[seq] {
 			p.seen[seq] = true
 			p.result.Received++
+		} else {
+			p.result.Duplicates++
 		}
 		return
 	}
