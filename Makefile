@@ -91,10 +91,12 @@ gateway: check-tun check-userns build ## what containers reach beside the overla
 race: check-race ## unit tests under the race detector (needs gcc)
 	CGO_ENABLED=1 $(GO) test -race -timeout 20m $(TESTFLAGS) $(UNIT)
 
+# Left out: what counts how many packets fit into a train, which is of less when both ends are slow.
 .PHONY: race-integration
-race-integration: check-deps check-race build ## black-box tests with daemons built with the race detector (needs gcc)
+race-integration: check-deps check-race build ## black-box tests with daemons built with the race detector, outages shortened (needs gcc)
 	CGO_ENABLED=1 $(GO) build -race -o bin/race/rootless-ovl ./cmd/rootless-ovl
-	ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) ROOTLESS_OVL_DAEMON=$(CURDIR)/bin/race/rootless-ovl $(GO) test -count=1 -timeout 30m $(SIDE) $(TESTFLAGS) ./test/...
+	ROOTLESS_OVL_BIN=$(CURDIR)/$(BIN) ROOTLESS_OVL_DAEMON=$(CURDIR)/bin/race/rootless-ovl \
+		$(GO) test -short -count=1 -timeout 30m $(SIDE) -skip '^TestMTU_JumboUnderlayIsUsedInFull$$' $(TESTFLAGS) ./test
 
 .PHONY: fuzz
 fuzz: ## run every fuzz target for FUZZTIME (30s)

@@ -20,6 +20,7 @@ type held struct {
 	files   int // descriptors
 	taps    int // descriptors of /dev/net/tun
 	threads int
+	kinds   map[string]int // descriptors, by what they are of
 }
 
 // samples are those of one node, and which daemon they are of.
@@ -43,7 +44,7 @@ var allowances = []struct {
 
 // measure reads what a process has.
 func measure(pid int) (held, error) {
-	h := held{at: time.Now()}
+	h := held{at: time.Now(), kinds: map[string]int{}}
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return h, err
@@ -67,9 +68,17 @@ func measure(pid int) (held, error) {
 	}
 	for _, e := range entries {
 		h.files++
-		if to, err := os.Readlink(dir + "/" + e.Name()); err == nil && to == "/dev/net/tun" {
+		to, err := os.Readlink(dir + "/" + e.Name())
+		if err != nil {
+			continue
+		}
+		if to == "/dev/net/tun" {
 			h.taps++
 		}
+		if kind, _, ok := strings.Cut(to, ":["); ok {
+			to = kind
+		}
+		h.kinds[to]++
 	}
 	return h, nil
 }
@@ -141,7 +150,8 @@ func (r *run) judgeLeaks() {
 				figures = append(figures, a.of(h))
 			}
 			if rise := risen(figures); rise > a.allowance {
-				r.t.Errorf("%s: %s rose by %d: %v", n.Name, a.what, rise, figures)
+				first, last := n.leaks.quiet[0], n.leaks.quiet[len(n.leaks.quiet)-1]
+				r.t.Errorf("%s: %s rose by %d: %v; descriptors at first %v, at last %v", n.Name, a.what, rise, figures, first.kinds, last.kinds)
 			}
 		}
 	}
@@ -173,10 +183,10 @@ func (r *run) countGoroutines() {
 }
 
 // risen is by how much figures rise from their first to their last, by their slope after a warm-up: the median of the slopes between all pairs
-// (Theil and Sen), which a few that stand out do not move. It is 0 where they are too few to tell.
+// (Theil and Sen), which a few that stand out do not move. It is 0 where they are too few to tell a slope from a step.
 func risen(figures []int) int {
 	warm := figures[len(figures)/5:]
-	if len(warm) < 2 {
+	if len(warm) < 8 {
 		return 0
 	}
 	var slopes []float64
