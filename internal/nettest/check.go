@@ -56,6 +56,9 @@ func Check(ip []byte) error {
 			return nil
 		}
 	case packet.ICMP:
+		if len(t) < 8 {
+			return fmt.Errorf("%d bytes are no ICMP message", len(t))
+		}
 		if Sum(t) != 0xffff {
 			return fmt.Errorf("ICMP checksum %#04x is wrong", binary.BigEndian.Uint16(t[2:]))
 		}
