@@ -19,6 +19,9 @@ import (
 // aheadAtMost is how far a port may be ahead of the one that is furthest behind: two or three batches.
 const aheadAtMost = 250 * time.Microsecond
 
+// owesAtMost bounds what a port may owe. No batch takes so long by itself: what is beyond is the loop's misfortune.
+const owesAtMost = 4 * time.Millisecond
+
 // readPorts reads a batch of each port that has something to say and has not had more than its share.
 func (l *loop) readPorts(events []unix.EpollEvent) {
 	slots := *l.slots.Load()
@@ -48,7 +51,8 @@ func (l *loop) readPorts(events []unix.EpollEvent) {
 		}
 		l.readPort(int(ev.Fd))
 		end := time.Now()
-		p.used += end.Sub(begin)
+		// A loop that was stopped in the midst of a batch, by the scheduler or a signal, is not the container's doing.
+		p.used = min(p.used+end.Sub(begin), behind+owesAtMost)
 		begin = end
 	}
 }

@@ -90,3 +90,24 @@ func TestReadPorts_ShareTimeAndNotBatches(t *testing.T) {
 		t.Errorf("it may be served for %v before anybody else", behind)
 	}
 }
+
+func TestReadPorts_AreNotChargedForeverForABatchThatWasHeldUp(t *testing.T) {
+	g := newRig(t)
+	l := g.loops[0]
+	held := newEndless(t, udp(containerA, outside, 10))
+	for i, r := range g.table.Routes {
+		if r.Hop.kind == hopEgress {
+			g.table.Routes[i].Hop = ToEgress(costly{20 * owesAtMost}) // as if the daemon had been stopped meanwhile
+		}
+	}
+	g.set(g.table)
+	l.remove(g.portA)
+	g.portA.cfg.Device = held
+	if err := l.add(g.portA); err != nil {
+		t.Fatal(err)
+	}
+	l.rounds(t, func() bool { return held.batches == 1 })
+	if owes := g.portA.used - l.level; owes > owesAtMost {
+		t.Errorf("it owes %v, of which %v are to be paid", owes, owesAtMost)
+	}
+}
