@@ -118,10 +118,11 @@ type Config struct {
 	// It listens on a socket of RuntimeDir by the function that it is given.
 	Beside func(ctx context.Context, listen func(name string) (net.Listener, error)) error
 
-	// Replace takes the place of the daemon that runs on RuntimeDir and StateDir, whose descriptors this node goes on with. Replaced is called when that
-	// is done; nil: nothing is.
-	Replace  bool
-	Replaced func()
+	// Replace takes the place of the daemon that runs on RuntimeDir and StateDir, whose descriptors this node goes on with. Replacing is called right
+	// before that one is asked to let go, which an error forbids; Replaced when it has; nil: nothing is.
+	Replace   bool
+	Replacing func() error
+	Replaced  func()
 
 	// Sandbox is what Status reports of the cage that this process is in, set before Run; nil: it is in none.
 	Sandbox *api.Sandbox

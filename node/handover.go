@@ -254,6 +254,11 @@ func (in *inheritance) close() {
 // takePlace is the switch, on the side of the new one: after it the other touches nothing any more that was handed over.
 func (n *Node) takePlace() error {
 	in := n.given
+	if n.cfg.Replacing != nil {
+		if err := n.cfg.Replacing(); err != nil {
+			return err
+		}
+	}
 	_ = in.conn.SetDeadline(time.Now().Add(handoverWork))
 	if _, err := in.conn.Write([]byte{saysReady}); err != nil {
 		return fmt.Errorf("the daemon that was to be replaced: %w", err)

@@ -114,14 +114,18 @@ of flanneld that cannot mean anything here is named in a warning.`,
 				eyes.tell(c.Log)
 				return a.serveDocker(ctx, c, eyes, listen)
 			}
-			if f.background {
-				return a.inBackground(cmd.Context())
-			}
-			if f.replace {
-				c.Replace, c.Replaced = true, tellParent
-			}
 			ctx, stop := untilSignal(cmd.Context())
 			defer stop()
+			if f.background {
+				return a.inBackground(ctx)
+			}
+			if f.replace {
+				by := startedBy()
+				var release context.CancelFunc
+				ctx, release = by.heed(ctx)
+				defer release()
+				c.Replace, c.Replacing, c.Replaced = true, by.begin, by.done
+			}
 			for first := true; ; first = false {
 				n, err := a.newNode(c)
 				if err != nil {
