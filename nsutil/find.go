@@ -15,17 +15,16 @@ import (
 )
 
 // Finder finds namespaces by their numbers. It looks through the processes of the machine once for all who ask within a time, and once for all who
-// ask at the same moment. It is safe for many goroutines, and has none.
+// ask at the same moment: that is how often it does for namespaces that it does not find, which may have come since. It is safe for many goroutines, and has none.
 type Finder struct {
 	age  time.Duration
 	take func() (*snapshot, error)
 
-	mu    sync.Mutex // held while the machine is looked through: who asks meanwhile wants the same
-	taken time.Time
-	last  *snapshot // nil: there is none
+	mu   sync.Mutex // held while the machine is looked through: who asks meanwhile wants the same
+	last *snapshot  // nil: there is none
 }
 
-// NewFinder makes a Finder that has looked at the machine no longer than age before it answers.
+// NewFinder makes a Finder that has looked at the machine no longer than age before it answers, nor before it was asked when it answers ErrGone.
 func NewFinder(age time.Duration) *Finder { return &Finder{age: age, take: takeSnapshot} }
 
 // Find is a path for OpenPath of the network namespace with that number: that of a process in it, or else that of a file it is mounted
@@ -43,13 +42,14 @@ func (f *Finder) Find(inode uint64, last string) (string, error) {
 			return last, nil
 		}
 	}
-	s, err := f.snapshot(nil)
+	began := time.Now()
+	s, err := f.snapshot(nil, began.Add(-f.age))
 	if err != nil {
 		return "", err
 	}
 	found, listed := s.find(inode)
-	if found == "" && listed { // what was there has ended since; others may have come
-		if s, err = f.snapshot(s); err != nil {
+	if found == "" && (listed || s.taken.Before(began)) { // what was there has ended since; others may have come
+		if s, err = f.snapshot(s, began); err != nil {
 			return "", err
 		}
 		found, _ = s.find(inode)
@@ -66,7 +66,7 @@ func (f *Finder) Processes() (map[uint64]int, error) {
 	if s := sight.Load(); s != nil {
 		return s.Processes()
 	}
-	s, err := f.snapshot(nil)
+	s, err := f.snapshot(nil, time.Now().Add(-f.age))
 	if err != nil {
 		return nil, err
 	}
@@ -77,11 +77,11 @@ func (f *Finder) Processes() (map[uint64]int, error) {
 	return found, nil
 }
 
-// snapshot is what there is, as of age ago at most, and another than outdated.
-func (f *Finder) snapshot(outdated *snapshot) (*snapshot, error) {
+// snapshot is what there is, as of since or later, and another than outdated.
+func (f *Finder) snapshot(outdated *snapshot, since time.Time) (*snapshot, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.last != nil && f.last != outdated && time.Since(f.taken) < f.age {
+	if f.last != nil && f.last != outdated && !f.last.taken.Before(since) {
 		return f.last, nil
 	}
 	f.last = nil
@@ -90,7 +90,8 @@ func (f *Finder) snapshot(outdated *snapshot) (*snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	f.last, f.taken = s, now
+	s.taken = now
+	f.last = s
 	return s, nil
 }
 
@@ -99,6 +100,7 @@ func FindInode(inode uint64, last string) (string, error) { return NewFinder(0).
 
 // snapshot is where the processes of the machine were when it was taken. It is safe for many goroutines.
 type snapshot struct {
+	taken  time.Time        // begun to be
 	pids   []int            // all
 	inside map[uint64][]int // processes by their network namespaces' numbers
 	mounts func() map[uint64][]string
