@@ -46,7 +46,7 @@ type Listener struct {
 // alive is decided by a lock on a file beside the socket, which dies with its process, so two starting daemons cannot both win.
 //
 // Where systemd holds the socket open for this process (sd_listen_fds(3)), that one is taken, and left in its place by Close: clients
-// that connect between two daemons wait for the next.
+// that connect between two daemons wait for the next, which may be of this process.
 func Listen(runtimeDir string) (*Listener, error) {
 	dir, err := filepath.Abs(runtimeDir)
 	if err != nil {
@@ -64,6 +64,9 @@ func Listen(runtimeDir string) (*Listener, error) {
 		return nil, err
 	}
 	ln, err := handedOver(path)
+	if err == nil && ln == nil {
+		ln, err = left(path)
+	}
 	activated := ln != nil
 	if err == nil && ln == nil {
 		ln, err = listenAt(path)
@@ -120,8 +123,11 @@ func OtherUsers() uint64 { return otherUsers.Load() }
 func (l *Listener) Close() error {
 	var err error
 	l.once.Do(func() {
-		err = l.UnixListener.Close()           // removes a socket of our own, while we still hold the lock
-		err = errors.Join(err, l.lock.Close()) // the file stays: removing it would let two daemons lock two files
+		if l.activated {
+			err = leave(l.path, l.UnixListener)
+		}
+		err = errors.Join(err, l.UnixListener.Close()) // removes a socket of our own, while we still hold the lock
+		err = errors.Join(err, l.lock.Close())         // the file stays: removing it would let two daemons lock two files
 	})
 	return err
 }
@@ -197,6 +203,47 @@ func handedOver(path string) (*net.UnixListener, error) {
 	}
 	return nil, Errorf(CodeInvalid, "systemd hands over %s, but the daemon's socket is %s: set ListenStream=%[2]s in the socket's unit and nothing else, or --runtime-dir in the service's",
 		strings.Join(others, ", "), path)
+}
+
+// leftOpen are the sockets of systemd's that Listeners of this process have been closed on, by their paths: systemd hands them over once.
+var leftOpen struct {
+	sync.Mutex
+	files map[string]*os.File
+}
+
+// leave keeps a socket of systemd's open for the next Listener.
+func leave(path string, ln *net.UnixListener) error {
+	f, err := ln.File()
+	if err != nil {
+		return fmt.Errorf("the socket of systemd's: %w", err)
+	}
+	leftOpen.Lock()
+	defer leftOpen.Unlock()
+	if leftOpen.files == nil {
+		leftOpen.files = make(map[string]*os.File)
+	}
+	if before := leftOpen.files[path]; before != nil {
+		_ = before.Close() // the same
+	}
+	leftOpen.files[path] = f
+	return nil
+}
+
+// left is the socket of systemd's at path that a Listener of this process was closed on, nil where there is none.
+func left(path string) (*net.UnixListener, error) {
+	leftOpen.Lock()
+	defer leftOpen.Unlock()
+	f := leftOpen.files[path]
+	if f == nil {
+		return nil, nil
+	}
+	delete(leftOpen.files, path)
+	given, err := net.FileListener(f) // has a descriptor of its own
+	_ = f.Close()
+	if err != nil {
+		return nil, fmt.Errorf("the socket of systemd's: %w", err)
+	}
+	return given.(*net.UnixListener), nil // it was made of one
 }
 
 // listenAt listens on path, with the lock held: what lies there is stale unless somebody removed a living daemon's lock.

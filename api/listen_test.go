@@ -187,6 +187,9 @@ func TestListen_TakesTheSocketThatSystemdHolds(t *testing.T) {
 			t.Fatal(err)
 		}
 		out := start(dir, descriptor(held))
+		if !strings.Contains(out, "again: <nil>, of systemd: true\n") {
+			t.Errorf("the second of one process: %s", out)
+		}
 		if !strings.Contains(out, "served one at "+path+"\n") || !strings.Contains(out, "environment: \"\"\n") {
 			t.Errorf("with the socket of systemd: %s", out)
 		}
@@ -224,6 +227,11 @@ func beActivated(dir string) {
 	_ = conn.Close()
 	fmt.Printf("served one at %s\nenvironment: %q\n", ln.Path(), os.Getenv("LISTEN_FDS"))
 	_ = ln.Close()
+	again, err := Listen(dir) // systemd listens there, no other daemon
+	fmt.Printf("again: %v, of systemd: %t\n", err, err == nil && again.Activated())
+	if err == nil {
+		_ = again.Close()
+	}
 }
 
 // leaveSocket leaves what a killed daemon leaves.
