@@ -295,9 +295,9 @@ func (c *Client) Get(ctx context.Context, key string, prefix bool) ([]Pair, int6
 
 // page reads key, or what the options say of the keys that begin with it.
 func (c *Client) page(ctx context.Context, key string, opts ...clientv3.OpOption) ([]Pair, int64, error) {
+	floor := c.members.floor() // which may wait for a look at all endpoints
 	op, cancel := c.request(ctx)
 	defer cancel()
-	floor := c.members.floor()
 	resp, err := c.etcd.Get(op, key, opts...)
 	if err == nil {
 		err = c.sameStore(ctx, resp.Header, floor)
@@ -378,9 +378,9 @@ func (c *Client) Commit(ctx context.Context, t Txn) (bool, int64, error) {
 	if !t.Delete {
 		write = clientv3.OpPut(t.Key, string(t.Value), clientv3.WithLease(clientv3.LeaseID(t.Lease)))
 	}
+	floor := c.members.floor() // which may wait for a look at all endpoints
 	op, cancel := c.request(ctx)
 	defer cancel()
-	floor := c.members.floor()
 	resp, err := c.etcd.Txn(op).If(conds...).Then(write).Commit()
 	if err == nil {
 		err = c.sameStore(ctx, resp.Header, floor)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -201,6 +202,25 @@ func (c *Client) look(ctx context.Context) []*clientv3.StatusResponse {
 	return all
 }
 
+// answers tells whether the store that is asked is there, with a leader, though a request of it has failed: one may have come to its deadline
+// otherwise. It is not away either when ctx ends.
+func (c *Client) answers(ctx context.Context) bool {
+	op, cancel := context.WithTimeout(ctx, c.timeout/2)
+	defer cancel()
+	var there atomic.Bool
+	var wg sync.WaitGroup
+	for _, e := range c.etcd.Endpoints() {
+		wg.Go(func() {
+			if s, err := c.etcd.Status(op, e); err == nil && s.Leader != 0 {
+				there.Store(true)
+				cancel()
+			}
+		})
+	}
+	wg.Wait()
+	return there.Load() || ctx.Err() != nil
+}
+
 // failed is classify. When the store is away, all endpoints are asked again: of the ones that were left out any is better than none. An etcd lease
 // that is not there may be in another store: errors do not tell whose they are.
 func (c *Client) failed(ctx context.Context, doing string, err error) error {
@@ -221,7 +241,7 @@ func (c *Client) failed(ctx context.Context, doing string, err error) error {
 		if m.sure {
 			m.sure, m.unsure = false, time.Now()
 		}
-		if m.narrowed {
+		if m.narrowed && !c.answers(ctx) {
 			m.narrowed = false
 			c.etcd.SetEndpoints(m.all...)
 		}
