@@ -217,7 +217,18 @@ func (n *Node) findSaved(s *savedAttachment) (namespace, error) {
 	if s.Loose {
 		return n.findLoose(s)
 	}
-	return n.openSaved(s)
+	ns, err := n.openSaved(s)
+	if fd, ok := n.sharedTAP(s.Name); ok && errors.Is(err, nsutil.ErrGone) { // the one before may be all that keeps it: no process is in it yet
+		given, gerr := n.edges.namespaceOf(fd)
+		if gerr == nil && given.Inode() == s.Inode {
+			return given, nil
+		}
+		if gerr == nil {
+			gerr = given.Close()
+		}
+		err = errors.Join(err, gerr)
+	}
+	return ns, err
 }
 
 // keepNamespace has a, which is known by its namespace's number alone, hold on to ns: nothing else leads there before a process is in it.
@@ -694,8 +705,8 @@ func (n *Node) adopt() error {
 		n.mu.Lock()
 		n.unadopted = saved.Attachments[i+1:]
 		n.mu.Unlock()
-		if errors.Is(err, errNotGiven) {
-			return fmt.Errorf("attachment %q: %w", s.Name, err)
+		if err != nil && n.isServed(s.Name, err) {
+			return fmt.Errorf("attachment %q cannot be taken over: see why, and start this one with --replace again; the daemon that runs goes on: %w", s.Name, err)
 		}
 		if err != nil {
 			level := slog.LevelInfo
@@ -728,6 +739,9 @@ func (n *Node) bootID() string {
 	return id
 }
 
+// errEnded is why an attachment is not taken up whose process is no more.
+var errEnded = errors.New("its process has ended")
+
 // errBadEntry is an entry of the state file that the node has not written.
 var errBadEntry = errors.New("its entry in the state file is not valid")
 
@@ -748,7 +762,7 @@ func (n *Node) adoptOne(s savedAttachment) (taken *attachment, err error) {
 	}
 	if s.PID != 0 {
 		if start, err := n.edges.startTime(s.PID); err != nil || start != s.StartTime {
-			return nil, errors.New("its process has ended")
+			return nil, errEnded
 		}
 	}
 	ns, err := n.findSaved(&s)
@@ -779,7 +793,9 @@ func (n *Node) adoptOne(s savedAttachment) (taken *attachment, err error) {
 			n.forgetLocked(a)
 			n.mu.Unlock()
 			n.stopPorts(a)
-			n.forbid(ns, s)
+			if !n.shares() { // else the one before goes on with it
+				n.forbid(ns, s)
+			}
 		}
 	}()
 	if err := n.keepNamespace(a, ns); err != nil {
@@ -789,13 +805,17 @@ func (n *Node) adoptOne(s savedAttachment) (taken *attachment, err error) {
 	if err != nil {
 		return nil, err
 	}
-	n.refit(a, ns)
+	if !n.shares() { // else settle does
+		n.refit(a, ns)
+	}
 	l, err := n.adoptTAP(a, ns)
 	if err != nil {
 		exit.Close()
 		return nil, err
 	}
-	n.letThrough(a, ns)
+	if !n.shares() {
+		n.letThrough(a, ns)
+	}
 	if err := n.enter(a, l, exit, n.overlayMTU()); err != nil {
 		exit.Close()
 		return nil, errors.Join(err, l.Close())

@@ -83,10 +83,12 @@ type edges struct {
 	findInode func(inode uint64, last string) (path string, err error) // of a namespace that somebody is in, nsutil.ErrGone: of none
 	bootID    func() (string, error)                                   // another after every start of the host
 	sinceBoot func() time.Duration                                     // since that start, also while the host was suspended
-	netnses   func() (map[uint64]int, error)                           // of processes that we see: by inode, one process of each
-	startTime func(pid int) (uint64, error)
-	detached  func(pid int) string // path of the namespace that RootlessKit keeps apart from that process, or ""
-	watchPID  func(pid int) (exitWatch, error)
+	// namespaceOf opens the namespace in which the TAP of that descriptor is, nsutil.ErrNoTAP: it is gone.
+	namespaceOf func(fd int) (namespace, error)
+	netnses     func() (map[uint64]int, error) // of processes that we see: by inode, one process of each
+	startTime   func(pid int) (uint64, error)
+	detached    func(pid int) string // path of the namespace that RootlessKit keeps apart from that process, or ""
+	watchPID    func(pid int) (exitWatch, error)
 
 	external  func(c Config, now external) (external, error) // of this host; what is now in use stays if it can
 	hasAddr   func(a netip.Addr) (bool, error)               // tells whether it is this host's
@@ -103,16 +105,17 @@ const findAge = time.Second
 func kernelEdges() edges {
 	finder := nsutil.NewFinder(findAge)
 	return edges{
-		openPID:   func(pid int) (namespace, error) { return asNamespace(nsutil.OpenPID(pid)) },
-		openPath:  func(path string) (namespace, error) { return asNamespace(nsutil.OpenPath(path)) },
-		caller:    api.CallerPID,
-		lives:     api.CallerLives,
-		findInode: finder.Find,
-		bootID:    nsutil.BootID,
-		sinceBoot: sinceBoot,
-		netnses:   finder.Processes,
-		startTime: nsutil.StartTime,
-		detached:  nsutil.DetachedNetns,
+		openPID:     func(pid int) (namespace, error) { return asNamespace(nsutil.OpenPID(pid)) },
+		openPath:    func(path string) (namespace, error) { return asNamespace(nsutil.OpenPath(path)) },
+		caller:      api.CallerPID,
+		lives:       api.CallerLives,
+		findInode:   finder.Find,
+		bootID:      nsutil.BootID,
+		namespaceOf: func(fd int) (namespace, error) { return asNamespace(nsutil.NamespaceOf(fd)) },
+		sinceBoot:   sinceBoot,
+		netnses:     finder.Processes,
+		startTime:   nsutil.StartTime,
+		detached:    nsutil.DetachedNetns,
 		watchPID: func(pid int) (exitWatch, error) {
 			e, err := nsutil.WatchExit(pid)
 			if err != nil {

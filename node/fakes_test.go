@@ -171,6 +171,7 @@ func (w *world) edges() edges {
 			}
 			return nil, fmt.Errorf("%s: %w", path, nsutil.ErrNoPath)
 		},
+		namespaceOf: func(int) (namespace, error) { return nil, nsutil.ErrNotOwner },
 		findInode: func(inode uint64, _ string) (string, error) {
 			w.mu.Lock()
 			defer w.mu.Unlock()

@@ -19,10 +19,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -32,6 +34,7 @@ import (
 	"github.com/rootless-ovl/rootless-ovl/api"
 	"github.com/rootless-ovl/rootless-ovl/forwarder"
 	"github.com/rootless-ovl/rootless-ovl/internal/handover"
+	"github.com/rootless-ovl/rootless-ovl/nsutil"
 )
 
 const (
@@ -578,8 +581,44 @@ func (n *Node) givenPortOf(a *attachment, s savedPort) []int {
 	return n.given.get(givenKey{givenPort, a.saved.Name, s})
 }
 
-// errNotGiven ends the attempt to replace a daemon whose TAP cannot be gone on with.
-var errNotGiven = errors.New("its interface cannot be taken over")
+// sharedTAP is the descriptor of an attachment's TAP, as long as the one before carries its packets.
+func (n *Node) sharedTAP(name string) (fd int, ok bool) {
+	fds := n.given.get(givenKey{Kind: givenTAP, Name: name})
+	if n.isSwitched() || len(fds) != 1 {
+		return -1, false
+	}
+	return fds[0], true
+}
+
+// isServed tells whether the one before goes on with an attachment that could not be taken up because of err: then its place must not be taken,
+// for the attachment would be lost. What has ended meanwhile keeps nobody.
+func (n *Node) isServed(name string, err error) bool {
+	fd, ok := n.sharedTAP(name)
+	if !ok || errors.Is(err, errEnded) {
+		return false
+	}
+	ns, err := n.edges.namespaceOf(fd)
+	if err == nil {
+		err = ns.Close()
+	}
+	return !errors.Is(err, nsutil.ErrNoTAP)
+}
+
+// settle changes in the namespaces what this node would have otherwise than the one before, which has let go of them. The caller holds Node.gate.
+func (n *Node) settle() {
+	n.mu.Lock()
+	all := slices.Collect(maps.Values(n.attachments))
+	n.mu.Unlock()
+	for _, a := range all {
+		ns, err := n.openAttached(a)
+		if err != nil {
+			continue // it has ended
+		}
+		n.refit(a, ns)
+		n.letThrough(a, ns)
+		ns.Close()
+	}
+}
 
 // adoptTAP opens the TAP of an attachment of an earlier daemon.
 func (n *Node) adoptTAP(a *attachment, ns namespace) (link, error) {
@@ -590,7 +629,7 @@ func (n *Node) adoptTAP(a *attachment, ns namespace) (link, error) {
 	}
 	l, err := givenTAPLink(fds[0], n.given.items[k].USO, a.saved)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errNotGiven, err)
+		return nil, fmt.Errorf("its interface: %w", err)
 	}
 	return l, nil
 }

@@ -17,14 +17,14 @@ import (
 // become dual-stack, or the host has got a way out for it. What is not done stays in misfit.
 func (n *Node) refit(a *attachment, ns namespace) {
 	n.mu.Lock()
-	s, me := a.saved, n.selfLocked()
+	s, me, carries := a.saved, n.selfLocked(), a.phase == live
 	n.mu.Unlock()
 	s.MTU = me.mtu
 	// With less than 32 bits one of an earlier subnet could have the address.
-	if (!s.Addr6.IsValid() || isEgress6(s.Addr6)) && !s.Gateway && !s.Loose && !s.NoIPv6 && me.subnet6.IsValid() && me.subnet6.Bits() <= 96 && me.subnet.Contains(s.Addr.Addr()) {
+	if !carries && (!s.Addr6.IsValid() || isEgress6(s.Addr6)) && !s.Gateway && !s.Loose && !s.NoIPv6 && me.subnet6.IsValid() && me.subnet6.Bits() <= 96 && me.subnet.Contains(s.Addr.Addr()) {
 		s.Addr6, _ = addr6Of(s.Addr, me.subnet6)
 	}
-	if !s.Addr6.IsValid() {
+	if !carries && !s.Addr6.IsValid() {
 		s.Addr6 = n.egress6Of(s, me)
 	}
 	new6 := s.Addr6 != a.saved.Addr6

@@ -427,7 +427,13 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	}
 	if atOnce {
 		if n.given != nil {
-			if err := n.takePlace(); err != nil {
+			n.gate.Lock() // a change would come between
+			err := n.takePlace()
+			if err == nil {
+				n.settle()
+			}
+			n.gate.Unlock()
+			if err != nil {
 				return err
 			}
 		}
