@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -72,11 +73,11 @@ func TestLastKnown_IsAsOldAsTheHostSaysNotTheDate(t *testing.T) {
 func TestWatchClock_TellsOfTimeInWhichItDidNotRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := readyNode(t, newWorld(), testConfig(t), "10.5.72.0/24")
-		var log strings.Builder
+		var log syncBuffer
 		n.log = slog.New(slog.NewTextHandler(&log, nil))
 		begin := time.Now()
-		var asleep time.Duration // which Go's timers do not count
-		n.edges.sinceBoot = func() time.Duration { return time.Hour + time.Since(begin) + asleep }
+		var asleep atomic.Int64 // which Go's timers do not count
+		n.edges.sinceBoot = func() time.Duration { return time.Hour + time.Since(begin) + time.Duration(asleep.Load()) }
 		n.prober.follow([]pathTarget{wireTarget(1472)})
 		path := func() *peerPath {
 			n.prober.mu.Lock()
@@ -87,14 +88,18 @@ func TestWatchClock_TellsOfTimeInWhichItDidNotRun(t *testing.T) {
 		done := make(chan error)
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() { done <- n.watchClock(ctx) }()
-		time.Sleep(time.Minute)
-		asleep += 10 * time.Second // a busy machine
-		time.Sleep(time.Minute)
-		if log.Len() > 0 || path() != first {
-			t.Errorf("nothing has happened: %s", &log)
+		pass := func() {
+			time.Sleep(time.Minute)
+			synctest.Wait() // for who looks at the clock at the same time
 		}
-		asleep += 8 * time.Hour
-		time.Sleep(time.Minute)
+		pass()
+		asleep.Add(int64(10 * time.Second)) // a busy machine
+		pass()
+		if got := log.String(); got != "" || path() != first {
+			t.Errorf("nothing has happened: %s", got)
+		}
+		asleep.Add(int64(8 * time.Hour))
+		pass()
 		if got := log.String(); strings.Count(got, "did not run for a while") != 1 || !strings.Contains(got, "for=8h0m2s") {
 			t.Errorf("log: %s", got)
 		}

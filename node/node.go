@@ -39,10 +39,11 @@ const (
 // after Run.
 type Node struct {
 	// constant after New
-	cfg   Config
-	log   *slog.Logger
-	edges edges
-	loose looseTimes
+	cfg      Config
+	log      *slog.Logger
+	edges    edges
+	loose    looseTimes
+	patience time.Duration // how long a start waits for the store before it goes on with what the last run knew
 
 	// constant once open is true, and set before anything that uses it runs
 	path     dataPath
@@ -173,6 +174,7 @@ func New(c Config) (*Node, error) {
 		log:         spare(c.Log),
 		edges:       kernelEdges(),
 		loose:       usualLooseTimes,
+		patience:    usualPatience,
 		stopping:    make(chan struct{}),
 		state:       api.StateStarting,
 		pool:        newPool(),

@@ -84,7 +84,7 @@ func (n *Node) confirm(ctx context.Context, s *openedStore, own subnets, run fun
 
 // unconfirmed has the node go on with the subnets of the last run when the store has not answered for a while.
 func (n *Node) unconfirmed(ctx context.Context, own subnets) error {
-	t := time.NewTimer(patience)
+	t := time.NewTimer(n.patience)
 	defer t.Stop()
 	select {
 	case <-t.C:

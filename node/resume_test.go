@@ -34,8 +34,15 @@ func TestResume_ForwardsBeforeTheStoreAnswers(t *testing.T) {
 				t.Fatal(err)
 			}
 			text := logged(&c)
-			r = startNode(t, c)
+			n, err := New(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n.edges = newWorld().edges()
+			n.patience = deadline // a busy machine's store answers late, too
+			r = runNode(t, n)
 			after := r.ready()
+			r.until("ready in the log", func(api.Status) bool { return strings.Contains(text.String(), "msg=ready") })
 			if after.Subnet != before.Subnet || after.Port != before.Port || after.NodeID != before.NodeID || !after.Store.Connected {
 				t.Errorf("%+v, before %+v", after, before)
 			}

@@ -26,8 +26,8 @@ import (
 const (
 	firstBackoff = 100 * time.Millisecond
 	maxBackoff   = 5 * time.Second
-	// patience is how long a start waits for the store before it goes on with what the last run knew.
-	patience = time.Second
+	// usualPatience is Node.patience.
+	usualPatience = time.Second
 	// revokeTimeout bounds giving back the lease of an ephemeral node.
 	revokeTimeout = 3 * time.Second
 )
@@ -203,7 +203,7 @@ func (n *Node) networkConfig(ctx context.Context, s *openedStore, last savedLast
 			return cfg, stored, nil
 		case !isAway(err), !usable && !errors.Is(err, lease.ErrUnreachable):
 			return cfg, stored, withRemedy(err) // waiting does not mend it
-		case usable && s.server == nil && time.Since(started) >= patience:
+		case usable && s.server == nil && time.Since(started) >= n.patience:
 			return lastCfg, remembered, nil
 		}
 		n.storeAway(err)
