@@ -212,23 +212,43 @@ func (n *Node) openSaved(s *savedAttachment) (ns namespace, err error) {
 	return ns, err
 }
 
-// findSaved is openSaved of an attachment of an earlier daemon. It puts into s where a loose one is now.
+// findSaved is openSaved of an attachment of an earlier daemon. It puts into s where a loose one is now. That of one that still runs is where
+// its TAP is, however it was found before: the TAP was given, and may be all that leads there (no process is in it yet, or its path is gone).
 func (n *Node) findSaved(s *savedAttachment) (namespace, error) {
+	fd, shared := n.sharedTAP(s.Name)
+	if !shared {
+		return n.findAlone(s)
+	}
+	given, err := n.edges.namespaceOf(fd)
+	if err == nil && (s.Loose || given.Inode() == s.Inode) {
+		if s.Loose && !n.hasLoose(given, s) {
+			s.Entered = s.Entered && given.Inode() == s.Inode
+			s.Inode = given.Inode()
+		}
+		return given, nil
+	}
+	if errors.Is(err, nsutil.ErrNoTAP) {
+		return nil, err
+	}
+	ns, aerr := n.findAlone(s)
+	switch {
+	case err != nil && aerr != nil:
+		return nil, errors.Join(aerr, err)
+	case err != nil:
+		return ns, nil
+	case aerr != nil: // somebody has moved its interface, which works there too
+		return given, nil
+	}
+	_ = given.Close()
+	return ns, nil
+}
+
+// findAlone is findSaved by what the state file says.
+func (n *Node) findAlone(s *savedAttachment) (namespace, error) {
 	if s.Loose {
 		return n.findLoose(s)
 	}
-	ns, err := n.openSaved(s)
-	if fd, ok := n.sharedTAP(s.Name); ok && errors.Is(err, nsutil.ErrGone) { // the one before may be all that keeps it: no process is in it yet
-		given, gerr := n.edges.namespaceOf(fd)
-		if gerr == nil && given.Inode() == s.Inode {
-			return given, nil
-		}
-		if gerr == nil {
-			gerr = given.Close()
-		}
-		err = errors.Join(err, gerr)
-	}
-	return ns, err
+	return n.openSaved(s)
 }
 
 // keepNamespace has a, which is known by its namespace's number alone, hold on to ns: nothing else leads there before a process is in it.
@@ -705,7 +725,7 @@ func (n *Node) adopt() error {
 		n.mu.Lock()
 		n.unadopted = saved.Attachments[i+1:]
 		n.mu.Unlock()
-		if err != nil && n.isServed(s.Name, err) {
+		if err != nil && n.isServed(&s, err) {
 			return fmt.Errorf("attachment %q cannot be taken over: see why, and start this one with --replace again; the daemon that runs goes on: %w", s.Name, err)
 		}
 		if err != nil {
@@ -739,8 +759,8 @@ func (n *Node) bootID() string {
 	return id
 }
 
-// errEnded is why an attachment is not taken up whose process is no more.
-var errEnded = errors.New("its process has ended")
+// errEnded is why an attachment is not taken up whose container is no more.
+var errEnded = errors.New("its container has ended")
 
 // errBadEntry is an entry of the state file that the node has not written.
 var errBadEntry = errors.New("its entry in the state file is not valid")
@@ -760,10 +780,8 @@ func (n *Node) adoptOne(s savedAttachment) (taken *attachment, err error) {
 	case !s.Addr.Addr().Is4() || s.Addr6.IsValid() && !s.Addr6.Addr().Is6():
 		return nil, fmt.Errorf("%w: it has no address", errBadEntry)
 	}
-	if s.PID != 0 {
-		if start, err := n.edges.startTime(s.PID); err != nil || start != s.StartTime {
-			return nil, errEnded
-		}
+	if n.hasEnded(&s) {
+		return nil, errEnded
 	}
 	ns, err := n.findSaved(&s)
 	if err != nil {

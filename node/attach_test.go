@@ -490,7 +490,7 @@ func TestWatchPath_EndsWhenThePathIsNoLongerWhatItWas(t *testing.T) {
 				t.Fatal(err)
 			}
 			synctest.Test(t, func(t *testing.T) {
-				w := watchPath(path, inodeOf(t, path))
+				w := watchPath(path, inodeOf(t, path), nsutil.InodeAt)
 				time.Sleep(10 * pathPoll)
 				select {
 				case <-w.Done():
@@ -513,13 +513,34 @@ func TestWatchPath_EndsWhenThePathIsNoLongerWhatItWas(t *testing.T) {
 	}
 }
 
+func TestLeadsElsewhere_ConcludesNothingFromALookThatFails(t *testing.T) {
+	for _, tt := range []struct {
+		inode uint64
+		err   error
+		want  bool
+	}{
+		{7, nil, false},
+		{8, nil, true},
+		{0, &os.PathError{Op: "open", Err: syscall.ENOENT}, true},
+		{0, &os.PathError{Op: "open", Err: syscall.EACCES}, true}, // another user's process has the pid
+		{0, &os.PathError{Op: "open", Err: syscall.EMFILE}, false},
+		{0, syscall.ENOMEM, false},
+		{0, errors.New("who looks in our place has gone"), false},
+	} {
+		at := func(string) (uint64, error) { return tt.inode, tt.err }
+		if got := leadsElsewhere("/proc/1/ns/net", 7, at); got != tt.want {
+			t.Errorf("%d, %v: got %v", tt.inode, tt.err, got)
+		}
+	}
+}
+
 func TestWatchPath_CloseEndsItsGoroutine(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "ns")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	synctest.Test(t, func(t *testing.T) { // fails if a goroutine is left
-		w := watchPath(path, inodeOf(t, path))
+		w := watchPath(path, inodeOf(t, path), nsutil.InodeAt)
 		w.Close()
 	})
 }

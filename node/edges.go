@@ -80,11 +80,13 @@ type edges struct {
 	openPath  func(path string) (namespace, error)
 	caller    func(ctx context.Context) (pid int, err error)           // whose request it is
 	lives     func(ctx context.Context) error                          // whether caller's pid is that process still
+	inodeAt   func(path string) (uint64, error)                        // of a namespace
 	findInode func(inode uint64, last string) (path string, err error) // of a namespace that somebody is in, nsutil.ErrGone: of none
 	bootID    func() (string, error)                                   // another after every start of the host
 	sinceBoot func() time.Duration                                     // since that start, also while the host was suspended
 	// namespaceOf opens the namespace in which the TAP of that descriptor is, nsutil.ErrNoTAP: it is gone.
 	namespaceOf func(fd int) (namespace, error)
+	givenTAP    func(fd int, uso bool, s savedAttachment) (link, error)
 	netnses     func() (map[uint64]int, error) // of processes that we see: by inode, one process of each
 	startTime   func(pid int) (uint64, error)
 	detached    func(pid int) string // path of the namespace that RootlessKit keeps apart from that process, or ""
@@ -109,9 +111,11 @@ func kernelEdges() edges {
 		openPath:    func(path string) (namespace, error) { return asNamespace(nsutil.OpenPath(path)) },
 		caller:      api.CallerPID,
 		lives:       api.CallerLives,
+		inodeAt:     nsutil.InodeAt,
 		findInode:   finder.Find,
 		bootID:      nsutil.BootID,
 		namespaceOf: func(fd int) (namespace, error) { return asNamespace(nsutil.NamespaceOf(fd)) },
+		givenTAP:    givenTAPLink,
 		sinceBoot:   sinceBoot,
 		netnses:     finder.Processes,
 		startTime:   nsutil.StartTime,

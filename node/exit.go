@@ -14,8 +14,11 @@ package node
 
 import (
 	"errors"
+	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/rootless-ovl/rootless-ovl/nsutil"
 )
@@ -51,10 +54,38 @@ func (n *Node) watchFor(a *attachment) (exitWatch, error) {
 		return n.edges.watchPID(s.PID)
 	}
 	if s.Netns != "" {
-		return watchPath(s.Netns, s.Inode), nil
+		return watchPath(s.Netns, s.Inode, n.edges.inodeAt), nil
 	}
 	return watchInode(s.Inode, n.edges.findInode, s.Entered, func() { n.noteEntered(a) }), nil
 }
+
+// hasEnded tells whether the container of a saved attachment is known to be gone, as its watch would say. Of one that is known by its namespace
+// alone only time tells.
+func (n *Node) hasEnded(s *savedAttachment) bool {
+	switch {
+	case s.Loose:
+		return false
+	case s.PID != 0:
+		start, err := n.edges.startTime(s.PID)
+		return errors.Is(err, nsutil.ErrNoProcess) || err == nil && start != s.StartTime
+	case s.Netns != "":
+		return leadsElsewhere(s.Netns, s.Inode, n.edges.inodeAt)
+	}
+	return false
+}
+
+// leadsElsewhere tells whether path is no longer the file with that number: unmounted, removed, made anew, or of a process that has ended. When the
+// look itself fails, for want of descriptors say, nothing is concluded.
+func leadsElsewhere(path string, inode uint64, at func(path string) (uint64, error)) bool {
+	now, err := at(path)
+	if err != nil {
+		return slices.ContainsFunc(noWay, func(e unix.Errno) bool { return errors.Is(err, e) })
+	}
+	return now != inode
+}
+
+// noWay is what the system says of a path that leads to nothing of ours any more. A process's is closed to us when its pid is another user's by now.
+var noWay = []unix.Errno{unix.ENOENT, unix.ENOTDIR, unix.ESRCH, unix.EACCES, unix.EPERM, unix.ELOOP, unix.EXDEV}
 
 // noteEntered writes down that there was a process in a's namespace: the next daemon is to know whether its container has ended or not begun.
 func (n *Node) noteEntered(a *attachment) {
@@ -76,12 +107,9 @@ type pollWatch struct {
 	once sync.Once
 }
 
-// watchPath is done when path is no longer the namespace it was, with that inode number: unmounted, removed, or made anew.
-func watchPath(path string, inode uint64) *pollWatch {
-	return watchPoll(pathPoll, func() bool {
-		now, err := nsutil.InodeAt(path)
-		return err != nil || now != inode
-	})
+// watchPath is done when path is no longer the namespace it was, with that inode number. at is nsutil.InodeAt.
+func watchPath(path string, inode uint64, at func(path string) (uint64, error)) *pollWatch {
+	return watchPoll(pathPoll, func() bool { return leadsElsewhere(path, inode, at) })
 }
 
 // watchInode is done when find has found the namespace empty for a time. entered tells whether processes have been in it; first is

@@ -171,6 +171,16 @@ func (w *world) edges() edges {
 			}
 			return nil, fmt.Errorf("%s: %w", path, nsutil.ErrNoPath)
 		},
+		inodeAt: func(path string) (uint64, error) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			for _, c := range w.containers {
+				if slices.Contains(c.paths, path) || slices.Contains(c.held, path) {
+					return c.inode, nil
+				}
+			}
+			return 0, fmt.Errorf("%s: %w", path, syscall.ENOENT)
+		},
 		namespaceOf: func(int) (namespace, error) { return nil, nsutil.ErrNotOwner },
 		findInode: func(inode uint64, _ string) (string, error) {
 			w.mu.Lock()

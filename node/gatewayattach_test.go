@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -91,11 +89,8 @@ func TestAttachGateway_FindsTheNamespaceThatRootlessKitKeepsApart(t *testing.T) 
 	w := newWorld()
 	c := w.start(77)
 	n := readyNode(t, w, testConfig(t), "10.5.72.0/24")
-	path := filepath.Join(t.TempDir(), "netns") // whose inode number is watched
-	if err := os.WriteFile(path, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	c.inode = inodeOf(t, path)
+	const path = "/proc/77/root/tmp/netns"
+	c.paths = []string{path}
 	n.edges.detached = func(pid int) string {
 		if pid != 77 {
 			t.Errorf("asked for pid %d", pid)

@@ -591,10 +591,10 @@ func (n *Node) sharedTAP(name string) (fd int, ok bool) {
 }
 
 // isServed tells whether the one before goes on with an attachment that could not be taken up because of err: then its place must not be taken,
-// for the attachment would be lost. What has ended meanwhile keeps nobody.
-func (n *Node) isServed(name string, err error) bool {
-	fd, ok := n.sharedTAP(name)
-	if !ok || errors.Is(err, errEnded) {
+// for the attachment would be lost. What has ended meanwhile keeps nobody: of that one, too, it would be gone in a moment.
+func (n *Node) isServed(s *savedAttachment, err error) bool {
+	fd, ok := n.sharedTAP(s.Name)
+	if !ok || errors.Is(err, errEnded) || n.hasEnded(s) {
 		return false
 	}
 	ns, err := n.edges.namespaceOf(fd)
@@ -627,7 +627,7 @@ func (n *Node) adoptTAP(a *attachment, ns namespace) (link, error) {
 	if len(fds) != 1 {
 		return ns.adopt(a.saved)
 	}
-	l, err := givenTAPLink(fds[0], n.given.items[k].USO, a.saved)
+	l, err := n.edges.givenTAP(fds[0], n.given.items[k].USO, a.saved)
 	if err != nil {
 		return nil, fmt.Errorf("its interface: %w", err)
 	}

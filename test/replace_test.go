@@ -115,6 +115,22 @@ func TestReplace_RefusesAndLeavesTheOldOne(t *testing.T) {
 	join(t, s.h2, "later")
 }
 
+// The daemon that runs looks at a path twice a second only.
+func TestReplace_GoesOnWithoutAContainerThatHasJustEnded(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	stays := join(t, s.h2, "stays")
+	args := []string{"--etcd-endpoints", etcdURL(s.h1)}
+	for range 3 {
+		c := s.h2.Container("ends")
+		s.h2.CLIJSON(&struct{}{}, "attach", "--netns", c.NetnsPath(), "--name", "ends")
+		c.Stop()
+		s.d2 = replaced(t, s.d2, args...)
+		lab.Eventually(t, "the one that has ended is gone", func() bool { return s.d2.Status().Attachments == 1 })
+	}
+	pings(t, stays.Space, stays.gateway)
+}
+
 func TestReplace_InTheBackground(t *testing.T) {
 	t.Parallel()
 	l := lab.New(t, 1)
