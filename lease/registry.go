@@ -36,28 +36,47 @@ type Registry struct {
 	health health
 	held   sync.Map // *Held -> its key, of which that Held speaks by itself
 
-	revMu sync.Mutex
-	rev   int64 // of the store, as last seen
+	momentMu sync.Mutex
+	moment   moment // of the store, as last seen
 }
 
-// reached notes a revision that the store has come to; 0 for none, and says the last.
-func (r *Registry) reached(rev int64) int64 {
-	r.revMu.Lock()
-	defer r.revMu.Unlock()
-	r.rev = max(r.rev, rev)
-	return r.rev
+// moment is how far a store has come: revisions of one era grow, and an era ends when the store has gone back.
+type moment struct {
+	era int
+	rev int64
 }
 
-// listed notes the revision of a list that was asked for when the store had reached since, and says once when it has gone back.
-func (r *Registry) listed(since, rev int64) {
-	r.revMu.Lock()
-	defer r.revMu.Unlock()
-	if since = min(since, r.rev); rev >= since {
-		r.rev = max(r.rev, rev)
-		return
+// reached notes a revision that the store came to in an era. What tells of an earlier era comes too late to say anything.
+func (r *Registry) reached(era int, rev int64) {
+	r.momentMu.Lock()
+	defer r.momentMu.Unlock()
+	if era == r.moment.era {
+		r.moment.rev = max(r.moment.rev, rev)
 	}
-	r.log.Warn("the store has gone back: it was restored from a backup, began anew, or is another one; what this node has in it is put back", "store", r.store.String(), "revision", rev, "before", since)
-	r.rev = rev
+}
+
+// now is what a list that is asked for from now on is to show, at least.
+func (r *Registry) now() moment {
+	r.momentMu.Lock()
+	defer r.momentMu.Unlock()
+	return r.moment
+}
+
+// listed notes the revision of a list that was asked for at a moment, and says once when the store has gone back since. ok is false if somebody
+// else has found that meanwhile: nobody knows on which side of it such a list is, and it is to be asked for again.
+func (r *Registry) listed(since moment, rev int64) (era int, ok bool) {
+	r.momentMu.Lock()
+	defer r.momentMu.Unlock()
+	switch {
+	case since.era != r.moment.era:
+		return 0, false
+	case rev >= since.rev:
+		r.moment.rev = max(r.moment.rev, rev)
+	default:
+		r.log.Warn("the store has gone back: it was restored from a backup, began anew, or is another one; what this node has in it is put back", "store", r.store.String(), "revision", rev, "before", since.rev)
+		r.moment = moment{r.moment.era + 1, rev}
+	}
+	return r.moment.era, true
 }
 
 // answersFor is whether a Held of ours keeps key in order.

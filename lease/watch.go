@@ -116,19 +116,22 @@ type following[E any] struct {
 func (f *following[E]) run(ctx context.Context) {
 	var pause backoff
 	for ctx.Err() == nil {
-		since := f.r.reached(0)
+		since := f.r.now()
 		pairs, rev, err := f.r.store.Get(ctx, f.key, true)
 		f.report(err)
 		if err != nil {
 			pause.wait(ctx, f.r.health.answered())
 			continue
 		}
-		f.r.listed(since, rev)
+		era, ok := f.r.listed(since, rev)
+		if !ok {
+			continue
+		}
 		if f.listed != nil {
 			f.listed(rev)
 		}
 		started := time.Now()
-		err = f.from(ctx, pairs, rev)
+		err = f.from(ctx, pairs, era, rev)
 		if errors.Is(err, ErrCompacted) {
 			f.r.log.Info("the store compacted its history; listing everything again", "what", f.what, "prefix", f.r.prefix)
 		}
@@ -140,8 +143,8 @@ func (f *following[E]) run(ctx context.Context) {
 	}
 }
 
-// from hands over the list and then every change, until the watch ends with an error.
-func (f *following[E]) from(ctx context.Context, list []Pair, rev int64) error {
+// from hands over the list, of an era, and then every change, until the watch ends with an error.
+func (f *following[E]) from(ctx context.Context, list []Pair, era int, rev int64) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	state := make(map[string]E, len(list))
@@ -160,7 +163,7 @@ func (f *following[E]) from(ctx context.Context, list []Pair, rev int64) error {
 			}
 		}
 		rev = max(rev, e.Revision)
-		f.r.reached(rev)
+		f.r.reached(era, rev)
 		return len(e.Changes) > 0
 	}
 
