@@ -124,7 +124,7 @@ func (imp *impaired) lay(host string, mtu int) error {
 		return err
 	}
 	imp.files = []*os.File{near, far}
-	return nil
+	return carry("ia-"+host, "ib-"+host, "ic-"+host, "id-"+host)
 }
 
 // pair makes a cable from a bridge to a socket of the relay.

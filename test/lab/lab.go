@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -212,6 +213,7 @@ func (l *Lab) plug(name string, addr netip.Addr) *Host {
 		}
 		return netlink.LinkSetUp(link)
 	}))
+	must(l.t, "cable of "+name, errors.Join(space.Do(func() error { return carry("lan0") }), l.fabric.Do(func() error { return carry(port) })))
 	must(l.t, "resolv.conf of "+name, space.Do(func() error {
 		return bindOver(h.resolvConf(), "/etc/resolv.conf")
 	}))
@@ -343,6 +345,29 @@ func linkUp(name string) error {
 		return err
 	}
 	return netlink.LinkSetUp(link)
+}
+
+// carry waits until interfaces of the calling thread's network namespace, which were set up, send and receive. The kernel finds out by itself, a while
+// after the other end was set up, that a virtual cable is whole; until then what is sent is lost, and a bridge leaves the port out.
+func carry(names ...string) error {
+	const limit = 30 * time.Second
+	deadline := time.Now().Add(limit)
+	for _, name := range names {
+		for {
+			link, err := netlink.LinkByName(name)
+			if err != nil {
+				return err
+			}
+			if link.Attrs().OperState == netlink.OperUp {
+				break
+			}
+			if time.Now().After(deadline) {
+				return fmt.Errorf("%s is %v after %v", name, link.Attrs().OperState, limit)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	return nil
 }
 
 // writeSysctl sets a sysctl of the calling thread's network namespace.

@@ -107,6 +107,9 @@ func (l *Lab) cable(a, b *Space, name string, mtu int, addrA, addrB netip.Prefix
 			return linkUp(name)
 		}))
 	}
+	for _, s := range []*Space{a, b} {
+		must(l.t, "cable", s.Do(func() error { return carry(name) }))
+	}
 }
 
 // addr6 gives a cable's ends their IPv6 addresses.
