@@ -457,7 +457,7 @@ func TestDualStack_KernelSteersAndLaysFlowsAcrossLanes(t *testing.T) {
 				if _, err := c.WriteToUDPAddrPort(d, r.Underlay6()); err != nil {
 					t.Fatal(err)
 				}
-				i := steerIndex(netip.MustParseAddr(to), loops)*maxLanes + int(seq>>stripeShift)%maxLanes
+				i := steerIndex(netip.MustParseAddr(to), loops)*maxLanes + tcpLane(seq)
 				want[i] = append(want[i], d)
 			}
 		}

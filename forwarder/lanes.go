@@ -1,8 +1,13 @@
-// This file makes up for a small receive buffer. The kernel grants an unprivileged socket net.core.rmem_max, of which a stock
+// This file is the sockets of one loop, its lanes, and how they are read. They are on one port, and a BPF program (steer.go) says which packet has
+// which.
+//
+// The first few are of what is not TCP, by the sender's address: a container that floods fills one of them, and what comes from most others,
+// and all TCP, does not wait behind it, or get lost with it. Each is read a batch in turn.
+//
+// The others are of TCP alone, and make up for a small receive buffer. The kernel grants an unprivileged socket net.core.rmem_max, of which a stock
 // system has 208 KB: three or four datagram trains. A loop that waits a millisecond for its core then loses a burst, and
-// TCP sends again what it need not have. So a loop that is granted less than it asks for opens several sockets, its lanes, on the same port,
-// and a BPF program (steer.go) lays TCP across them in stripes of its sequence numbers: what one flow sends meanwhile
-// fills the lanes one after the other. Everything else has the first lane.
+// TCP sends again what it need not have. So a loop that is granted less than it asks for has several, and TCP is laid across
+// them in stripes of its sequence numbers: what one flow sends meanwhile fills them one after the other.
 //
 // Order: a flow's older data is in another lane than its newer data, but only where the lanes were read at a stripe's
 // border. A batch from several lanes is therefore read twice over, so that nothing older than what it holds is left behind,
@@ -21,18 +26,25 @@ import (
 
 const (
 	maxLanes    = 16
+	mixedLanes  = 4  // at most, of what is not TCP
 	maxSockets  = 64 // of all loops in a family: where there are many, a burst meets more of them anyway
 	stripeShift = 18 // a stripe is 256 KB of a flow's sequence space: less than a lane holds
 )
 
-// lanesFor is how many sockets a loop, of so many, needs to have the buffer that is asked for, in bytes.
+// lanesFor is how many sockets a loop, of so many, needs for TCP to have the buffer that is asked for, in bytes, and for the rest to be apart.
 func lanesFor(asked, loops int) int {
-	granted := grantedBuffer(asked)
-	if granted <= 0 {
-		return 1
+	tcp := 1
+	if granted := grantedBuffer(asked); granted > 0 {
+		tcp = (asked + granted - 1) / granted
 	}
-	return max(1, min(maxLanes, maxSockets/loops, (asked+granted-1)/granted))
+	return max(1, min(maxLanes, maxSockets/loops, mixedLanes+tcp))
 }
+
+// mixedOf is how many of so many lanes are not of TCP alone: the first ones. A single lane has everything.
+func mixedOf(lanes int) int { return max(1, min(mixedLanes, lanes-1)) }
+
+// tcpOf is how many of so many lanes TCP has: the last ones.
+func tcpOf(lanes int) int { return max(1, lanes-mixedOf(lanes)) }
 
 // grantedBuffer is the receive buffer in bytes that the kernel grants a socket that asks for so much, 0 if it does not say.
 func grantedBuffer(asked int) int {
@@ -54,7 +66,7 @@ func receiveBuffer(fd int) int {
 	return twice / 2 // the kernel doubles what it grants, for its own bookkeeping
 }
 
-// sweep reads several lanes and puts their trains in order. It returns how many there are.
+// sweep reads several lanes of TCP and puts their trains in order. It returns how many there are.
 func (q *rxQueue) sweep(f family, fds []int, ready uint64) int {
 	n, gave := 0, 0
 	first := q.last[f] // with one flow, it has the oldest

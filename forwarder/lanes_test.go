@@ -8,14 +8,19 @@ import (
 	"net/netip"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/rootless-ovl/rootless-ovl/internal/nettest"
 	"github.com/rootless-ovl/rootless-ovl/internal/packet"
 )
 
-// manyLanes is more than any machine grants one socket.
-const manyLanes = 1 << 30
+const (
+	manyLanes = 1 << 30 // more than any machine grants one socket
+	manyTCP   = maxLanes - mixedLanes
+)
+
+// tcpLane and mixedLane are where packets are, of maxLanes.
+func tcpLane(seq uint32) int { return mixedLanes + int(seq>>stripeShift)%manyTCP }
+
+func mixedLane(from string) int { return steerIndex(netip.MustParseAddr(from), mixedLanes) }
 
 func newLanes(t *testing.T, loops int, v *VXLAN) *Router {
 	t.Helper()
@@ -51,17 +56,17 @@ func TestLanes_KernelLaysTCPAcrossThemInStripes(t *testing.T) {
 			}
 			for _, ends := range [][2]string{{containerC, containerA}, {containerC, containerB}, {containerC6, containerA6}} {
 				between := nettest.Between(ends[0], ends[1])
-				for _, seq := range []uint32{0, stripe - 1, stripe, 5*stripe + 7, maxLanes*stripe - 1, maxLanes * stripe, 1<<32 - 1} {
-					send(between.TCP(nettest.TCP{Seq: seq, Flags: nettest.ACK}, nettest.Payload(10)), ends[1], int(seq>>stripeShift)%maxLanes)
+				for _, seq := range []uint32{0, stripe - 1, stripe, 5*stripe + 7, manyTCP*stripe - 1, manyTCP * stripe, 1<<32 - 1} {
+					send(between.TCP(nettest.TCP{Seq: seq, Flags: nettest.ACK}, nettest.Payload(10)), ends[1], tcpLane(seq))
 				}
-				send(udp(ends[0], ends[1], 30), ends[1], 0)
+				send(udp(ends[0], ends[1], 30), ends[1], mixedLane(ends[0]))
 			}
 			options := nettest.Between(containerC, containerA)
 			options.Options = []byte{1, 1, 1, 1}
-			send(options.TCP(nettest.TCP{Seq: 3 * stripe, Flags: nettest.ACK}, nil), containerA, 3)
+			send(options.TCP(nettest.TCP{Seq: 3 * stripe, Flags: nettest.ACK}, nil), containerA, tcpLane(3*stripe))
 			fragment := nettest.Between(containerC, containerA)
 			fragment.Frag = 100 // what stands where its ports would be is payload
-			send(fragment.TCP(nettest.TCP{Seq: 3 * stripe, Flags: nettest.ACK}, nettest.Payload(30)), containerA, 0)
+			send(fragment.TCP(nettest.TCP{Seq: 3 * stripe, Flags: nettest.ACK}, nettest.Payload(30)), containerA, mixedLane(containerC))
 			wantOnSockets(t, r, outer4, want)
 		})
 	}
@@ -165,17 +170,55 @@ func (s *steered) readAll(t *testing.T) {
 	t.Helper()
 	l := s.loops[0]
 	for {
-		var ready uint64
-		for lane, fd := range s.under.Load()[outer4].loopFDs(0) {
-			if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0); err == nil && n == 1 {
-				ready |= 1 << lane
-			}
-		}
+		ready := s.lanesReady(outer4, 0)
 		if ready == 0 {
 			return
 		}
 		l.worker.begin()
 		l.rxq.read(l.worker, outer4, ready)
 		l.worker.end()
+	}
+}
+
+// A container of a peer floods, and the socket that has its datagrams is full. What others send comes through all the same, and in the next batch.
+func TestLanes_AFloodIsLostAloneAndHoldsNobodyUp(t *testing.T) {
+	s := newSteeredOn(t, newLanes(t, 1, nil), containerA, containerA6)
+	send := func(b []byte) {
+		t.Helper()
+		if _, err := s.peer.WriteToUDPAddrPort(b, s.Underlay()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const flood = 2000 // of 60000 bytes: more than a socket holds, whatever the machine grants
+	for range flood {
+		send(udp("10.2.0.3", containerA, 60000))
+	}
+	others := [][]byte{
+		udp(containerC, containerA, 1), nettest.Between("10.2.0.4", containerA).ICMP(8, 0, 0, nettest.Payload(2)), udp(containerC6, containerA6, 3),
+		nettest.Between("10.2.0.3", containerA).TCP(nettest.TCP{Seq: 1, Flags: nettest.ACK}, nettest.Payload(4)), // even the flooder's own TCP
+	}
+	for _, b := range others {
+		send(b)
+	}
+	l := s.loops[0]
+	l.worker.begin()
+	l.rxq.read(l.worker, outer4, s.lanesReady(outer4, 1000))
+	l.worker.end()
+	small, large := 0, 0
+	for _, d := range s.devices {
+		for _, p := range d.Take() {
+			if p.Len() > 1000 {
+				large++
+			} else {
+				small++
+			}
+		}
+	}
+	if small != len(others) || large == 0 || large > rxMsgs {
+		t.Errorf("in one batch %d packets of others, want %d, and %d of the flood, want 1 to %d", small, len(others), large, rxMsgs)
+	}
+	s.readAll(t)
+	if rest := len(s.devices[0].Take()); rest+large == flood {
+		t.Error("nothing was lost: that is no flood")
 	}
 }

@@ -15,7 +15,7 @@ import (
 
 const (
 	rxMsgs   = 8          // datagram trains in one recvmmsg
-	rxSlots  = 8 * rxMsgs // trains in one batch from several lanes
+	rxSlots  = 8 * rxMsgs // trains in one batch from several lanes of TCP
 	rxSingle = 4 * rxMsgs // datagrams in one batch from one lane, where they come one by one
 	rxBufLen = packet.Headroom + 1<<16
 	rxPkts   = 1024
@@ -28,7 +28,7 @@ type rxQueue struct {
 	begin int // where datagrams begin in bufs, so that their first packet begins at packet.Headroom
 	stats *underlayCounters
 
-	last  [families]int // lane that gave the last train
+	last  [families]int // lane of TCP that gave the last train
 	msgs  []unix.Mmsghdr
 	names []sockaddr
 	ctls  [][64]byte
@@ -41,7 +41,7 @@ type rxQueue struct {
 // newRxQueue has room for what so many lanes hold.
 func newRxQueue(lanes int, v *VXLAN) *rxQueue {
 	n := rxSingle
-	if lanes > 1 {
+	if tcpOf(lanes) > 1 {
 		n = rxSlots
 	}
 	q := &rxQueue{
@@ -62,8 +62,8 @@ func newRxQueue(lanes int, v *VXLAN) *rxQueue {
 	return q
 }
 
-// read takes what the lanes have whose bit is set in ready, at most a batch, and forwards it. w is in a batch; what its loop was
-// told of sockets that Rebind has replaced meanwhile says nothing of those that there are now.
+// read takes what the lanes have whose bit is set in ready, at most a batch of each that is not TCP's and one of TCP's, and forwards it. w is
+// in a batch; what its loop was told of sockets that Rebind has replaced meanwhile says nothing of those that there are now.
 func (q *rxQueue) read(w *worker, f family, ready uint64) {
 	s := w.under[f]
 	if s == nil {
@@ -71,24 +71,34 @@ func (q *rxQueue) read(w *worker, f family, ready uint64) {
 	}
 	fds := s.loopFDs(w.loop)
 	ready &= 1<<len(fds) - 1
-	n := 0
-	if bits.OnesCount64(ready) == 1 {
+	mixed := mixedOf(len(fds))
+	for rest := ready & (1<<mixed - 1); rest != 0; rest &= rest - 1 {
+		n := q.drain(fds[bits.TrailingZeros64(rest)])
+		q.inOrderOfArrival(n)
+		q.forward(w, n)
+		w.flush() // its buffers are used again
+	}
+	ready, fds = ready>>mixed, fds[mixed:]
+	switch bits.OnesCount64(ready) {
+	case 0:
+	case 1:
 		lane := bits.TrailingZeros64(ready)
-		if n = q.drain(fds[lane]); n > 0 {
+		n := q.drain(fds[lane])
+		if n > 0 {
 			q.last[f] = lane
 		}
 		q.inOrderOfArrival(n)
-	} else {
-		n = q.sweep(f, fds, ready)
+		q.forward(w, n)
+	default:
+		q.forward(w, q.sweep(f, fds, ready))
 	}
-	q.forward(w, n)
 }
 
 // drain reads a socket and returns how many trains there were. One call brings enough, unless all it brings is TCP in single
 // datagrams, as from a peer's kernel where nothing on the way joins them: eight of them are a small superpacket for the container,
 // and each superpacket costs an ACK. Other datagrams are not held up: to their receivers, more at once is more to lose.
 func (q *rxQueue) drain(fd int) (n int) {
-	for bytes := 0; n < len(q.msgs) && bytes < batchBytes; {
+	for bytes := 0; n < rxSingle && bytes < batchBytes; {
 		got := q.receive(fd, n)
 		n += got
 		if got < rxMsgs {

@@ -162,9 +162,9 @@ func listenUnderlay(c UnderlayConfig, loops int, log *slog.Logger) (*underlay, e
 				return nil, explainListen(err, addr6, c.VXLAN)
 			}
 		}
-		if all := s4.recvBuffer * s4.lanes; 2*all < c.ReceiveBuffer {
+		if all := s4.recvBuffer * tcpOf(s4.lanes); 2*all < c.ReceiveBuffer {
 			log.Warn("the kernel grants the underlay less receive buffer than asked for; fast bursts may be lost until an administrator raises net.core.rmem_max",
-				"granted", all, "asked", c.ReceiveBuffer, "sockets", s4.lanes)
+				"granted", all, "asked", c.ReceiveBuffer, "sockets", tcpOf(s4.lanes))
 		}
 		return u, nil
 	}

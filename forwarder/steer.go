@@ -30,6 +30,7 @@ import (
 // have the same there where a container's IPv6 address ends as its IPv4 address does.
 const (
 	steerAt4, steerAt6 = 18, 38
+	laneAt4, laneAt6   = 14, 22 // the same of the source
 )
 
 // steerKey is what a packet is steered by.
@@ -47,8 +48,8 @@ func steerIndex(a netip.Addr, n int) int {
 }
 
 // steerProgram returns the index of the socket for the packet in a datagram's payload, at which its offsets begin
-// (run_bpf_filter in the kernel's net/core/sock_reuseport.c): steerIndex of its destination times the number of lanes, plus the
-// lane of its stripe (lanes.go). The packet stands behind encap bytes. What is too short for a load ends the program with 0: the
+// (run_bpf_filter in the kernel's net/core/sock_reuseport.c): steerIndex of its destination times the number of lanes, plus its
+// lane (lanes.go). The packet stands behind encap bytes. What is too short for a load ends the program with 0: the
 // first socket.
 func steerProgram(loops, lanes, encap int) []unix.SockFilter {
 	load := func(size uint16, at uint32) unix.SockFilter {
@@ -59,8 +60,9 @@ func steerProgram(loops, lanes, encap int) []unix.SockFilter {
 	jump := func(on uint16, k uint32, yes, no uint8) unix.SockFilter {
 		return unix.SockFilter{Code: unix.BPF_JMP | on, K: k, Jt: yes, Jf: no}
 	}
+	mixed, tcp := mixedOf(lanes), tcpOf(lanes)
 	return []unix.SockFilter{
-		// The sequence number, if the packet is TCP.
+		// The sequence number if the packet is TCP, else the end of its source.
 		0: load(byteAt, 0),
 		1: alu(unix.BPF_RSH, 4),
 		2: jump(unix.BPF_JEQ, 6, 10-3, 0),
@@ -70,32 +72,37 @@ func steerProgram(loops, lanes, encap int) []unix.SockFilter {
 		6: jump(unix.BPF_JSET, 0x1fff, 14-7, 0), // a fragment other than the first
 		7: {Code: unix.BPF_LDX | unix.BPF_B | unix.BPF_MSH, K: uint32(encap)},
 		8: load(unix.BPF_W|unix.BPF_IND, 4),
-		9: jump(unix.BPF_JA, 15-10, 0, 0),
+		9: jump(unix.BPF_JA, 19-10, 0, 0),
 
 		10: load(byteAt, 6),
-		11: jump(unix.BPF_JEQ, packet.TCP, 0, 14-12),
+		11: jump(unix.BPF_JEQ, packet.TCP, 0, 16-12),
 		12: load(wordAt, 44),
-		13: jump(unix.BPF_JA, 15-14, 0, 0),
+		13: jump(unix.BPF_JA, 19-14, 0, 0),
 
-		14: {Code: unix.BPF_LD | unix.BPF_IMM},
+		14: load(halfAt, laneAt4),
+		15: jump(unix.BPF_JA, 17-16, 0, 0),
+		16: load(halfAt, laneAt6),
 
-		// The lane of its stripe, to be kept until the loop is known.
-		15: alu(unix.BPF_RSH, stripeShift),
-		16: alu(unix.BPF_MOD, lanes),
-		17: {Code: unix.BPF_ST, K: 0},
+		// The lane, to be kept until the loop is known.
+		17: alu(unix.BPF_MOD, mixed),
+		18: jump(unix.BPF_JA, 22-19, 0, 0),
+		19: alu(unix.BPF_RSH, stripeShift),
+		20: alu(unix.BPF_MOD, tcp),
+		21: alu(unix.BPF_ADD, lanes-tcp),
+		22: {Code: unix.BPF_ST, K: 0},
 
 		// The loop of its destination.
-		18: load(byteAt, 0),
-		19: alu(unix.BPF_RSH, 4),
-		20: jump(unix.BPF_JEQ, 6, 23-21, 0),
-		21: load(halfAt, steerAt4),
-		22: jump(unix.BPF_JA, 24-23, 0, 0),
-		23: load(halfAt, steerAt6),
-		24: alu(unix.BPF_MOD, loops),
-		25: alu(unix.BPF_MUL, lanes),
-		26: {Code: unix.BPF_LDX | unix.BPF_MEM, K: 0},
-		27: {Code: unix.BPF_ALU | unix.BPF_ADD | unix.BPF_X},
-		28: {Code: unix.BPF_RET | unix.BPF_A},
+		23: load(byteAt, 0),
+		24: alu(unix.BPF_RSH, 4),
+		25: jump(unix.BPF_JEQ, 6, 28-26, 0),
+		26: load(halfAt, steerAt4),
+		27: jump(unix.BPF_JA, 29-28, 0, 0),
+		28: load(halfAt, steerAt6),
+		29: alu(unix.BPF_MOD, loops),
+		30: alu(unix.BPF_MUL, lanes),
+		31: {Code: unix.BPF_LDX | unix.BPF_MEM, K: 0},
+		32: {Code: unix.BPF_ALU | unix.BPF_ADD | unix.BPF_X},
+		33: {Code: unix.BPF_RET | unix.BPF_A},
 	}
 }
 

@@ -37,19 +37,20 @@ func TestSteer_KernelAgreesWithTheChoiceOfLoops(t *testing.T) {
 		t.Run(fmt.Sprintf("%d loops, encapsulation %d", n, tc.vxlan.Encap()), func(t *testing.T) {
 			r := newSteeredRouter(t, n, tc.vxlan)
 			c := udpSocket(t)
-			want := make([][][]byte, n)
+			lanes := r.under.Load()[outer4].lanes
+			want := make([][][]byte, n*lanes)
 			send := func(b []byte, loop int) {
 				t.Helper()
 				if _, err := c.WriteToUDPAddrPort(b, r.Underlay()); err != nil {
 					t.Fatal(err)
 				}
-				want[loop] = append(want[loop], b)
+				want[loop*lanes] = append(want[loop*lanes], b)
 			}
 			for _, a := range addrs {
 				to := netip.MustParseAddr(a)
-				from := containerC
+				from := "10.2.0.0" // whose packets are in the first lane
 				if to.Is6() {
-					from = containerC6
+					from = "fd00:2::"
 				}
 				ip := udp(from, a, 30)
 				if got, want := int(steerKey(ip))%n, steerIndex(to, n); got != want {
