@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"syscall"
+	"time"
 )
 
 // MaxAnswer is the most bytes a Client reads of an answer; some ten thousand peers need 4 MB.
@@ -33,7 +34,9 @@ func NewClient(socket string) *Client {
 	}
 	return &Client{
 		socket: socket,
-		http:   &http.Client{Transport: &http.Transport{DialContext: dial, DisableCompression: true}},
+		// A connection that is kept may be closed by a daemon that is being replaced, just when the next request is on its way: nobody could say
+		// whether that was begun.
+		http: &http.Client{Transport: &http.Transport{DialContext: dial, DisableCompression: true, DisableKeepAlives: true}},
 	}
 }
 
@@ -142,33 +145,9 @@ func (c *Client) SetConfig(ctx context.Context, raw json.RawMessage) error {
 
 // do sends one request and decodes the answer into v (nil: the answer has no body). An *Error of the daemon comes back as one.
 func (c *Client) do(ctx context.Context, method, path string, body []byte, v any) error {
-	if err := c.checkSocket(); err != nil {
+	b, err := again(ctx, func() ([]byte, error) { return c.ask(ctx, method, path, body) })
+	if err != nil || v == nil {
 		return err
-	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://rootless-ovl"+path, bytes.NewReader(body))
-	if err != nil {
-		return fmt.Errorf("%s %s: %w", method, path, err)
-	}
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return c.transportError(ctx, err)
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, MaxAnswer+1))
-	if err != nil {
-		return c.transportError(ctx, err)
-	}
-	if len(b) > MaxAnswer {
-		return Errorf(CodeInternal, "the daemon's answer to %s %s is larger than %d bytes", method, path, MaxAnswer)
-	}
-	if resp.StatusCode >= http.StatusMultipleChoices {
-		return c.refusal(method, path, resp.Status, b)
-	}
-	if v == nil {
-		return nil
 	}
 	if err := json.Unmarshal(b, v); err != nil {
 		return Errorf(CodeInternal, "%s answered %s %s with something else than expected (%v): is it a rootless-ovl daemon of this version?",
@@ -177,11 +156,75 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte, v any
 	return nil
 }
 
-// refusal is the error in an answer's body.
-func (c *Client) refusal(method, path, status string, body []byte) error {
+// ask is one request and its answer.
+func (c *Client) ask(ctx context.Context, method, path string, body []byte) ([]byte, error) {
+	if err := c.checkSocket(); err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://rootless-ovl"+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", method, path, err)
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.transportError(ctx, err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, MaxAnswer+1))
+	if err != nil {
+		return nil, c.transportError(ctx, err)
+	}
+	if len(b) > MaxAnswer {
+		return nil, Errorf(CodeInternal, "the daemon's answer to %s %s is larger than %d bytes", method, path, MaxAnswer)
+	}
+	if resp.StatusCode >= http.StatusMultipleChoices {
+		return nil, c.refusal(method, path, resp, b)
+	}
+	return b, nil
+}
+
+const (
+	// replacedPatience is how long requests are sent again that a daemon has not begun as it was replaced. Until the other listens alone, which takes
+	// a moment, such a daemon may get them more than once.
+	replacedPatience = 15 * time.Second
+	replacedPause    = 20 * time.Millisecond
+)
+
+// notBegunError is why a request may be sent again.
+type notBegunError struct{ error }
+
+func (e *notBegunError) Unwrap() error { return e.error }
+
+// again calls send until the daemon has begun with it, or replacedPatience is over.
+func again[T any](ctx context.Context, send func() (T, error)) (T, error) {
+	for end := time.Now().Add(replacedPatience); ; {
+		v, err := send()
+		var notBegun *notBegunError
+		if !errors.As(err, &notBegun) {
+			return v, err
+		}
+		if time.Now().After(end) {
+			return v, notBegun.error
+		}
+		select {
+		case <-time.After(replacedPause):
+		case <-ctx.Done():
+			return v, notBegun.error
+		}
+	}
+}
+
+// refusal is the error in an answer's body: a notBegunError, where the request can be sent again.
+func (c *Client) refusal(method, path string, resp *http.Response, body []byte) error {
 	e := &Error{}
 	if json.Unmarshal(body, e) != nil || e.Message == "" {
-		return Errorf(CodeInternal, "%s answered %s %s with %s: is it a rootless-ovl daemon of this version?", c.socket, method, path, status)
+		return Errorf(CodeInternal, "%s answered %s %s with %s: is it a rootless-ovl daemon of this version?", c.socket, method, path, resp.Status)
+	}
+	if resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get(headerAgain) != "" {
+		return &notBegunError{e}
 	}
 	return e
 }

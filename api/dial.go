@@ -64,6 +64,10 @@ func (c *Client) Dial(ctx context.Context, to string) (*Stream, error) {
 	if _, _, err := SplitTarget(to); err != nil {
 		return nil, err
 	}
+	return again(ctx, func() (*Stream, error) { return c.dial(ctx, to) })
+}
+
+func (c *Client) dial(ctx context.Context, to string) (*Stream, error) {
 	if err := c.checkSocket(); err != nil {
 		return nil, err
 	}
@@ -109,7 +113,7 @@ func (c *Client) upgrade(ctx context.Context, conn net.Conn, to string) (*Stream
 	if err != nil {
 		return nil, c.transportError(ctx, err)
 	}
-	return nil, c.refusal(http.MethodPost, PathDial, resp.Status, b)
+	return nil, c.refusal(http.MethodPost, PathDial, resp, b)
 }
 
 // serving is what the requests of one Serve share.

@@ -137,7 +137,15 @@ func ownDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return Errorf(CodeInvalid, "runtime directory %s cannot be made: %w: choose another with --runtime-dir", dir, err)
 	}
+	return CheckRuntimeDir(dir)
+}
+
+// CheckRuntimeDir refuses a directory that others own or may enter: what answers in it may be theirs. One that is absent is none.
+func CheckRuntimeDir(dir string) error {
 	fi, err := os.Lstat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("runtime directory: %w", err)
 	}

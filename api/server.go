@@ -209,6 +209,29 @@ func methods(mux *http.ServeMux, pattern string, by map[string]action) {
 	})
 }
 
+// headerAgain is in an answer to a request that was not begun, with 503 and CodeUnavailable: sent once more, it gets to the process that has taken
+// the place of this one. Its value is a time in seconds (RFC 9110, 10.2.3).
+const headerAgain = "Retry-After"
+
+// WriteReplaced answers a request that this process will not begin, as another has taken its place. Client sends it again by itself.
+func WriteReplaced(w http.ResponseWriter, r *http.Request) {
+	_, _ = io.Copy(io.Discard, io.LimitReader(r.Body, MaxBody)) // who cannot send all of it may not see the answer
+	w.Header().Set("Connection", "close")
+	w.Header().Set(headerAgain, "0")
+	writeError(w, Errorf(CodeUnavailable, "the daemon was just replaced, and has not begun with this: send it again"))
+}
+
+// ReadAhead reads the body of a request that has to wait, and has it be read from memory then. It says no when it has answered the request.
+func ReadAhead(w http.ResponseWriter, r *http.Request) bool {
+	b, err := readBody(r.Body)
+	if err != nil {
+		writeError(w, err)
+		return false
+	}
+	r.Body = io.NopCloser(bytes.NewReader(b))
+	return true
+}
+
 func writeError(w http.ResponseWriter, err error) {
 	e := asError(err)
 	writeJSON(w, e.status(), e)

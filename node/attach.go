@@ -868,6 +868,9 @@ func (n *Node) release() {
 
 // saveAttachmentsLocked writes down what is attached, and what adopt has not come to yet as it was.
 func (n *Node) saveAttachmentsLocked() error {
+	if n.handed.Load() {
+		return nil // the file is another's
+	}
 	saved := savedAttachments{V: 1, Boot: n.boot, LastAddr: n.pool.last, Attachments: []savedAttachment{}, Reserved: n.savedAddressesLocked()}
 	for _, a := range n.attachments {
 		s := a.nowLocked()

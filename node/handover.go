@@ -125,9 +125,13 @@ func (n *Node) claimPlace(ctx context.Context) (*inheritance, error) {
 		return nil, err
 	}
 	in := &inheritance{conn: conn, items: make(map[givenKey]givenItem), byKey: make(map[givenKey][]int)}
+	stop := closeAtEnd(ctx, conn)
 	err = handover.Send(conn, claim{StateDir: n.cfg.StateDir}, nil, handoverTalk)
 	if err == nil {
 		in.fds, err = handover.Receive(conn, &in.offer, in.count, handoverWork)
+	}
+	if !stop() {
+		err = errors.Join(context.Cause(ctx), err)
 	}
 	if err == nil && in.Refused != "" {
 		err = api.Errorf(api.CodeInUse, "the daemon that runs (pid %d) does not hand over: %s", in.PID, in.Refused)
@@ -154,9 +158,17 @@ func (n *Node) claimPlace(ctx context.Context) (*inheritance, error) {
 	return in, nil
 }
 
+// closeAtEnd closes conn when ctx ends, which ends all waiting on it, until stop is called. stop tells whether that is still to come.
+func closeAtEnd(ctx context.Context, conn net.Conn) (stop func() bool) {
+	return context.AfterFunc(ctx, func() { _ = conn.Close() })
+}
+
 // callRunning reaches the daemon of the runtime directory, and has the connection be one for the handover.
 func (n *Node) callRunning(ctx context.Context) (*net.UnixConn, error) {
 	path := n.cfg.Socket()
+	if err := api.CheckRuntimeDir(n.cfg.RuntimeDir); err != nil {
+		return nil, err
+	}
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", path)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
@@ -165,9 +177,13 @@ func (n *Node) callRunning(ctx context.Context) (*net.UnixConn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the daemon that runs: %w", err)
 	}
+	stop := closeAtEnd(ctx, c)
 	conn, ok := c.(*net.UnixConn)
 	if err = errors.New("not a unix socket"); ok {
 		err = n.askForHandover(conn)
+	}
+	if !stop() {
+		err = errors.Join(context.Cause(ctx), err)
 	}
 	if err != nil {
 		c.Close()
@@ -181,7 +197,7 @@ func (n *Node) askForHandover(conn *net.UnixConn) error {
 	if err != nil {
 		return fmt.Errorf("whose the daemon is: %w", err)
 	}
-	if int(cred.Uid) != os.Geteuid() {
+	if !mayHandOver(cred.Uid) {
 		return api.Errorf(api.CodeDenied, "the daemon at %s is of uid %d, not yours (uid %d)", n.cfg.Socket(), cred.Uid, os.Geteuid())
 	}
 	_ = conn.SetDeadline(time.Now().Add(2 * handoverTalk))
@@ -204,6 +220,9 @@ func (n *Node) askForHandover(conn *net.UnixConn) error {
 	text, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
 	return api.Errorf(api.CodeInUse, "the daemon that runs does not hand over: %s: %s", resp.Status, strings.TrimSpace(string(text)))
 }
+
+// mayHandOver tells whether a listener is to be trusted that was of that user when it began to listen. One that the system's systemd holds for us is root's.
+func mayHandOver(uid uint32) bool { return int(uid) == os.Geteuid() || uid == 0 }
 
 func credOf(conn *net.UnixConn) (cred *unix.Ucred, err error) {
 	raw, err := conn.SyscallConn()
@@ -254,9 +273,13 @@ func (in *inheritance) close() {
 	in.conn.Close()
 }
 
-// takePlace is the switch, on the side of the new one: after it the other touches nothing any more that was handed over.
-func (n *Node) takePlace() error {
+// takePlace is the switch, on the side of the new one: after it the other touches nothing any more that was handed over. The end of ctx means
+// nothing any more when the other has been told: whether it has let go then is for it to say.
+func (n *Node) takePlace(ctx context.Context) error {
 	in := n.given
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	if n.cfg.Replacing != nil {
 		if err := n.cfg.Replacing(); err != nil {
 			return err
@@ -299,28 +322,31 @@ func (n *Node) awaitEnd(ctx context.Context) {
 	}
 }
 
-// handoverOr answers who asks for a handover, and has h answer the rest: changes not while one is under way.
-func (n *Node) handoverOr(h http.Handler) http.Handler {
+// handoverOr answers who asks for a handover, and has h answer the rest: changes not while one is under way, and nothing after one. ctx is Run's.
+func (n *Node) handoverOr(ctx context.Context, h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch {
-		case r.URL.Path == pathHandover:
-			n.handOverTo(w, r)
-		case r.Method == http.MethodGet || r.URL.Path == api.PathDial:
-			h.ServeHTTP(w, r)
-		default:
-			n.gate.RLock()
-			defer n.gate.RUnlock()
-			if n.handed.Load() {
-				w.Header().Set("Connection", "close")
-				http.Error(w, `{"error":"the daemon was just replaced: try again","code":"unavailable"}`, http.StatusServiceUnavailable)
-				return
-			}
-			h.ServeHTTP(w, r)
+		if r.URL.Path == pathHandover {
+			n.handOverTo(ctx, w, r)
+			return
 		}
+		if r.Method != http.MethodGet && r.URL.Path != api.PathDial {
+			if !n.gate.TryRLock() {
+				if !api.ReadAhead(w, r) { // the time for that is less than the gate may be closed
+					return
+				}
+				n.gate.RLock()
+			}
+			defer n.gate.RUnlock()
+		}
+		if n.handed.Load() {
+			api.WriteReplaced(w, r)
+			return
+		}
+		h.ServeHTTP(w, r)
 	})
 }
 
-func (n *Node) handOverTo(w http.ResponseWriter, r *http.Request) {
+func (n *Node) handOverTo(ctx context.Context, w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodPost || !strings.EqualFold(r.Header.Get("Upgrade"), handoverProtocol) {
 		http.Error(w, pathHandover+" is for `rootless-ovl up --replace`", http.StatusBadRequest)
 		return
@@ -334,7 +360,7 @@ func (n *Node) handOverTo(w http.ResponseWriter, r *http.Request) {
 	if ok {
 		_ = conn.SetDeadline(time.Now().Add(handoverTalk))
 		if _, err = fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", handoverProtocol); err == nil {
-			err = n.handOver(conn)
+			err = n.handOver(ctx, conn)
 		}
 	}
 	if !ok || !n.handed.Load() {
@@ -343,9 +369,9 @@ func (n *Node) handOverTo(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// handOver gives all that this node has to the process at the other end, and ends the node; or it leaves everything as it is. After it nil, conn is
-// closed by the end of Run.
-func (n *Node) handOver(conn *net.UnixConn) error {
+// handOver gives all that this node has to the process at the other end, and ends the node; or it leaves everything as it is, as when ctx ends before the
+// other is ready. After it nil, conn is closed by the end of Run.
+func (n *Node) handOver(ctx context.Context, conn *net.UnixConn) error {
 	heir, err := credOf(conn)
 	if err != nil {
 		return err
@@ -354,7 +380,8 @@ func (n *Node) handOver(conn *net.UnixConn) error {
 	if err := handover.Read(conn, &asked); err != nil {
 		return err
 	}
-	if !n.lockGate() {
+	n.log.Info("another process is to take this one's place: changes wait until it has, or has not", "pid", heir.Pid)
+	if !n.lockGate(handoverTalk) {
 		return errors.Join(errors.New("a change takes too long"), handover.Send(conn, offer{PID: os.Getpid(), Refused: "a change takes too long: try again"}, nil, handoverTalk))
 	}
 	defer n.gate.Unlock()
@@ -367,9 +394,7 @@ func (n *Node) handOver(conn *net.UnixConn) error {
 	if err != nil {
 		return err
 	}
-	var b [1]byte
-	_ = conn.SetDeadline(time.Now().Add(handoverWork))
-	if _, err := io.ReadFull(conn, b[:]); err != nil || b[0] != saysReady {
+	if err := awaitReady(ctx, conn); err != nil {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		return errors.Join(fmt.Errorf("the process that asked for it (pid %d) gave up: %w", heir.Pid, err), n.saveAttachmentsLocked())
@@ -393,13 +418,37 @@ func (n *Node) handOver(conn *net.UnixConn) error {
 	return err
 }
 
-// lockGate waits for changes under way, but not for ever.
-func (n *Node) lockGate() bool {
-	for end := time.Now().Add(handoverTalk); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		if n.gate.TryLock() {
-			return true
-		}
+// awaitReady waits until the process at the other end could take the place, or ctx ends. After an error there is no more to be said to it.
+func awaitReady(ctx context.Context, conn net.Conn) error {
+	_ = conn.SetDeadline(time.Now().Add(handoverWork))
+	stop := closeAtEnd(ctx, conn)
+	var b [1]byte
+	_, err := io.ReadFull(conn, b[:])
+	switch {
+	case !stop():
+		return errors.Join(context.Cause(ctx), err)
+	case err == nil && b[0] != saysReady:
+		return fmt.Errorf("it says %q", b)
 	}
+	return err
+}
+
+// lockGate waits for changes under way, but not for ever. New ones wait meanwhile.
+func (n *Node) lockGate(patience time.Duration) bool {
+	locked := make(chan struct{})
+	go func() { // ends with those changes
+		n.gate.Lock()
+		close(locked)
+	}()
+	select {
+	case <-locked:
+		return true
+	case <-time.After(patience):
+	}
+	go func() {
+		<-locked
+		n.gate.Unlock()
+	}()
 	return false
 }
 

@@ -98,6 +98,9 @@ func (n *Node) forgetConfig() {
 
 // saveLastLocked writes what restore and usable read.
 func (n *Node) saveLastLocked() error {
+	if n.handed.Load() {
+		return nil // the file is another's
+	}
 	if n.held != nil && (n.registry == nil || n.registry.Health().Connected) {
 		n.savedAt, n.savedUp = time.Now(), n.edges.sinceBoot()
 	}

@@ -276,7 +276,7 @@ func (n *Node) Run(ctx context.Context) error {
 		})
 	}
 	serve("the API", func(ctx context.Context) error {
-		return api.Serve(ctx, ln, n.handoverOr(n.onceStarted(api.Handler(n))), n.log)
+		return api.Serve(ctx, ln, n.handoverOr(ctx, n.onceStarted(api.Handler(n))), n.log)
 	})
 	if n.cfg.Beside != nil {
 		serve("what runs beside the API", func(ctx context.Context) error { return n.cfg.Beside(ctx, n.listenBeside) })
@@ -430,7 +430,7 @@ func (n *Node) bringUp(ctx context.Context, store *openedStore, run func(string,
 	if atOnce {
 		if n.given != nil {
 			n.gate.Lock() // a change would come between
-			err := n.takePlace()
+			err := n.takePlace(ctx)
 			if err == nil {
 				n.settle()
 			}

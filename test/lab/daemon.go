@@ -247,44 +247,41 @@ func (d *Daemon) LogText() string {
 }
 
 // Get asks the API and decodes the answer.
-func (d *Daemon) Get(path string, into any) error {
-	resp, err := d.http.Get("http://rootless-ovl" + path)
-	if err != nil {
-		return err
+func (d *Daemon) Get(path string, into any) error { return d.Ask(http.MethodGet, path, "", into) }
+
+// Ask sends a request to the API and decodes the answer, if into is not nil.
+func (d *Daemon) Ask(method, path, body string, into any) error {
+	for {
+		again, err := d.ask(method, path, body, into)
+		if !again {
+			return err
+		}
+		time.Sleep(20 * time.Millisecond)
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
-	if err != nil {
-		return err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("GET %s: %s: %s", path, resp.Status, body)
-	}
-	return json.Unmarshal(body, into)
 }
 
-// Ask sends a request with a body to the API and decodes the answer, if into is not nil.
-func (d *Daemon) Ask(method, path, body string, into any) error {
+// ask tells whether it is to be asked again, as it was not begun with: the daemon is being replaced.
+func (d *Daemon) ask(method, path, body string, into any) (again bool, err error) {
 	req, err := http.NewRequest(method, "http://rootless-ovl"+path, strings.NewReader(body))
 	if err != nil {
-		return err
+		return false, err
 	}
 	resp, err := d.http.Do(req)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
 	if err != nil {
-		return err
+		return false, err
 	}
 	if resp.StatusCode/100 != 2 {
-		return fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, answer)
+		return resp.Header.Get("Retry-After") != "", fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, answer)
 	}
 	if into == nil {
-		return nil
+		return false, nil
 	}
-	return json.Unmarshal(answer, into)
+	return false, json.Unmarshal(answer, into)
 }
 
 // Status asks the daemon for its status.

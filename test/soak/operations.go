@@ -326,14 +326,17 @@ func attachDescriptor(socket, path, body string) int {
 		client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", socket)
 		}}}
-		resp, err := client.Post("http://rootless-ovl/v1/attachments", "application/json", bytes.NewBufferString(body))
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		answer, err := io.ReadAll(resp.Body)
-		if err != nil {
-			return err
+		var resp *http.Response
+		var answer []byte
+		for again := true; again; again = resp.Header.Get("Retry-After") != "" { // of a daemon that is being replaced
+			if resp, err = client.Post("http://rootless-ovl/v1/attachments", "application/json", bytes.NewBufferString(body)); err != nil {
+				return err
+			}
+			answer, err = io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if err != nil {
+				return err
+			}
 		}
 		if resp.StatusCode/100 != 2 {
 			return fmt.Errorf("%s: %s", resp.Status, answer)
