@@ -3,6 +3,7 @@
 package test
 
 import (
+	"os"
 	"strings"
 	"testing"
 
@@ -105,7 +106,16 @@ func TestReplace_RefusesAndLeavesTheOldOne(t *testing.T) {
 			refused(t, r, c.words...)
 		})
 	}
-	refused(t, s.h2.CLI("up", "--replace", "--etcd-endpoints", etcdURL(s.h1), "--runtime-dir", t.TempDir()), "no daemon runs", "without --replace")
+	empty := t.TempDir()
+	elsewhere := []string{"up", "--replace", "--etcd-endpoints", etcdURL(s.h1), "--runtime-dir", empty}
+	if err := os.Chmod(empty, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, s.h2.CLI(elsewhere...), "open to other users", "chmod 700 "+empty)
+	if err := os.Chmod(empty, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, s.h2.CLI(elsewhere...), "no daemon runs", "without --replace")
 	if st := s.d2.Status(); st.State != "ready" || st.Attachments != 1 {
 		t.Errorf("%+v", st)
 	}
