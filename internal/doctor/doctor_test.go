@@ -504,6 +504,12 @@ func inside() (r probed) {
 	do("ip", "link", "set", "a0", "up")
 	there("ip", "addr", "add", "192.0.2.2/24", "dev", "b0")
 	there("ip", "link", "set", "b0", "mtu", "1400", "up") // veth drops what its end cannot take
+	for range 1000 {                                      // until the kernel has activated it: what is sent before is lost
+		if up, _ := exec.Command("ip", "-brief", "link", "show", "dev", "a0").Output(); strings.Contains(string(up), " UP ") {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 	if r.Setup != "" {
 		return r
 	}

@@ -6,12 +6,15 @@ package lab
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/miekg/dns"
@@ -266,7 +269,14 @@ func (s *Space) Resolve(network string, addr netip.AddrPort, name string, kind u
 	defer conn.Close()
 	q := new(dns.Msg)
 	q.SetQuestion(name, kind)
-	client := &dns.Client{Net: network, Timeout: 10 * time.Second}
-	answer, _, err := client.ExchangeWithConn(q, &dns.Conn{Conn: conn, UDPSize: 4096})
-	return answer, err
+	client, times := &dns.Client{Net: network, Timeout: 10 * time.Second}, 1
+	if strings.HasPrefix(network, "udp") { // a question may be lost, as when the daemon has just started: resolvers ask again, too
+		client.Timeout, times = 2*time.Second, 5
+	}
+	for {
+		answer, _, err := client.ExchangeWithConn(q, &dns.Conn{Conn: conn, UDPSize: 4096})
+		if times--; times == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return answer, err
+		}
+	}
 }
