@@ -135,6 +135,9 @@ func (f *following[E]) run(ctx context.Context) {
 		if errors.Is(err, ErrCompacted) {
 			f.r.log.Info("the store compacted its history; listing everything again", "what", f.what, "prefix", f.r.prefix)
 		}
+		if other := (*otherStoreError)(nil); errors.As(err, &other) { // found by looking around: no request failed that would say so
+			f.r.log.Warn("from now on another store is asked", "what", f.what, "err", err)
+		}
 		// A watch that ended is no outage yet: only the next list tells.
 		if time.Since(started) > maxBackoff {
 			pause.reset()
